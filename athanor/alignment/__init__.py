@@ -1,0 +1,1 @@
+"""From a text predictor to an assistant: fine-tuning data, preference losses and policy optimisation."""

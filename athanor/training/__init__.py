@@ -1,0 +1,1 @@
+"""Training: objectives, packed batches, optimizers, schedules, and the one loop that all of them share."""

@@ -1,0 +1,234 @@
+"""The training loop: one for pre-training, fine-tuning, and policy optimisation alike.
+
+It asks a source for the next batch, an objective for the loss, and steps the optimizer; it ends after a fixed number of
+steps, or on time. What the clock decides is journaled before it takes effect, so a resumed run repeats every decision
+and ends with the very bits of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from athanor.base.errors import AthanorError
+from athanor.base.files import read_json, write_json
+from athanor.base.progress import progress, say
+from athanor.base.run import MetricsLog
+from athanor.models.decoder import Decoder
+from athanor.training.batches import Batch
+from athanor.training.checkpoints import load_checkpoint, save_checkpoint
+from athanor.training.objectives import Loss
+from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
+from athanor.training.schedules import Schedule, Turn
+
+_MOST_SKIPPED_IN_A_ROW = 10
+_RECENT = 20  # steps whose median time predicts the next ones
+
+
+class Source(Protocol):
+    """Where batches come from. `position` is JSON, and all that is needed to continue from there."""
+
+    def next(self) -> Batch: ...
+
+    def get_position(self) -> dict[str, Any]: ...
+
+    def set_position(self, position: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """steps: how many updates, or None to end by the clock. decay_share: part of the steps that decays.
+
+    micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for never
+    (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
+    """
+
+    steps: int | None
+    micro_rows: int
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    decay_share: float = 0.5
+    clip: float = 1.0
+    precision: str = "fp32"
+    checkpoint_every: int = 0
+    evaluate_every: int = 0
+
+
+@dataclass
+class Outcome:
+    """steps: updates done in all. tokens: targets learnt from. skipped: updates left out because they were not finite."""
+
+    steps: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    turns: list[Turn] = field(default_factory=list)
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """bf16 for matrix products while weights stay fp32; nothing at all for fp32."""
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class Trainer:
+    """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
+
+    objective: (model, batch) → Loss. evaluate: (model) → metrics, called every `evaluate_every` steps.
+    beat: called after each step, to note the time spent.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        objective: Callable[[Decoder, Any], Loss],
+        source: Source,
+        config: LoopConfig,
+        folder: Path,
+        *,
+        remaining: Callable[[], float] | None = None,
+        evaluate: Callable[[Decoder], Mapping[str, float]] | None = None,
+        beat: Callable[[], None] = lambda: None,
+        tensorboard: Path | None = None,
+        peak_rate: float | None = None,
+        flops_per_token: float = 0.0,
+    ) -> None:
+        if config.steps is None and remaining is None:
+            raise ValueError("a loop without a number of steps needs a clock")
+        self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
+        self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
+        self.peak_rate, self.flops_per_token = peak_rate, flops_per_token
+        self.optimizer = MuonAdamW(model, config.optimizer)
+        self.outcome = Outcome()
+        self._step_seconds: list[float] = []
+        self._skipped_in_a_row = 0
+
+    def run(self, description: str) -> Outcome:
+        """Trains to the end, from wherever the folder's newest checkpoint stands."""
+        self._resume()
+        outcome = self.outcome
+        log = MetricsLog(self.folder, self.tensorboard, outcome.steps)
+        try:
+            with progress(description, total=outcome.turns[-1].end if outcome.turns else None, unit="step") as bar:
+                bar.update(completed=outcome.steps)
+                while not self._finished():
+                    self._decide()
+                    self._step(log, bar)
+                    if self.config.checkpoint_every and outcome.steps % self.config.checkpoint_every == 0:
+                        self._save()
+            self._save(keep=1)
+        finally:
+            log.close()
+        return outcome
+
+    def _finished(self) -> bool:
+        turns = self.outcome.turns
+        return bool(turns) and self.outcome.steps >= turns[-1].end
+
+    def _resume(self) -> None:
+        checkpoint = load_checkpoint(self.folder / "checkpoints")
+        if checkpoint is not None:
+            tensors, numbers = checkpoint
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
+            self.source.set_position(numbers["position"])
+            self.outcome.steps, self.outcome.tokens = numbers["step"], numbers["tokens"]
+            self.outcome.skipped = numbers["skipped"]
+            say(f"Continuing after step {self.outcome.steps}.")
+        journal = self.folder / "journal.json"
+        if journal.exists():
+            self.outcome.turns = [Turn(*turn) for turn in read_json(journal)["turns"]]
+        elif self.config.steps is not None:
+            steps = self.config.steps
+            self._turn(Turn(steps - round(self.config.decay_share * steps), steps))
+
+    def _save(self, keep: int = 2) -> None:
+        tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
+        outcome = self.outcome
+        numbers = {"position": self.source.get_position(), "tokens": outcome.tokens, "skipped": outcome.skipped}
+        save_checkpoint(self.folder / "checkpoints", outcome.steps, tensors, numbers, keep)
+
+    def _turn(self, turn: Turn) -> None:
+        self.outcome.turns.append(turn)
+        write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
+
+    def _decide(self) -> None:
+        """Begins the decay when just enough time is left for it, and shortens it on a machine that slows down."""
+        if self.config.steps is not None or self.remaining is None or len(self._step_seconds) < 3:
+            return
+        step, turns = self.outcome.steps, self.outcome.turns
+        possible = max(1, int(self.remaining() / sorted(self._step_seconds[-_RECENT:])[len(self._step_seconds[-_RECENT:]) // 2]))
+        if not turns:
+            share = self.config.decay_share
+            if possible <= share / (1 - share) * step:
+                self._turn(Turn(step, step + possible))
+        elif turns[-1].end - step > possible * 1.05 + 2:
+            self._turn(Turn(step, step + possible))
+
+    def _step(self, log: MetricsLog, bar: Any) -> None:
+        started = time.perf_counter()
+        config, outcome = self.config, self.outcome
+        batch = self.source.next()
+        loss, metrics, n_targets = self._accumulate(batch)
+        norm = float(clip_gradients(self.model.parameters(), config.clip))
+        outcome.steps += 1
+        factor = config.schedule.factor(outcome.steps, outcome.turns)
+        finite = torch.isfinite(torch.tensor([loss, norm])).all().item()
+        if finite:
+            self.optimizer.step(outcome.steps, factor)
+            outcome.tokens += n_targets
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(loss, norm)
+        self.model.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        self._step_seconds.append(seconds)
+        values = {"loss": loss, "gradient_norm": norm, "rate": factor, **metrics} if finite else {"skipped": 1.0}
+        if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
+            values |= self.evaluate(self.model)
+        timing = {"tokens_per_second": batch.n_places / seconds, "seconds": seconds}
+        if self.peak_rate:
+            timing["share_of_peak"] = batch.n_places * self.flops_per_token / seconds / self.peak_rate
+        log.write(outcome.steps, values, timing)
+        self.beat()
+        shown = {k: f"{v:.3f}" for k, v in values.items() if k in ("loss", "reward", "bits_per_byte")}
+        rate = f"{timing['tokens_per_second']:,.0f} tokens/s"
+        peak = f"{timing['share_of_peak']:.0%} of peak" if self.peak_rate else ""
+        bar.update(completed=outcome.steps, **shown, speed=rate, peak=peak)
+        if outcome.turns:
+            bar.set_total(outcome.turns[-1].end)
+
+    def _accumulate(self, batch: Batch) -> tuple[float, dict[str, float], int]:
+        """Gradients of the mean loss over the whole batch, micro-batch by micro-batch."""
+        n_targets = batch.n_targets
+        if n_targets == 0:
+            raise AthanorError(
+                f"Batch {self.outcome.steps + 1} has no target to learn from.", "Check the loss mask of the training data."
+            )
+        total, sums = 0.0, dict[str, float]()
+        for part in batch.split(self.config.micro_rows):
+            with autocast(self.config.precision):
+                loss = self.objective(self.model, part)
+            (loss.sum / n_targets).backward()
+            total += float(loss.sum.detach())
+            for name, value in loss.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        metrics = {name: value / n_targets for name, value in sums.items()}
+        return total / n_targets, {**metrics, **batch.metrics}, n_targets
+
+    def _skip(self, loss: float, norm: float) -> None:
+        self.outcome.skipped += 1
+        self._skipped_in_a_row += 1
+        say(f"Step {self.outcome.steps} is left out: its loss is {loss:.3g} and its gradient norm {norm:.3g}; the weights are unchanged.")
+        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+            raise AthanorError(
+                f"{_MOST_SKIPPED_IN_A_ROW} steps in a row were not finite; training has diverged.",
+                "Lower the learning rates (pretrain.optimizer.muon_lr, adam_lr), or use precision = \"fp32\".",
+            )

@@ -1,0 +1,76 @@
+"""Objectives: (model, batch) → Loss. The head and its cross-entropy are one step that never holds all logits at once.
+
+Cross-entropy against the head is computed in chunks of rows, and its gradient with it (as in Liger Kernel, Hsu et al.
+2024), so peak memory is one chunk of logits instead of batch × vocabulary, and places without a label cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from athanor.models.decoder import Decoder
+from athanor.training.batches import IGNORED, Batch
+
+_CHUNK = 1024  # rows of logits at a time: 1024 × 8192 fp32 is 32 MB
+
+
+@dataclass(frozen=True)
+class Loss:
+    """sum: summed loss in nats, differentiable; count: number of targets it was summed over; metrics: further sums over them."""
+
+    sum: Tensor
+    count: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        matrix = weight.to(hidden.dtype)
+        for start in range(0, len(hidden), _CHUNK):
+            rows, labels = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+            logits = (rows @ matrix.T).float()
+            largest = logits.max(-1, keepdim=True).values
+            wanted = logits.gather(1, labels)
+            exponentials = logits.sub_(largest).exp_()
+            sums = exponentials.sum(-1, keepdim=True)
+            total += (sums.log() + largest - wanted).sum(dtype=torch.float64).cpu()
+            gradient = exponentials.div_(sums)
+            gradient.scatter_add_(1, labels, torch.full_like(wanted, -1.0))
+            gradient = gradient.to(hidden.dtype)
+            torch.mm(gradient, matrix, out=hidden_gradient[start : start + _CHUNK])
+            if weight_gradient.dtype == gradient.dtype:
+                weight_gradient.addmm_(gradient.T, rows)
+            else:
+                weight_gradient += gradient.T @ rows
+        context.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+        return total.to(torch.float32)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_gradient, weight_gradient = context.saved_tensors
+        return hidden_gradient * gradients[0].to(hidden_gradient.dtype), weight_gradient * gradients[0], None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed −log softmax(hidden · weightᵀ)[targets] in nats.
+
+    hidden: (n, d_model); weight: (vocabulary, d_model); targets: (n,) int64, all real labels.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets)
+
+
+def next_token(model: Decoder, batch: Batch) -> Loss:
+    """The loss of pre-training and of supervised fine-tuning alike: what differs is which targets a batch has."""
+    hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
+    labelled = batch.targets != IGNORED
+    targets = batch.targets[labelled]
+    return Loss(linear_cross_entropy(hidden[labelled], model.head_weight, targets), len(targets))
