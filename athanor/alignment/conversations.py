@@ -1,10 +1,11 @@
-"""The fine-tuning data: conversations from dialogues, derived facts, templates, environments and a user's own files, mixed.
+"""The fine-tuning data: dialogues, derived facts, templates, environments and a user's own conversations, mixed.
 
-A mixture names a share for every task and fills a requested total; tasks without data leave theirs to the others. The order is
-shuffled, so that every prefix has the same mixture: a short fine-tuning simply reads less. The split is by content (an
-environment's instance, a template's wording, the question of a fact), never by position. What generalises, and is
-therefore worth testing on held-out items, is copying, spelling, arithmetic, sorting, counting, number words, reading and
-naming the subject of a text; facts, recipes, idioms and dialogue are memorised, and only their form carries over.
+A mixture names a share for every task and fills a requested total; tasks without data leave theirs to the others. The
+order is shuffled, so that every prefix has the same mixture: a short fine-tuning simply reads less. The split is by
+content (an environment's instance, a template's wording, the question of a fact), never by position. What generalises,
+and is therefore worth testing on held-out items, is copying, spelling, arithmetic, sorting, counting, number words,
+reading and naming the subject of a text; facts, recipes, idioms and dialogue are memorised, and only their form
+carries over.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def build_conversations(
         sides = {task: [item for held, item in pool if held == (split == "heldout")] for task, pool in pools.items()}
         limits = {task: passes * len(side) for task, side in sides.items()}
         quotas = _quotas(
-            {task: weights[task] for task in weights if task in streams or limits.get(task)}, limits, count
+            {task: weights[task] for task in sorted(weights) if task in streams or limits.get(task)}, limits, count
         )
         chosen = []
         for task, quota in quotas.items():
@@ -244,7 +245,7 @@ def _quotas(weights: Mapping[str, float], limits: Mapping[str, int], total: int)
 
 
 def _distinct(conversations: list[Conversation]) -> list[Conversation]:
-    seen = {}
+    seen: dict[str, Conversation] = {}
     for conversation in conversations:
         seen.setdefault(repr(conversation.messages), conversation)
     return list(seen.values())

@@ -1,8 +1,8 @@
 """Short dialogues from the chatterbot corpus (BSD), English and Chinese.
 
-Only files on the list below are used: the others contradict who the assistant is, joke crudely, or are machine-translated
-beyond sense. Two layouts exist: question and answer, and one question with several alternative answers, of which the
-first is taken so that a question has one answer.
+Only files on the list below are used: the others contradict who the assistant is, joke crudely, or are translated by
+machine beyond sense. Two layouts exist: question and answer, and one question with several alternative answers, of
+which the first is taken so that a question has one answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _JUNK = re.compile(r"https?://|www\.|\S+@\S+|[{}<>|\\`]")
 # Crude, about celebrities, wrong, or a greeting to which our own small talk has another answer.
 _UNFIT = re.compile(
     r"hitler|suicid|shot dead|kill|murder|assassin|drug|nude|\bsex|testicle|fascist|trump|肯尼迪|"
-    r"\bNFL\b|jersey|actress|actor|singer|pop star|twitter|rapper|\bwife\b|husband|married|divorce|billboard|britney|oprah|"
+    r"\bNFL\b|jersey|actress|actor|singer|pop star|twitter|rapper|\bwife\b|husband|married|divorce|billboard|oprah|"
+    r"britney|"
     r"kanye|kardashian|lohan|smallest unit|vocal cords|scissors|hardest rock|hurt your feelings|"
     r"^(hello|hi\b|greetings|how are|how do you do|top of|what's up|你好|您好|嗨|早上好|欢迎|怎么了|你还好)",
     re.IGNORECASE,

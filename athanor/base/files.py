@@ -27,17 +27,30 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
+    """False when it is about some other file that the caller was handling."""
+    if error.filename is None:
+        return True
+    file = Path(os.fsdecode(error.filename))
+    return file in (path, temporary, *path.parents) or temporary in file.parents or path in file.parents
+
+
 @contextmanager
-def _explain_disk_errors(path: Path) -> Iterator[None]:
+def _explain_disk_errors(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise AthanorError(
-                f"The disk is full: {path} could not be written.", "Free some space and run the same command again; it continues."
+                f"The disk is full: {path} could not be written.",
+                "Free some space and run the same command again; it continues.",
             ) from error
+        if not _concerns(error, path, temporary):
+            raise
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise AthanorError(f"No permission to write {path}.", "Choose a folder that you may write to.") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+            raise AthanorError(f"{path} cannot be written ({error.strerror}).", "Choose another name.") from error
         raise
 
 
@@ -46,7 +59,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary file name beside `path`; on success what was written there is flushed and takes its place."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
-    with _explain_disk_errors(path):
+    with _explain_disk_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -66,7 +79,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
-    with _explain_disk_errors(path):
+    with _explain_disk_errors(path, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -107,15 +120,35 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AthanorError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AthanorError(f"{path} is not valid JSON ({error}).", "Restore it, or remove it so that it is made again.") from None
+    except OSError as error:
+        raise AthanorError(f"{path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise _broken_json(str(path), error) from None
 
 
 def read_jsonl(path: Path | str) -> list[Any]:
-    """One JSON value a line. A last line cut off by a crash is dropped."""
-    lines = Path(path).read_bytes().split(b"\n")
-    complete = lines[:-1]  # what follows the last newline was never finished
-    return [json.loads(line) for line in complete if line]
+    """One JSON value a line. A last line cut off by a crash is dropped.
+
+    Raises AthanorError when the file is missing or a finished line is not JSON.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was never finished
+    except FileNotFoundError:
+        raise AthanorError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise AthanorError(f"{path} cannot be read ({error.strerror}).") from None
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise _broken_json(f"Line {number} of {path}", error) from None
+    return values
+
+
+def _broken_json(what: str, error: ValueError) -> AthanorError:
+    return AthanorError(f"{what} is not valid JSON ({error}).", "Restore it, or remove it so that it is made again.")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -132,4 +165,5 @@ def sha256_file(path: Path | str) -> str:
 
 def fingerprint(value: Any) -> str:
     """sha256 of a JSON value in canonical form."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return sha256_bytes(canonical.encode())

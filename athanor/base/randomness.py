@@ -8,6 +8,7 @@ vectorised counter-based hash.
 from __future__ import annotations
 
 import hashlib
+from operator import index
 
 import numpy as np
 
@@ -16,7 +17,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def key(seed: int, *purpose: str | int) -> int:
     """A 128-bit key for `seed` and a path of names and indices, e.g. key(1, "pretrain", "order", epoch)."""
-    text = "\x1f".join([str(int(seed)), *(f"{type(part).__name__}:{part}" for part in purpose)])
+    parts = (f"str:{part}" if isinstance(part, str) else f"int:{index(part)}" for part in purpose)
+    text = "\x1f".join([str(index(seed)), *parts])  # an index means the same as an int and as a numpy integer
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 
 

@@ -12,13 +12,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from athanor.base.errors import RunError
-from athanor.base.files import fingerprint, read_json, sha256_file, write_json
+from athanor.base.files import fingerprint, read_json, sha256_file, write_bytes, write_json
 
 SCHEMA_VERSION = 1
 
@@ -26,7 +26,9 @@ SCHEMA_VERSION = 1
 class Stage:
     """One folder of a run. `fingerprint` identifies what it was made from, `outputs` what it made."""
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], version: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], version: str
+    ) -> None:
         self.folder, self.name = folder, name
         self.settings, self.inputs, self.code_version = dict(settings), dict(inputs), version
         self.fingerprint = fingerprint({"stage": name, "settings": self.settings, "inputs": self.inputs})
@@ -55,6 +57,15 @@ class Stage:
     def _earlier(self) -> float:
         return float(self.record.get("timing", {}).get("seconds", 0.0))
 
+    @property
+    def exactness(self) -> dict[str, Any] | None:
+        """What the stage was begun with, as far as bit-exactness goes; None for a stage that has just begun."""
+        return self.record.get("timing", {}).get("exactness")
+
+    def note_exactness(self, exactness: Mapping[str, Any]) -> None:
+        self.record.setdefault("timing", {})["exactness"] = dict(exactness)
+        write_json(self.folder / "stage.json", self.record)
+
     def beat(self, every: float = 2.0) -> None:
         """Notes the active seconds on disk, at most every `every` seconds, so that a killed process's time counts."""
         now = time.monotonic()
@@ -76,28 +87,31 @@ class Stage:
         try:
             yield
         finally:
-            self.record.setdefault("timing", {})["seconds"] = self.seconds
-            self._started = None
-            write_json(self.folder / "timing.json", {"seconds": self._earlier()})
+            if not self.finished:
+                self.record.setdefault("timing", {})["seconds"] = self.seconds
+                self._started = None
+                write_json(self.folder / "timing.json", {"seconds": self._earlier()})
 
     def begin(self) -> None:
         """Finds out where the stage stands; a folder made from other settings is set aside first."""
         path = self.folder / "stage.json"
         if path.exists():
-            record = read_json(path)
+            record = _read_record(path)
             if record.get("fingerprint") == self.fingerprint and not (
                 record.get("status") == "finished" and not self._intact(record)
             ):
                 self.record = record
                 if not self.finished and (self.folder / "timing.json").exists():
-                    self.record["timing"] = read_json(self.folder / "timing.json")
+                    self.record.setdefault("timing", {}).update(read_json(self.folder / "timing.json"))
                 return
             set_aside = self.folder.with_name(f"{self.folder.name}.replaced")
             shutil.rmtree(set_aside, ignore_errors=True)
             os.replace(self.folder, set_aside)
-        elif self.folder.exists():
-            shutil.rmtree(self.folder)  # killed before its first file was complete
-        self.folder.mkdir(parents=True)
+        elif self.folder.exists() and any(not file.name.endswith(".partial") for file in self.folder.iterdir()):
+            raise RunError(
+                f"{self.folder} is not a stage of a run, yet it has files.", "Move it away, or choose another --name."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.record = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
@@ -116,7 +130,9 @@ class Stage:
             for name, output in record["outputs"].items()
         )
 
-    def finish(self, metrics: Mapping[str, Any], outputs: Iterable[str], timing: Mapping[str, Any] | None = None) -> None:
+    def finish(
+        self, metrics: Mapping[str, Any], outputs: Iterable[str], timing: Mapping[str, Any] | None = None
+    ) -> None:
         """outputs: files or folders, relative to the stage, that later stages and users take."""
         files: list[Path] = []
         for name in outputs:
@@ -129,7 +145,7 @@ class Stage:
                 file.relative_to(self.folder).as_posix(): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
                 for file in files
             },
-            "timing": {**(timing or {}), "seconds": self.seconds},
+            "timing": {**self.record.get("timing", {}), **(timing or {}), "seconds": self.seconds},
         }
         self._started = None
         write_json(self.folder / "stage.json", self.record)
@@ -139,14 +155,16 @@ class Stage:
 class Run:
     """runs/NAME: `run.json` (recipe, seed) and its stages. One process at a time; use as a context manager."""
 
-    def __init__(self, root: Path, recipe: Mapping[str, Any], version: str, *, fresh: bool = False) -> None:
+    def __init__(
+        self, root: Path, recipe: Mapping[str, Any], version: str, models: Sequence[str], *, fresh: bool = False
+    ) -> None:
         self.root, self.code_version = root, version
         self.stages: dict[str, Stage] = {}
         root.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(root)
         path = root / "run.json"
         if path.exists():
-            found = read_json(path).get("schema_version")
+            found = _read_record(path).get("schema_version")
             if not isinstance(found, int) or found > SCHEMA_VERSION:
                 raise RunError(
                     f"{root} was made by a newer version of Athanor (its format is {found}, this one reads {SCHEMA_VERSION}).",
@@ -154,7 +172,8 @@ class Run:
                 )
             if fresh:
                 _clear(root)
-        write_json(path, {"schema_version": SCHEMA_VERSION, "name": root.name, "recipe": dict(recipe)})
+        about = {"name": root.name, "recipe": dict(recipe), "models": list(models)}
+        write_json(path, {"schema_version": SCHEMA_VERSION, **about})
 
     def __enter__(self) -> Run:
         return self
@@ -174,11 +193,20 @@ class Run:
         return stage
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise RunError(f"{path} is not a JSON object.", "Restore it, or remove it so that it is made again.")
+    return record
+
+
 def _clear(root: Path) -> None:
     """Removes what a run has made, and nothing else that may lie in the folder."""
     for path in sorted(root.iterdir()):
         if path.is_dir() and ((path / "stage.json").exists() or path.name == "tensorboard"):
             shutil.rmtree(path)
+        elif path.name in ("plan.json", "calibration.json"):
+            path.unlink()
 
 
 def _lock(root: Path) -> IO[str]:
@@ -245,5 +273,5 @@ def _open_log(path: Path, step: int) -> IO[str]:
             except (ValueError, KeyError, TypeError):
                 break
             kept += line + b"\n"
-        path.write_bytes(kept)
+        write_bytes(path, kept)
     return open(path, "a", encoding="utf-8")

@@ -30,8 +30,9 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
         return float("nan"), float("nan")
     random = generator(seed, "bootstrap")
     means = np.empty(resamples)
-    for start in range(0, resamples, 500):
-        picks = random.integers(0, array.size, size=(min(500, resamples - start), array.size))
+    rows = max(1, min(500, 4_000_000 // array.size))  # bounds memory; the draws are the same for any number of rows
+    for start in range(0, resamples, rows):
+        picks = random.integers(0, array.size, size=(min(rows, resamples - start), array.size))
         means[start : start + len(picks)] = array[picks].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -83,7 +83,7 @@ def build_corpus(
         wanted = 1.0 if limit_bytes is None else limit_bytes / max(1, expected)
         seen: set[bytes] = set()
         for document in _with_progress(read_sources(origins, skipped), expected, progress):
-            if place(seed, "sample", document.id) < wanted:
+            if wanted >= 1 or place(seed, "sample", document.id) < wanted:
                 kept = _clean(document, minimum[document.source], seen, index, writer)
                 for certain in held_out.offer(kept) if kept else ():
                     writer.train(certain)
@@ -205,7 +205,7 @@ class _Writer:
         self.counts_of(document).training.add(document, times)
 
     def hold_out(self, documents: list[Document]) -> None:
-        """Writes the held-out documents but for those that are nearly in training. Raises DataError if a side is empty."""
+        """Writes the held-out documents but for near-duplicates of training. Raises DataError if a side is empty."""
         leaking = near_duplicates(documents, self._grams)
         with open(self._documents / "heldout.jsonl", "wb") as file:
             for document in documents:

@@ -1,7 +1,8 @@
-"""Long texts cut into documents of about 5 kB at chapters and paragraphs, so that shuffling and held-out splits mean something.
+"""Long texts cut into documents of about 5 kB at chapters and paragraphs.
 
-A chapter is divided evenly, so no document is a scrap. Only a paragraph longer than a document is cut inside, at the
-end of a line or sentence if there is one. Nothing is lost but white space at the cuts.
+That gives shuffling and held-out splits by document a meaning. A chapter is divided evenly, so no document is a scrap.
+Only a paragraph longer than a document is cut inside, at the end of a line or sentence if there is one. Nothing is lost
+but white space at the cuts.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def _divide(units: list[str]) -> list[str]:
     sizes = [_size(unit) for unit in units]
     pieces = max(1, round(sum(sizes) / _TARGET))
     share = sum(sizes) / pieces
-    documents, current, done = [], "", 0
+    documents: list[str] = []
+    current, done = "", 0
     for unit, size in zip(units, sizes, strict=True):
         if current.strip() and done + size / 2 > share * (len(documents) + 1):
             documents.append(current.strip())

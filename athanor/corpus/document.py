@@ -14,7 +14,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Document:
-    """id: unique within a corpus. language: "en", "zh", another code, or "und". meta: whatever JSON the reader knows."""
+    """id: unique within a corpus. language: "en", "zh", another code, or "und". meta: what JSON the reader knows."""
 
     text: str
     id: str
@@ -30,7 +30,7 @@ class Document:
 
 
 def valid_unicode(text: str) -> str:
-    """`text` with lone surrogates (possible in JSON and in file names) replaced by U+FFFD, so that UTF-8 can hold it."""
+    """`text` with lone surrogates (JSON and file names may have them) replaced by U+FFFD, so that UTF-8 can hold it."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 

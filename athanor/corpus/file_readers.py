@@ -95,6 +95,8 @@ def read_file(path: Path, source: str, name: str, report: ReadReport) -> Iterato
                 report.skip(f"{path}{part}", "empty text")
         if not found:
             report.skip(str(path), "file without text")
+    except UnicodeError:
+        report.skip(str(path), "binary file or unknown encoding")
     except OSError as error:
         report.skip(str(path), f"unreadable file ({error.strerror or type(error).__name__})")
 
@@ -120,9 +122,9 @@ def _text_blocks(path: Path, encoding: str) -> Iterator[str]:
         rest = ""
         while new := file.read(_BLOCK):
             rest += new
-            end = max(rest.rfind("\n\n"), rest.rfind("\r\n\r\n"))
-            end = end if end > 0 else rest.rfind("\n")
-            if end > 0 or len(rest) > 2 * _BLOCK:
+            if len(rest) >= _BLOCK:
+                end = max(rest.rfind("\n\n"), rest.rfind("\r\n\r\n"))
+                end = end if end > 0 else rest.rfind("\n")
                 end = end if end > 0 else len(rest)
                 yield rest[:end]
                 rest = rest[end:]

@@ -53,7 +53,7 @@ def _fixer() -> Any:
 
 
 def repair(document: Document) -> Document:
-    """Mends the text: mojibake and HTML entities (ftfy), control characters, line ends, trailing and excess blank lines.
+    """Mends mojibake and HTML entities (ftfy), control characters, line ends, trailing spaces and excess blank lines.
 
     Quotes, character widths, ligatures and normal forms (NFC, NFKC) stay as they are: they are the writer's.
     """
@@ -79,8 +79,11 @@ def minimum_length(document: Document, minimum: int = 50) -> Document | Drop:
 
 @dataclass(frozen=True)
 class RepetitionLimits:
-    """Largest allowed shares of duplicated paragraphs and lines (of their number, of the characters), of the characters in
-    the commonest n-gram (`top`), and of the characters in n-grams that occurred before (`duplicate`): (n, share) pairs."""
+    """Largest allowed shares of duplicated paragraphs and lines (of their number, and of the text's characters).
+
+    top: (n, share of the characters that lie in the commonest n-gram).
+    duplicate: (n, share of the characters that lie in n-grams which occurred before).
+    """
 
     paragraphs: float
     paragraph_characters: float
@@ -98,8 +101,8 @@ GOPHER = RepetitionLimits(
     top=((2, 0.20), (3, 0.18), (4, 0.16)),
     duplicate=((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)),
 )
-# FineWeb-2, configs/cmn_Hani.yml. Its n-grams are of segmented words; ours are of characters, so each n is multiplied by
-# 1.65, the characters a word has in the PKU training text of the second SIGHAN bakeoff (Emerson 2005), and rounded.
+# FineWeb-2, configs/cmn_Hani.yml. Its n-grams are of segmented words; ours are of characters, so each n is multiplied
+# by 1.65, about the characters of a word in the PKU text of the second SIGHAN bakeoff (Emerson 2005), and rounded.
 CHINESE = RepetitionLimits(
     paragraphs=0.30,
     paragraph_characters=0.20,
@@ -117,10 +120,10 @@ _ENOUGH_TERMS = 50
 def repetition(document: Document, limits: RepetitionLimits | None = None) -> Document | Drop:
     """Drops texts that repeat themselves. limits: by default CHINESE for "zh", GOPHER for all else.
 
-    Deviation: Gopher's shares are meant for web pages of at least 50 words. In a shorter text, such as a definition that
-    names its subject twice, they are reached by chance; so a commonest n-gram counts when it occurs at least four times,
-    and duplicate n-grams count in texts of at least 50 terms. (On the default sources the original drops 500 documents,
-    nearly all sound encyclopedia entries; this form drops 93.)
+    Deviation: Gopher's shares are meant for web pages of at least 50 words. In a shorter text, such as a definition
+    that names its subject twice, they are reached by chance; so a commonest n-gram counts when it occurs at least four
+    times, and duplicate n-grams count in texts of at least 50 terms. On the default sources the original drops 500
+    documents, nearly all of them sound encyclopedia entries; this form drops 93.
     """
     limits = limits or (CHINESE if document.language == "zh" else GOPHER)
     text = document.text
@@ -207,11 +210,11 @@ def _duplicate_grams(grams: np.ndarray, lengths: np.ndarray, n: int) -> int:
     return repeated
 
 
-# -- duplicates -------------------------------------------------------------------------------------------------------
+# -- duplicates -----------------------------------------------------------------------------------------------------
 
 
 def exact_duplicates(document: Document, seen: set[bytes]) -> Document | Drop:
-    """Drops texts seen before, up to case and white space. seen: 16-byte hashes, added to here (the one rule with state)."""
+    """Drops texts seen before, up to case and white space. seen: 16-byte hashes, added to here."""
     digest = blake2b(" ".join(document.text.casefold().split()).encode("utf-8"), digest_size=16).digest()
     if digest in seen:
         return Drop("exact_duplicates")
@@ -219,67 +222,85 @@ def exact_duplicates(document: Document, seen: set[bytes]) -> Document | Drop:
     return document
 
 
-# -- decontamination --------------------------------------------------------------------------------------------------
+# -- decontamination ------------------------------------------------------------------------------------------------
+
+
+class _GramSet:
+    """A set of n-gram hashes: a sorted array behind a table, by the upper bits, of those that may be in it."""
+
+    def __init__(self, grams: np.ndarray) -> None:
+        self.grams = grams
+        bits = max(10, (16 * len(grams)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._likely = np.zeros(1 << bits, dtype=bool)
+        self._likely[grams >> self._shift] = True
+
+    def places(self, grams: np.ndarray) -> np.ndarray:
+        """Where in the sorted array those of `grams` stand that are in the set."""
+        grams = grams[self._likely[grams >> self._shift]]
+        if not len(grams):
+            return np.empty(0, dtype=np.int64)
+        places = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
+        return places[self.grams[places] == grams]
 
 
 @dataclass(frozen=True)
 class EvaluationIndex:
-    """n-gram hashes of evaluation texts: sorted, each with the first task that has it, behind a table of likely ones."""
+    """n-gram hashes of evaluation texts, each with the first task that has it."""
 
-    grams: np.ndarray  # (n-grams,) uint64, sorted
-    owners: np.ndarray  # (n-grams,) index into tasks
-    lengths: tuple[int, ...]  # the n in use
+    n: int
+    shortest: int
+    grams: _GramSet  # of n terms, and whole texts of fewer
+    owners: np.ndarray  # by place in grams: index into tasks
+    starts: _GramSet  # the first `shortest` terms of the texts that have fewer than n
     tasks: tuple[str, ...]
     texts: tuple[int, ...]  # number of texts by task
     ignored: tuple[int, ...]  # of these, too short to be looked for
-    likely: np.ndarray  # bool, by the hash's upper bits
-
-    @property
-    def shift(self) -> np.uint64:
-        return np.uint64(64 - (len(self.likely).bit_length() - 1))
 
 
 def evaluation_index(evaluation_texts: Iterable[tuple[str, str]], n: int = 13, shortest: int = 8) -> EvaluationIndex:
     """An index of (task, text) pairs for `decontaminate`.
 
-    n: 13 terms as in GPT-3 (there words; here a Han character is a term too). A text of fewer than n terms is looked for
-    as a whole, but only from `shortest` terms on: shorter ones occur by chance and are counted as ignored.
+    n: 13 terms as in GPT-3 (there words; here a Han character is a term too). A text of fewer than n terms is
+    looked for as a whole, but only from `shortest` terms on: shorter ones occur by chance and are counted as ignored.
     """
     tasks: dict[str, int] = {}
-    texts: list[int] = []
-    ignored: list[int] = []
-    grams: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
-    used: set[int] = set()
+    texts: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
+    grams = [np.empty(0, dtype=np.uint64)]
+    owners = [np.empty(0, dtype=np.uint16)]
+    starts = [np.empty(0, dtype=np.uint64)]
     for task, text in evaluation_texts:
         owner = tasks.setdefault(task, len(tasks))
-        if owner == len(texts):
-            texts.append(0)
-            ignored.append(0)
-        texts[owner] += 1
+        texts[task] += 1
         length = min(n, len(terms(text)))
         if length < shortest:
-            ignored[owner] += 1
+            ignored[task] += 1
             continue
-        used.add(length)
         grams.append(gram_hashes(text, length))
         owners.append(np.full(len(grams[-1]), owner, dtype=np.uint16))
-    unique, first = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *grams]), return_index=True)
-    bits = max(10, (16 * len(unique)).bit_length())
-    likely = np.zeros(1 << bits, dtype=bool)
-    likely[unique >> np.uint64(64 - bits)] = True
-    owner_of = np.concatenate([np.empty(0, dtype=np.uint16), *owners])[first]
-    return EvaluationIndex(unique, owner_of, tuple(sorted(used)), tuple(tasks), tuple(texts), tuple(ignored), likely)
+        if length < n:
+            starts.append(gram_hashes(text, shortest)[:1])
+    unique, first = np.unique(np.concatenate(grams), return_index=True)
+    return EvaluationIndex(
+        n=n,
+        shortest=shortest,
+        grams=_GramSet(unique),
+        owners=np.concatenate(owners)[first],
+        starts=_GramSet(np.unique(np.concatenate(starts))),
+        tasks=tuple(tasks),
+        texts=tuple(texts[task] for task in tasks),
+        ignored=tuple(ignored[task] for task in tasks),
+    )
 
 
 def decontaminate(document: Document, index: EvaluationIndex) -> Document | Drop:
-    """Drops texts that share an n-gram with an evaluation text; the detail names the task."""
-    for n in index.lengths:
-        grams = gram_hashes(document.text, n)
-        grams = grams[index.likely[grams >> index.shift]]
-        if len(grams):
-            places = np.minimum(np.searchsorted(index.grams, grams), len(index.grams) - 1)
-            hits = places[index.grams[places] == grams]
-            if len(hits):
-                return Drop("decontaminate", index.tasks[index.owners[hits[0]]])
+    """Drops texts that share an n-gram, or a whole shorter text, with an evaluation; the detail names the task."""
+    text = document.text
+    lengths = [index.n]
+    if len(index.starts.places(gram_hashes(text, index.shortest))):
+        lengths += range(index.shortest, index.n)
+    for n in lengths:
+        if len(hits := index.grams.places(gram_hashes(text, n))):
+            return Drop("decontaminate", index.tasks[index.owners[hits[0]]])
     return document

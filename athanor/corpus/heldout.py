@@ -1,7 +1,7 @@
 """The held-out split: by document, fixed by seed and id, with a check that nothing held out is nearly in training.
 
-A document's place in [0, 1) depends on the seed and its id alone, so adding or removing others does not move it. Of each
-source the documents with the smallest places are held out: the given share, at least one, and no more bytes than
+A document's place in [0, 1) depends on the seed and its id alone, so adding or removing others does not move it. Of
+each source the documents with the smallest places are held out: the given share, at least one, and no more bytes than
 allowed. Near-duplicates are found afterwards: training n-grams go to a temporary file, so memory does not grow.
 """
 
@@ -50,7 +50,7 @@ class HeldOut:
             yield released
 
     def finish(self) -> tuple[list[Document], list[Document]]:
-        """(held out, for training after all): a source's only document is for training. In order of source, then arrival."""
+        """(held out, for training after all) by source and arrival; a source's only document is for training."""
         held_out: list[Document] = []
         released: list[Document] = []
         for source, heap in self._held.items():

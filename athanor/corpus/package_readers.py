@@ -81,7 +81,7 @@ def passages(source: Source, member: str, content: bytes) -> Iterator[Document]:
 
 def _typeset(text: str) -> str:
     """The passages' TeX-like ``quotes'' and double hyphens as characters."""
-    return re.sub(r"(?<=\S)--(?=\S)| -- ", lambda dash: " – " if dash[0] == " -- " else "–", text.replace("``", '"').replace("''", '"'))
+    return text.replace("``", '"').replace("''", '"').replace("--", "–")
 
 
 def chapters(source: Source, member: str, content: bytes) -> Iterator[Document]:

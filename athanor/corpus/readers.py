@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from athanor.base.downloads import fetch_all
@@ -29,11 +29,12 @@ class OwnFiles:
     root: Path
     files: tuple[Path, ...]
     text_bytes: int
+    closed: tuple[Path, ...] = ()  # folders that could not be listed
     minimum_terms: int = 5  # chosen by a person, not crawled: only scraps are dropped
 
 
 def resolve(entries: Sequence[str | Path]) -> list[Source | OwnFiles]:
-    """The sources that the entries name, each once. Raises DataError for what does not exist or holds nothing usable."""
+    """The sources that the entries name, each once. Raises DataError for what does not exist or holds no text."""
     if isinstance(entries, (str, Path)):
         entries = [entries]
     known = {source.name: source for source in SOURCES}
@@ -53,7 +54,7 @@ def resolve(entries: Sequence[str | Path]) -> list[Source | OwnFiles]:
             if taken[own.name] == 1 and own.name not in known
             else f"{own.name}-{taken[own.name] + (own.name in known)}"
         )
-        found[name] = OwnFiles(name, own.root, own.files, own.text_bytes)
+        found[name] = replace(own, name=name)
     if not found:
         raise DataError(
             "No source of text is given.", f'Name a file or folder, "default", or one of: {", ".join(known)}.'
@@ -76,6 +77,8 @@ def read_sources(
             for member in source.paths:
                 yield from read_source(source, member, read_member(archives[source.package.name], member))
         else:
+            for folder in source.closed:
+                report.skip(str(folder), "unreadable folder")
             for path in source.files:
                 name = path.name if path == source.root else path.relative_to(source.root).as_posix()
                 yield from read_file(path, source.name, name, report)
@@ -97,24 +100,30 @@ def _resolved(entries: Sequence[str | Path | Source | OwnFiles]) -> list[Source 
 def _own_files(path: Path, known: Iterable[str]) -> OwnFiles:
     path = path.expanduser()
     kinds = ", ".join(SUFFIXES)
-    if not path.exists():
+    closed: list[Path] = []
+    try:
+        if not path.exists():
+            choice = f'A source is a file or folder ({kinds}), "default", or one of: {", ".join(known)}.'
+            raise DataError(f"{path} does not exist.", choice)
+        files = [path] if path.is_file() else list(_walk(path, closed))
+        files = [file for file in files if suffix_of(file)]
+        size = sum(file.stat().st_size for file in files)
+    except OSError as error:
         raise DataError(
-            f"{path} does not exist.",
-            f'A source is a file or folder ({kinds}), "default", or one of: {", ".join(known)}.',
-        )
-    files = [path] if path.is_file() else list(_walk(path))
-    files = [file for file in files if suffix_of(file)]
+            f"{path} cannot be read ({error.strerror}).", "Name a file or folder that you may read."
+        ) from error
     if not files:
         raise DataError(f"{path} holds no text that can be read.", f"Files that are read: {kinds}.")
     name = (path.stem if path.is_file() else path.resolve().name) or "texts"
-    return OwnFiles(
-        os.fsencode(name).decode("utf-8", "replace"), path, tuple(files), sum(file.stat().st_size for file in files)
-    )
+    return OwnFiles(os.fsencode(name).decode("utf-8", "replace"), path, tuple(files), size, tuple(closed))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Regular files below the folder in sorted order; hidden files and folders are left out, links to folders not followed."""
-    for parent, folders, files in os.walk(folder):
+def _walk(folder: Path, closed: list[Path]) -> Iterator[Path]:
+    """Regular files below the folder in sorted order, without hidden ones; links to folders are not followed.
+
+    closed: receives the folders that cannot be listed.
+    """
+    for parent, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(parent, name)

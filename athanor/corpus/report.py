@@ -89,8 +89,8 @@ class CorpusReport:
 def licences_text(report: CorpusReport, origins: Sequence[Source | OwnFiles]) -> str:
     """Markdown: one section for each source that gave documents, with package, paths, licence and attribution."""
     sections = [
-        "# Data licences\n\nThe text of this corpus, by source. Keep this file with any copy of the text; share-alike licences\n"
-        "(CC-BY-SA) bind whoever passes the text itself on.\n"
+        "# Data licences\n\nThe text of this corpus, by source. Keep this file with any copy of the text; share-alike\n"
+        "licences (CC-BY-SA) bind whoever passes the text itself on.\n"
     ]
     for origin in origins:
         used = [report.total(kind, source=origin.name) for kind in ("training", "held_out")]

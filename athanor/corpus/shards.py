@@ -52,7 +52,7 @@ class _GrowingArray:
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.dtype, self.length = dtype, 0
-        self._file: BinaryIO = open(path, "wb")
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 - closed by close()
         self._header()
 
     def _header(self) -> None:

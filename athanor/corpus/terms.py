@@ -1,9 +1,9 @@
 """Terms and n-gram hashes: what repetition, decontamination and leak checks compare.
 
 A term is one Han character or a run of other letters and digits, lower-cased, so that the same n-gram code serves
-English words, Chinese characters and text that mixes them. An n-gram's hash is a polynomial in the 64-bit BLAKE2b hashes
-of its terms, taken from prefix sums: all n-grams of a document cost a few vector operations. Hashes are the same in
-every process and on every machine (Python's own `hash` is salted).
+English words, Chinese characters and text that mixes them. An n-gram's hash is a polynomial in the 64-bit BLAKE2b
+hashes of its terms, taken from prefix sums: all n-grams of a document cost a few vector operations. Hashes are the same
+in every process and on every machine (Python's own `hash` is salted).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -71,7 +70,7 @@ def decode(
         cache.select(rows)
         logits = logits[rows]
     alive = np.arange(len(prompts) * samples)
-    seen = [list(prompts[i // samples]) for i in alive] if sampling.repetition_penalty != 1 else []
+    seen = [list(prompts[i // samples]) for i in alive.tolist()] if sampling.repetition_penalty != 1 else []
     for step in range(sampling.max_tokens):
         wanted = penalise(logits, [seen[i] for i in alive], sampling.repetition_penalty) if seen else logits
         tokens = draw(wanted, sampling, keys[alive], np.full(len(alive), step))

@@ -163,5 +163,10 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel
 def _defaults(folder: Path) -> Sampling:
     path = folder / "generation_config.json"
     found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is not a JSON object.")
     known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return Sampling(**{name: found[name] for name in known if found.get(name) is not None})
+    try:
+        return Sampling(**{name: found[name] for name in known if found.get(name) is not None})
+    except AthanorError as error:
+        raise ModelError(f"{path}: {error.message}", error.hint) from None

@@ -7,8 +7,11 @@ top-p, min-p.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,17 +38,24 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, valid, accepted in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0; 1 switches it off"),
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
-        ):
-            if not valid:
-                raise AthanorError(f"{name} = {getattr(self, name)} cannot be used.", f"Accepted: {accepted}.")
+        for name, (kind, valid, accepted) in _ACCEPTED.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
+                raise AthanorError(f"{name} = {value} cannot be used.", f"Accepted: {accepted}.")
 
+
+_ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "temperature": (Real, lambda x: 0 <= x < inf, "0 or more"),
+    "top_k": (Integral, lambda x: x >= 0, "0 (off) or more"),
+    "top_p": (Real, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "min_p": (Real, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "repetition_penalty": (Real, lambda x: 0 < x < inf, "above 0; 1 switches it off"),
+    "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
+    "seed": (Integral | None, lambda x: True, "a whole number, or none"),
+}
+
+# Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
+_GREEDY_BELOW = 1e-5
 
 GREEDY = Sampling(temperature=0.0)
 AS_TRAINED = Sampling(temperature=1.0, top_p=1.0)
@@ -55,7 +65,7 @@ def penalise(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
     """Applies the repetition penalty to a copy of (rows, vocabulary) logits; seen: the ids of each row's text so far."""
     logits = logits.clone()
     for row, ids in zip(logits, seen, strict=True):
-        index = torch.tensor(sorted(set(ids)))
+        index = torch.tensor(sorted(set(ids)), dtype=torch.int64)
         chosen = row[index]
         row[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
     return logits
@@ -83,7 +93,7 @@ def draw(logits: Tensor, sampling: Sampling, keys: np.ndarray, positions: np.nda
 
     logits: (rows, vocabulary) fp32. keys: (rows,) uint64, one a request. positions: (rows,) int, tokens drawn so far.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < _GREEDY_BELOW:
         return logits.argmax(-1)
     cumulative = filtered_probabilities(logits, sampling).double().cumsum(-1)
     chosen = torch.from_numpy(uniforms(keys, positions)).unsqueeze(1) * cumulative[:, -1:]

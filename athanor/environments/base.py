@@ -1,9 +1,10 @@
 """What a problem and an environment are, and how an answer is checked.
 
-An environment turns (seed, split, level, index) into a problem, scores a reply, and can write the reply it would like to
-see; evaluation, reinforcement learning and fine-tuning data all draw from the same object. Held-out and training
-problems are disjoint by construction: which side an instance belongs to is decided by a hash of its canonical form (the
-operands without their order, the letters without the wording), so no seed, template or language can carry it across.
+An environment turns (seed, split, level, index) into a problem, scores a reply, and can write the reply it would like
+to see; evaluation, reinforcement learning and fine-tuning data all draw from the same object. Held-out and training
+problems are disjoint by construction: which side an instance belongs to is decided by a hash of its canonical form
+(the operands without their order, the letters without the wording), so no seed, template or language can carry it
+across.
 """
 
 from __future__ import annotations

@@ -13,11 +13,29 @@ import numpy as np
 from athanor.environments.base import Instance, Language, ProceduralEnvironment, ends_with_answer, pick, pick_distinct
 from athanor.environments.vocabulary import COLOURS, NAMES, NAMES_ZH, THINGS, WORDS, WORDS_ZH
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["_", "_", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _DIGITS_ZH = "零一二三四五六七八九"
 
 

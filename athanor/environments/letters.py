@@ -1,7 +1,7 @@
 """Tasks on single letters: reversing, sorting, counting, spelling; a level is the number of letters.
 
-Letters stand apart (" d o g"), so that byte-pair encoding cannot hide them, and follow a colon both in the prompt and in the
-reply: every letter is then the same token, space included, wherever it stands. Counting writes the running count
+Letters stand apart (" d o g"), so that byte-pair encoding cannot hide them, and follow a colon both in the prompt and
+in the reply: every letter is then the same token, space included, wherever it stands. Counting writes the running count
 behind each hit ("b a1 n a2 n a3 so 3"), which turns counting into copying with one small step.
 """
 

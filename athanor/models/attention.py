@@ -33,7 +33,9 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(self.head_dim, config.norm) if attention.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, config.norm) if attention.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
         """x: (batch, time, d_model). mask: (batch, 1, time, attended) bool, True where attended; None means causal."""
         batch, time, _ = x.shape
         queries = self.query_norm(self.query(x).view(batch, time, self.n_heads, self.head_dim))

@@ -6,6 +6,7 @@ Sizes are checked here, once, so that an impossible model is refused with a sent
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from athanor.base.errors import ModelError
 
@@ -28,7 +29,9 @@ class AttentionConfig:
                 f"Choose n_kv_heads among {_divisors(self.n_heads)}.",
             )
         if self.head_dim % 2:
-            raise ModelError(f"head_dim = {self.head_dim} is odd.", "Rotary positions turn pairs: choose an even number.")
+            raise ModelError(
+                f"head_dim = {self.head_dim} is odd.", "Rotary positions turn pairs: choose an even number."
+            )
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class NormConfig:
     """RMSNorm (Zhang and Sennrich 2019) before attention, before the MLP, and before the head."""
 
     epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.epsilon, Real) or not self.epsilon >= 0:
+            raise ModelError(f"norm epsilon = {self.epsilon!r} is not a number from 0 upwards.")
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,10 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """All trained numbers."""
-        norms = self.n_layers * (2 * self.d_model + (2 * self.attention.head_dim if self.attention.qk_norm else 0)) + self.d_model
+        norms = (
+            self.n_layers * (2 * self.d_model + (2 * self.attention.head_dim if self.attention.qk_norm else 0))
+            + self.d_model
+        )
         return self.matrix_parameters + norms + (0 if self.tied_embeddings else self.vocab_size * self.d_model)
 
     def flops_per_token(self, context: float, training: bool = True) -> float:
@@ -97,13 +107,15 @@ class ModelConfig:
 
         context: mean number of positions that a token attends to (about half the sequence under a causal mask).
         """
-        forward = 2 * self.matrix_parameters + 4 * self.n_layers * self.attention.n_heads * self.attention.head_dim * context
+        forward = (
+            2 * self.matrix_parameters + 4 * self.n_layers * self.attention.n_heads * self.attention.head_dim * context
+        )
         return (3 if training else 1) * forward
 
 
 def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ModelError(f"{name} = {value} is not a positive number.")
+    if not isinstance(value, Integral) or value < 1:
+        raise ModelError(f"{name} = {value!r} is not a positive whole number.")
 
 
 def _divisors(number: int) -> str:

@@ -18,6 +18,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.families import FAMILIES, Family, family_of, qwen3
 
 WEIGHTS = "model.safetensors"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def save_model(
@@ -34,11 +35,21 @@ def save_model(
     family = FAMILIES[qwen3.ARCHITECTURE]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
-    weights = {family.weight_name(name): parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    weights = {
+        family.weight_name(name): parameter.detach().contiguous() for name, parameter in model.named_parameters()
+    }
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-    write_json(folder / "config.json", {**family.write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype})
-    write_json(folder / "generation_config.json", {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id})
+        try:
+            save_file(weights, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, mostly
+            raise ModelError(f"{folder / WEIGHTS} could not be written ({error}).", "Is there space left?") from None
+    write_json(
+        folder / "config.json", {**family.write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype}
+    )
+    write_json(
+        folder / "generation_config.json",
+        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id},
+    )
     write_json(folder / "athanor.json", lineage or {})
 
 
@@ -56,7 +67,7 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:
     family = family_of(settings, str(folder / "config.json"))
     try:
         config = family.read_config(settings)
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
     with torch.device("meta"):
         model = Decoder(config)
@@ -76,14 +87,24 @@ def _read_weights(model: Decoder, path: Path, family: Family, dtype: torch.dtype
                     raise ModelError(f"{path} lacks the weight {stored}.")
                 tensor = file.get_tensor(stored)
                 if tensor.shape != parameter.shape:
-                    raise ModelError(f"{path}: {stored} has shape {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}.")
+                    raise ModelError(
+                        f"{path}: {stored} has shape {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}."
+                    )
+                if tensor.dtype not in _DTYPES:
+                    raise ModelError(
+                        f"{path}: {stored} is stored as {tensor.dtype}.", "Read are float32, float16 and bfloat16."
+                    )
                 state[name] = tensor.to(dtype or tensor.dtype).clone()
                 present.discard(stored)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist.") from None
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a valid safetensors file ({error}).", "Copy it again; it may be cut short.") from None
+        raise ModelError(
+            f"{path} is not a valid safetensors file ({error}).", "Copy it again; it may be cut short."
+        ) from None
     present -= {"lm_head.weight"} if model.head is None else set()
     if present:
-        raise ModelError(f"{path} holds weights that {family.architecture} does not have: {', '.join(sorted(present)[:3])}.")
+        raise ModelError(
+            f"{path} holds weights that {family.architecture} does not have: {', '.join(sorted(present)[:3])}."
+        )
     return state

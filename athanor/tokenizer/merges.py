@@ -12,15 +12,20 @@ from collections.abc import Mapping, Sequence
 
 from athanor.base.errors import TokenizerError
 
+MAX_TOKEN_BYTES = 64
+"""No token is longer: a ruled line or a blob would otherwise be learned by heart, at a cost squared in its length."""
+
 
 def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
     """The two parts of every token after the 256 bytes, in order of rank.
 
-    Raises TokenizerError when a token occurs twice or cannot be reached by merging the ones before it.
+    Raises TokenizerError when a token occurs twice, is too long or cannot be reached by merging the ones before it.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     if len(ranks) != len(tokens):
         raise TokenizerError("The vocabulary holds the same token twice.")
+    if max(map(len, tokens)) > MAX_TOKEN_BYTES:
+        raise TokenizerError(f"The vocabulary holds a token of more than {MAX_TOKEN_BYTES} bytes.")
     return [_halves(token, ranks) for token in tokens[256:]]
 
 

@@ -80,7 +80,8 @@ def read_template(folder: Path | str) -> str | None:
         raise TokenizerError(f"The chat template of {folder} cannot be read ({error}).") from None
     template = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(template, list):
-        template = {str(entry.get("name")): entry.get("template") for entry in template}.get("default")
+        named = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{folder / 'tokenizer_config.json'}: chat_template is not text.")
     return template

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from athanor.base.errors import TokenizerError
 from athanor.base.randomness import key
 from athanor.tokenizer.control import CONTROL_TOKENS, control_tokens
+from athanor.tokenizer.merges import MAX_TOKEN_BYTES
 from athanor.tokenizer.pretokenization import PATTERN, cap_han_runs
 from athanor.tokenizer.tokenizer import Tokenizer
 
@@ -67,10 +68,14 @@ def _blocks(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _count_merges(sample: list[str], size: int) -> list[bytes]:
+    """The 256 bytes and at most `size - 256` merged tokens, in order.
+
+    Too long ones are left out (nothing shorter is made of them); 64 extra merges are counted to replace them.
+    """
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
     parts = (part for text in sample for part in cap_han_runs(text))
-    trainer.train_from_iterator(parts, size, pattern=PATTERN)
+    trainer.train_from_iterator(parts, size + 64, pattern=PATTERN)
     ranked = sorted((rank, bytes(token)) for token, rank in trainer.get_mergeable_ranks())
-    return [token for _, token in ranked]
+    return [token for _, token in ranked if len(token) <= MAX_TOKEN_BYTES][:size]

@@ -46,7 +46,9 @@ class Batch:
 
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of at most `rows` rows."""
-        parts = zip(*(t.split(rows) for t in (self.tokens, self.targets, self.document_ids, self.positions)), strict=True)
+        parts = zip(
+            *(t.split(rows) for t in (self.tokens, self.targets, self.document_ids, self.positions)), strict=True
+        )
         return [Batch(*part) for part in parts]
 
 
@@ -145,7 +147,9 @@ class PackedBatches:
         self, sequences: Sequences, rows: int, length: int, seed: int, *, pad_id: int, block_tokens: int = 1 << 21
     ) -> None:
         if len(sequences.lengths) == 0:
-            raise DataError("There is nothing to train on: no sequence is left.", "Give more text, or loosen the filters.")
+            raise DataError(
+                "There is nothing to train on: no sequence is left.", "Give more text, or loosen the filters."
+            )
         if sequences.lengths.max() > length:
             raise DataError(f"A sequence of {sequences.lengths.max()} tokens does not fit into a row of {length}.")
         self.sequences, self.rows, self.length, self.seed, self.pad_id = sequences, rows, length, seed, pad_id

@@ -23,12 +23,18 @@ SCHEMA_VERSION = 1
 _TENSORS, _NUMBERS = "state.safetensors", "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], keep: int = 2) -> None:
-    """Writes `folder/step-N` and removes all but the newest `keep`."""
-    with atomic_folder(folder / f"step-{step:08d}") as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
-        digest = sha256_file(temporary / _TENSORS)
-        write_json(temporary / _NUMBERS, {**numbers, "schema_version": SCHEMA_VERSION, "step": step, "sha256": digest})
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], keep: int = 2
+) -> None:
+    """Writes `folder/step-N`, unless it is there and whole, and removes all but the newest `keep`."""
+    path = folder / f"step-{step:08d}"
+    if not path.exists() or _intact_numbers(path) is None:  # replacing a folder has an instant without it
+        with atomic_folder(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+            digest = sha256_file(temporary / _TENSORS)
+            write_json(
+                temporary / _NUMBERS, {**numbers, "schema_version": SCHEMA_VERSION, "step": step, "sha256": digest}
+            )
     for old in _present(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -40,7 +46,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         numbers = _intact_numbers(path)
         if numbers is not None:
             return load_file(path / _TENSORS), numbers
-        say(f"Checkpoint {path} is damaged; the one before it is used.")
+        say(
+            f"Checkpoint {path} is damaged; {'training starts over' if path == present[0] else 'the one before it is used'}."
+        )
     return None
 
 
@@ -48,10 +56,11 @@ def _intact_numbers(path: Path) -> dict[str, Any] | None:
     try:
         numbers = read_json(path / _NUMBERS)
         version, digest = numbers["schema_version"], numbers["sha256"]
+        newer = version > SCHEMA_VERSION
         intact = sha256_file(path / _TENSORS) == digest
     except (AthanorError, OSError, KeyError, TypeError):
         return None
-    if version > SCHEMA_VERSION:
+    if newer:
         raise RunError(f"{path} was made by a newer version of Athanor.", "Upgrade athanor-lm.")
     return numbers if intact else None
 

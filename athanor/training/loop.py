@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,7 @@ from athanor.training.schedules import Schedule, Turn
 
 _MOST_SKIPPED_IN_A_ROW = 10
 _RECENT = 20  # steps whose median time predicts the next ones
+_COUNTERS = ("tokens", "places", "skipped")
 
 
 class Source(Protocol):
@@ -44,7 +46,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """steps: how many updates, or None to end by the clock. decay_share: part of the steps that decays.
+    """steps: how many updates, or None to end by the clock. decay_share: part of the steps that decays. turns: where an
+    earlier run turned, to do the same whatever the clock says.
 
     micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for never
     (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
@@ -59,14 +62,17 @@ class LoopConfig:
     precision: str = "fp32"
     checkpoint_every: int = 0
     evaluate_every: int = 0
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass
 class Outcome:
-    """steps: updates done in all. tokens: targets learnt from. skipped: updates left out because they were not finite."""
+    """steps: updates done in all. tokens: targets learnt from. places: all that went through the model, prompts and padding
+    too. skipped: updates left out because they were not finite."""
 
     steps: int = 0
     tokens: int = 0
+    places: int = 0
     skipped: int = 0
     turns: list[Turn] = field(default_factory=list)
 
@@ -98,7 +104,7 @@ class Trainer:
         peak_rate: float | None = None,
         flops_per_token: float = 0.0,
     ) -> None:
-        if config.steps is None and remaining is None:
+        if config.steps is None and remaining is None and not config.turns:
             raise ValueError("a loop without a number of steps needs a clock")
         self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
@@ -138,12 +144,15 @@ class Trainer:
             self.model.load_state_dict(weights)
             self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
             self.source.set_position(numbers["position"])
-            self.outcome.steps, self.outcome.tokens = numbers["step"], numbers["tokens"]
-            self.outcome.skipped = numbers["skipped"]
+            for name in _COUNTERS:
+                setattr(self.outcome, name, numbers[name])
+            self.outcome.steps = numbers["step"]
             say(f"Continuing after step {self.outcome.steps}.")
         journal = self.folder / "journal.json"
         if journal.exists():
             self.outcome.turns = [Turn(*turn) for turn in read_json(journal)["turns"]]
+        elif self.config.turns:
+            self._turn(*self.config.turns)
         elif self.config.steps is not None:
             steps = self.config.steps
             self._turn(Turn(steps - round(self.config.decay_share * steps), steps))
@@ -151,25 +160,28 @@ class Trainer:
     def _save(self, keep: int = 2) -> None:
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
-        outcome = self.outcome
-        numbers = {"position": self.source.get_position(), "tokens": outcome.tokens, "skipped": outcome.skipped}
-        save_checkpoint(self.folder / "checkpoints", outcome.steps, tensors, numbers, keep)
+        numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
+        numbers["position"] = self.source.get_position()
+        save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
 
-    def _turn(self, turn: Turn) -> None:
-        self.outcome.turns.append(turn)
+    def _turn(self, *turns: Turn) -> None:
+        self.outcome.turns += turns
         write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
 
     def _decide(self) -> None:
         """Begins the decay when just enough time is left for it, and shortens it on a machine that slows down."""
-        if self.config.steps is not None or self.remaining is None or len(self._step_seconds) < 3:
+        planned = self.config.steps is not None or self.config.turns
+        if planned or self.remaining is None or len(self._step_seconds) < 3:
             return
         step, turns = self.outcome.steps, self.outcome.turns
-        possible = max(1, int(self.remaining() / sorted(self._step_seconds[-_RECENT:])[len(self._step_seconds[-_RECENT:]) // 2]))
+        if turns and step < turns[-1].step:
+            return  # resumed before what is journaled: that is repeated first
+        possible = max(1, int(self.remaining() / median(self._step_seconds[-_RECENT:])))
         if not turns:
             share = self.config.decay_share
-            if possible <= share / (1 - share) * step:
+            if possible <= max(1.0, share / (1 - share) * step):
                 self._turn(Turn(step, step + possible))
-        elif turns[-1].end - step > possible * 1.05 + 2:
+        elif step >= turns[-1].step and turns[-1].end - step > possible * 1.05 + 2:
             self._turn(Turn(step, step + possible))
 
     def _step(self, log: MetricsLog, bar: Any) -> None:
@@ -179,6 +191,7 @@ class Trainer:
         loss, metrics, n_targets = self._accumulate(batch)
         norm = float(clip_gradients(self.model.parameters(), config.clip))
         outcome.steps += 1
+        outcome.places += batch.n_places
         factor = config.schedule.factor(outcome.steps, outcome.turns)
         finite = torch.isfinite(torch.tensor([loss, norm])).all().item()
         if finite:
@@ -188,11 +201,11 @@ class Trainer:
         else:
             self._skip(loss, norm)
         self.model.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
-        self._step_seconds.append(seconds)
         values = {"loss": loss, "gradient_norm": norm, "rate": factor, **metrics} if finite else {"skipped": 1.0}
         if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
             values |= self.evaluate(self.model)
+        seconds = time.perf_counter() - started
+        self._step_seconds.append(seconds)
         timing = {"tokens_per_second": batch.n_places / seconds, "seconds": seconds}
         if self.peak_rate:
             timing["share_of_peak"] = batch.n_places * self.flops_per_token / seconds / self.peak_rate
@@ -210,7 +223,8 @@ class Trainer:
         n_targets = batch.n_targets
         if n_targets == 0:
             raise AthanorError(
-                f"Batch {self.outcome.steps + 1} has no target to learn from.", "Check the loss mask of the training data."
+                f"Batch {self.outcome.steps + 1} has no target to learn from.",
+                "Check the loss mask of the training data.",
             )
         total, sums = 0.0, dict[str, float]()
         for part in batch.split(self.config.micro_rows):
@@ -226,9 +240,11 @@ class Trainer:
     def _skip(self, loss: float, norm: float) -> None:
         self.outcome.skipped += 1
         self._skipped_in_a_row += 1
-        say(f"Step {self.outcome.steps} is left out: its loss is {loss:.3g} and its gradient norm {norm:.3g}; the weights are unchanged.")
+        say(
+            f"Step {self.outcome.steps} is left out: its loss is {loss:.3g} and its gradient norm {norm:.3g}; the weights are unchanged."
+        )
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise AthanorError(
                 f"{_MOST_SKIPPED_IN_A_ROW} steps in a row were not finite; training has diverged.",
-                "Lower the learning rates (pretrain.optimizer.muon_lr, adam_lr), or use precision = \"fp32\".",
+                'Lower the learning rates (pretrain.optimizer.muon_lr, adam_lr), or use precision = "fp32".',
             )

@@ -121,7 +121,7 @@ class MuonAdamW:
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     """Scales all gradients so that their joint norm is at most `largest`; returns the norm before (not finite if any entry is not)."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    torch.nn.utils.clip_grads_with_norm_(list(parameters), largest, norm)
+    parameters = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

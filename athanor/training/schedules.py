@@ -31,8 +31,6 @@ class Schedule:
         level = 1.0
         for number, turn in enumerate(turns):
             until = min(step, turns[number + 1].step) if number + 1 < len(turns) else step
-            if until <= turn.step:
-                break
             # The last update is at one part above the final value, not at it: a step of size zero would be wasted.
-            level += (self.final - level) * (until - turn.step) / (turn.end - turn.step + 1)
+            level += (self.final - level) * max(0, until - turn.step) / (turn.end - turn.step + 1)
         return min(1.0, step / max(1, self.warmup)) * level

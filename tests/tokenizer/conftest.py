@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from athanor.base.randomness import generator
 from athanor.tokenizer import Tokenizer, train_tokenizer
 
-ENGLISH = (
+ENGLISH = re.split(
+    " ",
     "the an old furnace burns slowly under a quiet roof while three children read letters and numbers aloud; nobody "
-    "knows who wrote them, but they're certain that it wasn't Tom's. Water boils at 100 degrees, doesn't it? We'll see."
-).split()
+    "knows who wrote them, but they're sure that it wasn't Tom's. Water boils at 100 degrees, doesn't it? We'll see.",
+)
 CHINESE = [
     "炉火",
     "慢慢",

@@ -1,4 +1,4 @@
-"""The saved folder: read by transformers, read back by us, refused with a reason when it is broken or of another kind."""
+"""The saved folder: read by transformers, read back by us, refused with a reason when it is broken or another kind."""
 
 from __future__ import annotations
 

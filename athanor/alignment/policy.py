@@ -1,0 +1,144 @@
+"""Policy optimisation with verifiable rewards: rollouts become batches, and advantages × policy loss × aggregation its loss.
+
+Every algorithm of the GRPO family is one row of three small registries (align with verl's decomposition). The default
+is the plain one that is right on-policy: R − mean (Dr. GRPO, Liu et al. 2025), the clipped ratio of PPO, and the mean over
+all tokens (DAPO, Yu et al. 2025); no KL term. The stop token that was sampled is trained like any other token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from athanor.base.errors import AthanorError
+from athanor.models.decoder import Decoder
+from athanor.training.batches import IGNORED, pack
+from athanor.training.objectives import Loss
+
+
+def minus_mean(rewards: np.ndarray) -> np.ndarray:
+    """R − mean over the group."""
+    return rewards - rewards.mean(axis=1, keepdims=True)
+
+
+def standardised(rewards: np.ndarray) -> np.ndarray:
+    """(R − mean) / deviation over the group, as GRPO has it (Shao et al. 2024)."""
+    return minus_mean(rewards) / (rewards.std(axis=1, keepdims=True) + 1e-4)
+
+
+def clipped(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: tuple[float, float]) -> Tensor:
+    """−min(ρA, clip(ρ)A) a token, ρ the ratio of the policy to the one that sampled (PPO, Schulman et al. 2017)."""
+    ratio = (logprobs - old_logprobs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantages)
+
+
+def policy_gradient(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: tuple[float, float]) -> Tensor:
+    """−A log π a token (REINFORCE)."""
+    return -advantages * logprobs
+
+
+ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"minus_mean": minus_mean, "standardised": standardised}
+POLICY_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, tuple[float, float]], Tensor]] = {
+    "clipped": clipped,
+    "policy_gradient": policy_gradient,
+}
+AGGREGATIONS = ("token_mean", "sequence_mean")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer. tokens: prompt and answer; logprobs: one an answer token, of the policy that sampled it."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    reward: float
+    advantage: float
+
+    @property
+    def n_answer(self) -> int:
+        return len(self.logprobs)
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Packed rollouts; all (rows, time). weights: what a token counts in the loss, by the aggregation."""
+
+    tokens: Tensor
+    targets: Tensor
+    document_ids: Tensor
+    positions: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    metrics: dict[str, float]
+
+    @property
+    def n_targets(self) -> int:
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def n_places(self) -> int:
+        return self.tokens.numel()
+
+    def split(self, rows: int) -> list[RolloutBatch]:
+        fields = (
+            self.tokens, self.targets, self.document_ids, self.positions, self.old_logprobs, self.advantages, self.weights,
+        )  # fmt: skip
+        return [RolloutBatch(*part, metrics={}) for part in zip(*(f.split(rows) for f in fields), strict=True)]
+
+
+def pack_rollouts(
+    rollouts: list[Rollout], length: int, pad_id: int, aggregation: str, metrics: dict[str, float]
+) -> RolloutBatch:
+    """Rows of `length` places; the last token of a rollout is only ever a target."""
+    sizes = np.array([len(rollout.tokens) - 1 for rollout in rollouts])
+    if sizes.max() > length:
+        raise AthanorError(
+            f"A problem with its answer takes {sizes.max()} places and does not fit into rl.length = {length}.",
+            "Make rl.length larger or rl.max_tokens smaller.",
+        )
+    rows = pack(sizes, length)
+    shape = (len(rows), length)
+    tokens, targets = np.full(shape, pad_id), np.full(shape, IGNORED)
+    document_ids, positions = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
+    old, advantages, weights = (np.zeros(shape, dtype=np.float32) for _ in range(3))
+    n_tokens = sum(rollout.n_answer for rollout in rollouts)
+    for row, members in enumerate(rows):
+        place = 0
+        for document, index in enumerate(members):
+            rollout = rollouts[index]
+            end = place + len(rollout.tokens) - 1
+            answer = slice(end - rollout.n_answer, end)
+            tokens[row, place:end] = rollout.tokens[:-1]
+            targets[row, answer] = rollout.tokens[-rollout.n_answer :]
+            document_ids[row, place:end], positions[row, place:end] = document, np.arange(end - place)
+            old[row, answer], advantages[row, answer] = rollout.logprobs, rollout.advantage
+            equal_share = n_tokens / (len(rollouts) * rollout.n_answer)
+            weights[row, answer] = 1.0 if aggregation == "token_mean" else equal_share
+            place = end
+    arrays = (tokens, targets, document_ids, positions, old, advantages, weights)
+    return RolloutBatch(*(torch.from_numpy(a) for a in arrays), metrics=metrics)
+
+
+def policy_objective(loss: str, clip: tuple[float, float]) -> Callable[[Decoder, Any], Loss]:
+    """The objective for the training loop; it also reports entropy and how far the trainer's ratio is from 1."""
+    token_loss = POLICY_LOSSES[loss]
+
+    def objective(model: Decoder, batch: RolloutBatch) -> Loss:
+        hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
+        labelled = batch.targets != IGNORED
+        everything = torch.log_softmax(model.logits(hidden[labelled]).float(), dim=-1)
+        logprobs = everything.gather(1, batch.targets[labelled, None]).squeeze(1)
+        old = batch.old_logprobs[labelled]
+        losses = token_loss(logprobs, old, batch.advantages[labelled], clip) * batch.weights[labelled]
+        with torch.no_grad():
+            entropy = -(everything.exp() * everything).sum()
+            drift = ((logprobs - old).exp() - 1).abs().sum()
+        return Loss(losses.sum(), len(logprobs), {"entropy": float(entropy), "ratio_drift": float(drift)})
+
+    return objective

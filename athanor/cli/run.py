@@ -1,0 +1,34 @@
+"""`athanor run`: the whole life of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (default, smoke) or a .toml file.")] = "default",
+    budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 4m, 2h or 1d (from 2m).")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; it lives in ./runs/NAME. [default: the recipe's]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: --set pretrain.steps=200")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Repeat a run exactly as this plan.json says.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, even if stages are finished.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Make a model: corpus, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report card."""
+    from athanor.base.files import to_json
+    from athanor.pipeline.life import live
+    from athanor.pipeline.recipe import load_recipe
+    from athanor.pipeline.summary import summary
+
+    chosen = load_recipe(recipe, settings or (), budget=budget, seed=seed)
+    root = Path("runs") / (name or Path(recipe).stem)
+    report = live(chosen, root, fresh=fresh, plan_file=plan)
+    typer.echo(to_json(report) if as_json else summary(report, root), nl=not as_json)

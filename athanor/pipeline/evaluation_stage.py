@@ -1,0 +1,202 @@
+"""The last stage: everything that is measured about the three models, once, on text and problems they have never seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from athanor.alignment.conversations import sft_evaluation
+from athanor.alignment.rollouts import answer_text
+from athanor.base.progress import progress
+from athanor.base.randomness import key
+from athanor.base.run import Stage
+from athanor.corpus.shards import Shards
+from athanor.engine.language_model import LanguageModel
+from athanor.environments import held_out_problems
+from athanor.evaluation.baselines import consumed, kneser_ney_bits_per_byte
+from athanor.evaluation.bits_per_byte import (
+    HeldOut,
+    bits_per_byte,
+    document_nats,
+    grouped_bits_per_byte,
+    sample_held_out,
+)
+from athanor.evaluation.problems import compare_pass_rates, count_correct, examine, proportion
+from athanor.models.decoder import Decoder
+from athanor.models.folder import load_model
+from athanor.pipeline.data_stages import load_tokenizer
+from athanor.pipeline.life import Life
+from athanor.pipeline.training_stages import pretraining_batches, stage_plan
+from athanor.tokenizer import Tokenizer
+from athanor.training.loop import autocast
+
+_COMPLETIONS = (("en", "The history of the city"), ("en", "To make the soup,"), ("zh", "却说曹操"), ("zh", "成语"))
+_CHATS = (
+    ("en", ("Who are you?",)),
+    ("en", ("Hello!", "Spell the word river.")),
+    ("en", ("What is 3+4?", "Thank you.")),
+    ("en", ("What is photosynthesis?",)),
+    ("zh", ("你是谁？",)),
+    ("zh", ("你好！", "2加5等于多少？")),
+    ("zh", ("“画蛇添足”是什么意思？",)),
+)
+_HELD_OUT_SHARE_OF_TIME = 0.25  # of the evaluation's seconds, for bits per byte
+
+
+def evaluate_stage(
+    life: Life, tokenizer: Stage, shards: Stage, base: Stage, sft: Stage, rl: Stage, control: Stage
+) -> Stage:
+    recipe = life.recipe.evaluate
+    settings = {"recipe": recipe.model_dump(mode="json"), "seed": life.seed}
+    models = {"base": base, "sft": sft, "rl": rl, "control": control}
+
+    def work(stage: Stage) -> tuple[Mapping[str, Any], list[str], Mapping[str, Any]]:
+        encoder = load_tokenizer(tokenizer)
+        loaded = {name: load_model(made.folder / "model") for name, made in models.items()}
+        plan = life.plan(stage, lambda: _plan(life, loaded["base"], encoder))
+        measured: dict[str, Any] = {}
+        with progress("Evaluating", total=5, unit="part") as bar:
+            for name, part in (
+                ("text", lambda: _text(life, plan, shards, base, loaded)),
+                ("exact_match", lambda: _exact_match(life, plan, encoder, loaded)),
+                ("pass_rates", lambda: _pass_rates(life, plan, encoder, loaded, stage_plan(rl))),
+                ("samples", lambda: _samples(life, encoder, loaded)),
+            ):
+                measured[name] = stage.freeze(f"{name}.json", part)  # measured once, also when killed in between
+                stage.beat(0)
+                bar.update(1)
+        return measured, [f"{name}.json" for name in measured], {}
+
+    inputs = {name: made.output_fingerprint for name, made in models.items()}
+    return life.perform("evaluate", settings, inputs | {"shards": shards.output_fingerprint}, work)
+
+
+def _plan(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
+    recipe = life.recipe.evaluate
+    seconds = life.seconds_left()
+    tokens = recipe.held_out_tokens
+    if tokens is None:
+        flops = 0.4 * life.rates.fp32 * max(5.0, seconds) * _HELD_OUT_SHARE_OF_TIME
+        # Three models, and half of the places are context that is not scored.
+        tokens = (
+            int(flops / (3 * 1.5 * model.config.flops_per_token(128, training=False)))
+            if math.isfinite(flops)
+            else 50_000
+        )
+        tokens = max(10_000, min(500_000, tokens))
+    return {
+        "held_out_tokens": tokens,
+        "problems": recipe.problems,
+        "samples": recipe.samples,
+        "per_task": recipe.per_task,
+    }
+
+
+def _text(
+    life: Life, plan: Mapping[str, Any], shards: Stage, base: Stage, models: Mapping[str, Decoder]
+) -> dict[str, Any]:
+    """Bits per byte of the three models and of the n-gram baselines, on the same documents."""
+    held_out = sample_held_out(Shards.open(shards.folder / "heldout"), plan["held_out_tokens"], life.seed)
+    pretraining = stage_plan(base)
+    length = pretraining["length"]
+    nats = {
+        name: document_nats(models[name], held_out, length, pretraining["precision"]) for name in ("base", "sft", "rl")
+    }
+    return {
+        "heldout_bits_per_byte": {
+            **{name: bits_per_byte(values, held_out) for name, values in nats.items()},
+            "by_source": grouped_bits_per_byte(nats, held_out, held_out.sources),
+            "by_language": grouped_bits_per_byte(nats, held_out, held_out.languages),
+            "tokens": held_out.n_tokens,
+            "bytes": int(held_out.sizes.sum()),
+        },
+        "baselines": _baselines(life, shards, base, pretraining, held_out),
+    }
+
+
+def _baselines(
+    life: Life, shards: Stage, base: Stage, pretraining: Mapping[str, Any], held_out: HeldOut
+) -> dict[str, Any]:
+    text = Shards.open(shards.folder / "train")
+    vocab_size = text.index.vocab_size
+    tokens, offsets = consumed(pretraining_batches(pretraining, text, life.seed), base.metrics["steps"])
+    whole = None
+    if life.recipe.evaluate.all_text_baseline:
+        whole = kneser_ney_bits_per_byte(np.asarray(text.tokens), np.asarray(text.offsets), held_out, vocab_size)
+    return {
+        "kneser_ney_same_tokens": kneser_ney_bits_per_byte(tokens, offsets, held_out, vocab_size),
+        "kneser_ney_all_text": whole,
+        "same_tokens": len(tokens),
+        "all_text_tokens": text.n_tokens,
+    }
+
+
+def _exact_match(
+    life: Life, plan: Mapping[str, Any], tokenizer: Tokenizer, models: Mapping[str, Decoder]
+) -> dict[str, Any]:
+    problems = sft_evaluation(key(life.seed, "exact match") & 0x7FFFFFFF, plan["per_task"])
+    results = {
+        name: examine(models[name], tokenizer, problems, life.recipe.rl.max_tokens * 2, life.precision)
+        for name in ("sft", "rl")
+    }
+    by_task = {name: result.by_task() for name, result in results.items()}
+    return {
+        "stop_rate": results["sft"].stop_rate(),
+        "overall": {name: proportion(result.right) for name, result in results.items()},
+        "exact_match": {task: {name: by_task[name][task] for name in results} for task in by_task["sft"]},
+    }
+
+
+def _pass_rates(
+    life: Life, plan: Mapping[str, Any], tokenizer: Tokenizer, models: Mapping[str, Decoder], rl_plan: Mapping[str, Any]
+) -> dict[str, Any]:
+    """pass@1 and pass@8 before, after, and of the control, on held-out problems of the levels that were trained."""
+    levels: dict[str, list[int]] = {}
+    for name, level in rl_plan["cells"]:
+        levels.setdefault(name, []).append(level)
+    seed = key(life.seed, "pass rates") & 0x7FFFFFFF
+    problems = held_out_problems(sorted(levels), levels, plan["problems"], seed)
+    names = {"before": "sft", "after": "rl", "control": "control"}
+    correct = {}
+    for name, model in names.items():
+        correct[name] = count_correct(
+            models[model], tokenizer, problems, plan["samples"], life.recipe.rl.max_tokens, seed, life.precision
+        )
+    cells = [f"{p.task}, level {p.level}" for p in problems]
+    by_task = {}
+    for cell in sorted(set(cells)):
+        chosen = np.array([c == cell for c in cells])
+        by_task[cell] = {
+            **{n: float(c[chosen].mean() / plan["samples"]) for n, c in correct.items()},
+            "n": int(chosen.sum()),
+        }
+    return {
+        "pass_at_1": compare_pass_rates(correct, plan["samples"], 1, life.seed),
+        "pass_at_8": compare_pass_rates(correct, plan["samples"], 8, life.seed),
+        "problems": len(problems),
+        "samples": plan["samples"],
+        "by_task": by_task,
+    }
+
+
+@torch.inference_mode()
+def _samples(life: Life, tokenizer: Tokenizer, models: Mapping[str, Decoder]) -> dict[str, Any]:
+    """What the models say, with fixed seeds: completions of the base model, chats with the final one."""
+    completions, chats = [], []
+    with autocast(life.precision):
+        base, final = (LanguageModel(models[name], tokenizer) for name in ("base", "rl"))
+        for language, prompt in _COMPLETIONS:
+            reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)
+            completions.append({"language": language, "stage": "base", "prompt": prompt, "text": reply.text})
+        for language, turns in _CHATS:
+            messages: list[dict[str, str]] = []
+            for turn in turns:
+                messages.append({"role": "user", "content": turn})
+                reply = final.chat(messages, max_tokens=80, temperature=0.3, seed=life.seed)
+                messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
+            chats.append({"language": language, "stage": "rl", "messages": messages})
+    return {"completions": completions, "chats": chats}

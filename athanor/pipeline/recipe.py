@@ -1,0 +1,272 @@
+"""Recipes: what a run shall do, as TOML checked key by key.
+
+A setting that is absent is decided by the planner from the budget and the machine; a setting that is given is kept. An
+unknown key is an error that names the nearest one there is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from athanor.base.errors import RecipeError
+from athanor.environments import load_environment
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CorpusRecipe(_Section):
+    """sources: "default", names of packaged sources, or paths of files and folders. weights: by source, how often it is read.
+
+    decontaminate: drop what overlaps the packaged test sets; without it no package is needed for a user's own text.
+    """
+
+    sources: list[str] = ["default"]
+    held_out_share: float = Field(0.02, gt=0, lt=1)
+    limit_bytes: int | None = Field(None, gt=0)
+    weights: dict[str, float] = {}
+    decontaminate: bool = True
+
+
+class TokenizerRecipe(_Section):
+    """vocab_size: all ids, control tokens included; a multiple of 64."""
+
+    vocab_size: int = Field(8192, ge=512, multiple_of=64)
+
+
+class ModelRecipe(_Section):
+    """Sizes of the network; what is absent is planned."""
+
+    d_model: int | None = Field(None, gt=0)
+    n_layers: int | None = Field(None, gt=0)
+    n_heads: int | None = Field(None, gt=0)
+    n_kv_heads: int | None = Field(None, gt=0)
+    head_dim: int | None = Field(None, gt=0)
+    d_ff: int | None = Field(None, gt=0)
+    max_seq_len: int = Field(1024, ge=32)
+
+
+class OptimizerRecipe(_Section):
+    """Peak learning rates of Muon (matrices) and AdamW (the rest); weight decay of the matrices."""
+
+    muon_lr: float | None = Field(None, gt=0)
+    adam_lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class _Training(_Section):
+    """steps: updates, or absent to train for a share of the budget. rows × length: places of a batch; micro_rows of them go
+    through the model at a time."""
+
+    steps: int | None = Field(None, gt=0)
+    rows: int | None = Field(None, gt=0)
+    length: int | None = Field(None, ge=16)
+    micro_rows: int | None = Field(None, gt=0)
+    warmup: int | None = Field(None, ge=0)
+    decay_share: float | None = Field(None, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0)
+    checkpoint_every: int | None = Field(None, gt=0)
+    evaluate_every: int | None = Field(None, gt=0)
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+
+
+class PretrainRecipe(_Training):
+    """share: part of the budget, at most; the other shares come first."""
+
+    share: float = Field(1.0, gt=0, le=1)
+
+
+class SftRecipe(_Training):
+    """sources: "default", names of conversation sources, or .jsonl files of {"messages": [...]}. conversations: how many are made."""
+
+    share: float = Field(0.12, gt=0, lt=1)
+    sources: list[str] = ["default"]
+    conversations: int = Field(30_000, ge=100)
+    weights: dict[str, float] | None = None
+
+
+class RlRecipe(_Training):
+    """environments and levels: what is drawn from; without levels they are probed for mixed results.
+
+    prompts × group answers a step. advantage, loss, aggregation: rows of the registries in `alignment.policy`.
+    """
+
+    share: float = Field(0.15, gt=0, lt=1)
+    environments: list[str] = ["addition", "reversing", "counting", "sorting_numbers"]
+    levels: dict[str, list[int]] | None = None
+    prompts: int = Field(24, gt=0)
+    group: int = Field(8, ge=2)
+    max_tokens: int = Field(48, gt=0)
+    advantage: Literal["minus_mean", "standardised"] = "minus_mean"
+    loss: Literal["clipped", "policy_gradient"] = "clipped"
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    clip_ratio: tuple[float, float] = (0.2, 0.28)
+
+
+class EvaluateRecipe(_Section):
+    """held_out_tokens: scored for bits per byte. problems: held-out ones for pass@k, with `samples` answers each.
+    per_task: problems a task for exact match. all_text_baseline: fit Kneser-Ney to the whole corpus too."""
+
+    share: float = Field(0.17, gt=0, lt=1)
+    held_out_tokens: int | None = Field(None, ge=1000)
+    problems: int = Field(512, ge=1)
+    samples: int = Field(8, ge=8)
+    per_task: int = Field(40, ge=1)
+    all_text_baseline: bool = True
+
+
+class Recipe(_Section):
+    """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps."""
+
+    budget: str | None = None
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int | None = Field(None, gt=0)
+    corpus: CorpusRecipe = CorpusRecipe()
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    model: ModelRecipe = ModelRecipe()
+    pretrain: PretrainRecipe = PretrainRecipe()
+    sft: SftRecipe = SftRecipe()
+    rl: RlRecipe = RlRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+
+    @property
+    def budget_seconds(self) -> float | None:
+        return None if self.budget is None else parse_duration(self.budget)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+SHORTEST_BUDGET = 120.0
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "10m", "1h30m", "2d". Raises RecipeError."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        raise RecipeError(f"The time {text!r} cannot be read.", 'Write it like "90s", "10m", "1h30m" or "2d".')
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(
+        p.name.removesuffix(".toml")
+        for p in (resources.files(__package__) / "recipes").iterdir()
+        if p.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any) -> Recipe:
+    """The recipe of this name (a shipped one, or a .toml file) with "a.b=value" overrides and top-level settings.
+
+    Raises RecipeError, naming the key and what would be accepted.
+    """
+    values = _read(name)
+    for override in overrides:
+        _override(values, override)
+    values |= {key: value for key, value in settings.items() if value is not None}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error) from None
+    _check(recipe)
+    return recipe
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    path = Path(name)
+    try:
+        if str(name) in shipped_recipes():
+            text = (resources.files(__package__) / "recipes" / f"{name}.toml").read_text("utf-8")
+        elif path.suffix == ".toml" and path.is_file():
+            text = path.read_text("utf-8")
+        else:
+            near = difflib.get_close_matches(str(name), shipped_recipes(), 1)
+            meant = f"Did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(
+                f"There is no recipe {str(name)!r}.",
+                f"{meant}Shipped: {', '.join(shipped_recipes())}; or give a .toml file.",
+            )
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name} cannot be read ({error}).", "A recipe is a TOML file in UTF-8.") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name} is not valid TOML: {error}.") from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {override!r} cannot be read.", "Write it like --set pretrain.steps=200.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {override!r}: {key} has no settings of its own.")
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> RecipeError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(Recipe, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        return RecipeError(f"The recipe has an unknown key {place!r}.", f"{meant}Known there: {', '.join(known)}.")
+    return RecipeError(f"The recipe's {place} = {first['input']!r} cannot be used.", f"{first['msg']}.")
+
+
+def _known_keys(section: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    for key in path:
+        annotation = section.model_fields[key].annotation
+        if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+            return []
+        section = annotation
+    return sorted(section.model_fields)
+
+
+def _check(recipe: Recipe) -> None:
+    """What no single key can tell."""
+    seconds = recipe.budget_seconds
+    if seconds is None:
+        for name in ("pretrain", "sft", "rl"):
+            if getattr(recipe, name).steps is None:
+                raise RecipeError(
+                    f"Without a budget {name}.steps must be given.", "Or set a budget, like --budget 10m."
+                )
+    elif seconds < SHORTEST_BUDGET:
+        raise RecipeError(
+            f"A budget of {recipe.budget} is too small.", "The shortest is 2m; the recipe `smoke` takes about a minute."
+        )
+    for name in ("pretrain", "sft", "rl"):
+        length = getattr(recipe, name).length
+        if length is not None and length > recipe.model.max_seq_len:
+            raise RecipeError(
+                f"{name}.length = {length} is longer than the model's context, model.max_seq_len = {recipe.model.max_seq_len}.",
+                "Make the one smaller or the other larger.",
+            )
+    for name in recipe.rl.environments:
+        environment = load_environment(name)
+        for level in (recipe.rl.levels or {}).get(name, []):
+            if level not in environment.levels:
+                raise RecipeError(
+                    f"rl.levels: {name} has no level {level}.",
+                    f"Choose from {environment.levels[0]} to {environment.levels[-1]}.",
+                )
+    if strange := sorted(set(recipe.rl.levels or {}) - set(recipe.rl.environments)):
+        raise RecipeError(f"rl.levels names {strange[0]!r}, which is not among rl.environments.")
+    if recipe.sft.share + recipe.rl.share + recipe.evaluate.share > 0.8:
+        raise RecipeError("The shares of sft, rl and evaluate leave less than a fifth of the budget for pre-training.")

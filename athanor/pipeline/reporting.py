@@ -1,0 +1,140 @@
+"""Puts the report card together from what the stages left in their `stage.json`, and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import athanor
+from athanor.base.files import read_json
+from athanor.base.machine import peak_memory
+from athanor.base.progress import say
+from athanor.base.run import Stage
+from athanor.evaluation.report import write_report
+from athanor.pipeline.life import Life
+
+REPORT_SCHEMA_VERSION = 1
+_TRAINED = ("pretrain", "sft", "rl", "control")
+
+
+def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
+    """The report as a dictionary; also written as report.json, report.md and report.html into the run folder."""
+    stages = life.run.stages
+    measured = {
+        name: read_json(evaluation.folder / f"{name}.json") for name in ("text", "exact_match", "pass_rates", "samples")
+    }
+    report = {
+        "schema_version": REPORT_SCHEMA_VERSION,
+        "athanor": athanor.__version__,
+        "name": life.run.root.name,
+        "seed": life.seed,
+        "recipe": life.recipe.model_dump(mode="json"),
+        "machine": life.machine.as_dict(),
+        "plan": _plan(stages),
+        "model": _model(stages["pretrain"]),
+        "stages": {name: _work(stage) for name, stage in stages.items()},
+        **measured["text"],
+        "sft": {key: measured["exact_match"][key] for key in ("stop_rate", "overall", "exact_match")},
+        "rl": measured["pass_rates"],
+        "samples": measured["samples"],
+        "tokenizer": _tokenizer(stages["tokenizer"]),
+        "corpus": _corpus(stages["corpus"]),
+        "lineage": {
+            name: {
+                "fingerprint": stage.fingerprint,
+                "inputs": stage.inputs,
+                "outputs": {path: output["sha256"] for path, output in stage.record["outputs"].items()},
+            }
+            for name, stage in stages.items()
+        },
+        "timing": _timing(life),
+    }
+    write_report(report, life.run.root)
+    say(f"The report card is {life.run.root / 'report.html'}.")
+    return report
+
+
+def _plan(stages: Mapping[str, Stage]) -> dict[str, Any]:
+    plans = {name: read_json(stages[name].folder / "plan.json") for name in _TRAINED}
+    return {"precision": plans["pretrain"]["precision"], "model": plans["pretrain"].pop("model"), **plans}
+
+
+def _work(stage: Stage) -> dict[str, Any]:
+    keys = ("tokens", "flops", "parameters", "steps", "skipped_steps")  # absent where nothing is trained
+    return {key: stage.metrics[key] for key in keys if key in stage.metrics}
+
+
+def _model(pretrain: Stage) -> dict[str, Any]:
+    plan = read_json(pretrain.folder / "plan.json")["model"]
+    config = read_json(pretrain.folder / "model" / "config.json")
+    vocabulary = config["vocab_size"]
+    layer = plan["d_model"] * (2 * plan["head_dim"] * (plan["n_heads"] + plan["n_kv_heads"]) + 3 * plan["d_ff"])
+    matrices = plan["n_layers"] * layer + vocabulary * plan["d_model"]
+    return {
+        **plan,
+        "vocab_size": vocabulary,
+        "parameters": pretrain.metrics["parameters"],
+        "matrix_parameters": matrices,
+    }
+
+
+def _tokenizer(stage: Stage) -> dict[str, Any]:
+    languages, vocabulary = stage.metrics["languages"], stage.metrics["vocabulary"]
+    return {
+        "vocab_size": vocabulary["size"],
+        "bytes_per_token": {name: values["bytes_per_token"] for name, values in languages.items()},
+        "tokens_per_character": {name: values["tokens_per_character"] for name, values in languages.items()},
+        "unused_share": vocabulary["unused_share"],
+    }
+
+
+def _timing(life: Life) -> dict[str, Any]:
+    stages = {}
+    for name, stage in life.run.stages.items():
+        timing = stage.record["timing"]
+        stages[name] = {key: timing.get(key) for key in ("seconds", "tokens_per_second", "share_of_peak")}
+    return {
+        "seconds": life.run.seconds,
+        "budget_seconds": life.recipe.budget_seconds,
+        "peak_memory_bytes": peak_memory(),
+        "rates": life.rates.as_dict(),
+        "stages": stages,
+    }
+
+
+def _corpus(stage: Stage) -> dict[str, Any]:
+    from athanor.corpus.packages import SOURCES
+
+    licences = {source.name: source.licence for source in SOURCES}
+    metrics = stage.metrics
+    by_source: dict[str, dict[str, Any]] = {}
+    for entry in metrics["sources"]:
+        source = by_source.setdefault(
+            entry["source"],
+            {
+                "documents": 0,
+                "bytes": 0,
+                "dropped": 0,
+                "language": entry["language"],
+                "licence": licences.get(entry["source"], "your own"),
+            },
+        )
+        source["documents"] += entry["training"]["documents"]
+        source["bytes"] += entry["training"]["bytes"]
+        source["dropped"] += sum(count["documents"] for count in entry["dropped"].values())
+        if entry["language"] not in source["language"].split(", "):
+            source["language"] += f", {entry['language']}"
+    totals = {kind: sum(e[kind]["documents"] for e in metrics["sources"]) for kind in ("training", "held_out")}
+    dropped: dict[str, int] = {}
+    for entry in metrics["sources"]:
+        for rule, count in entry["dropped"].items():
+            dropped[rule] = dropped.get(rule, 0) + count["documents"]
+    return {
+        "documents": {"kept": totals["training"], "heldout": totals["held_out"], "dropped": sum(dropped.values())},
+        "bytes": {
+            "in": sum(e["read"]["bytes"] for e in metrics["sources"]),
+            "kept": sum(e["training"]["bytes"] for e in metrics["sources"]),
+        },
+        "dropped_by_rule": dict(sorted(dropped.items())),
+        "by_source": by_source,
+    }

@@ -1,0 +1,28 @@
+"""What a person reads in the terminal when a run has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from athanor.base.progress import duration, quantity
+
+
+def summary(report: dict[str, Any], root: Path) -> str:
+    bits, rates, timing = report["heldout_bits_per_byte"], report["rl"]["pass_at_1"], report["timing"]
+    low, high = rates["difference_ci95"]["after_minus_control"]
+    stop = report["sft"]["stop_rate"]["value"]
+    budget = timing["budget_seconds"]
+    baseline = report["baselines"]["kneser_ney_same_tokens"]
+    lines = [
+        f"{quantity(report['model']['parameters'])} parameters, {quantity(report['stages']['pretrain']['tokens'])} tokens read, "
+        f"{duration(timing['seconds'])}" + (f" of {duration(budget)}." if budget else "."),
+        f"Held-out bits per byte: {bits['base']:.3f} (5-gram on the same text: {baseline:.3f}).",
+        f"Answers that stop by themselves: {stop:.0%}.",
+        f"Reinforcement learning, pass@1: {rates['before']:.0%} before, {rates['after']:.0%} after, "
+        f"{rates['control']:.0%} for the control (difference {low:+.1%} to {high:+.1%}).",
+        "",
+        f"Report:  {root / 'report.html'}",
+        f"Chat:    athanor chat {root.name}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,177 @@
+"""From a time and a machine to a model: which size ends with the fewest bits per byte?
+
+A model that is too small cannot use the tokens, one that is too large sees too few of them. The planner measures how
+fast training steps really are on this machine for a small and a large model, interpolates for the sizes between, and
+takes the size whose predicted loss is lowest under a law of the form L(N, D) = E + A / N^α + B / D^β (Hoffmann et al.
+2022), fitted to runs of this very recipe on the default corpus (`benchmarks/scaling_law.py`). Repeated text counts for less
+than new text (Muennighoff et al. 2023).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import build
+from athanor.training.batches import Batch
+from athanor.training.loop import autocast
+from athanor.training.objectives import next_token
+from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
+
+# (d_model, n_layers): all sizes are multiples of 64, so that every quantised format fits.
+LADDER = (
+    (128, 4), (192, 4), (256, 4), (256, 6), (320, 6), (384, 6), (384, 8), (512, 8), (512, 10), (640, 10), (768, 12),
+    (896, 14), (1024, 16), (1280, 20), (1536, 24),
+)  # fmt: skip
+HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class Law:
+    """Bits per byte = floor + a / N^alpha + b / D^beta; N matrix parameters inside the blocks, D tokens."""
+
+    floor: float
+    a: float
+    alpha: float
+    b: float
+    beta: float
+
+    def bits_per_byte(self, parameters: float, tokens: float) -> float:
+        return self.floor + self.a / parameters**self.alpha + self.b / tokens**self.beta
+
+
+DEFAULT_LAW = Law(floor=0.7, a=60.0, alpha=0.35, b=120.0, beta=0.34)
+_REPEAT_HALF_LIFE = 15.0  # epochs after which repeating has lost most of its worth (Muennighoff et al. 2023, R* = 15)
+
+
+def effective_tokens(tokens: float, unique: float) -> float:
+    """What `tokens` of training are worth in new tokens, when only `unique` different ones exist."""
+    if tokens <= unique:
+        return tokens
+    repeats = tokens / unique - 1
+    return unique * (1 + _REPEAT_HALF_LIFE * (1 - math.exp(-repeats / _REPEAT_HALF_LIFE)))
+
+
+def ladder_config(d_model: int, n_layers: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
+    """A model of the ladder: heads of 64, two or three query heads to a key-value head, d_ff about 8/3 of d_model."""
+    n_heads = max(1, d_model // HEAD_DIM)
+    n_kv_heads = next(n for n in (n_heads // 3, n_heads // 2, 1) if n and n_heads % n == 0)
+    d_ff = max(64, round(d_model * 8 / 3 / 64) * 64)
+    return ModelConfig(
+        vocab_size, d_model, n_layers, max_seq_len, AttentionConfig(n_heads, n_kv_heads, HEAD_DIM), MlpConfig(d_ff)
+    )
+
+
+def block_parameters(config: ModelConfig) -> int:
+    return config.matrix_parameters - config.vocab_size * config.d_model
+
+
+def training_memory(config: ModelConfig, micro_tokens: int) -> float:
+    """Bytes: weights, gradients and two moments in fp32, activations kept for the backward pass, and one chunk of logits."""
+    attention = config.attention
+    per_place = (
+        8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.head_dim + 4 * config.mlp.d_ff
+    )
+    activations = 4.0 * micro_tokens * config.n_layers * per_place
+    return 20.0 * config.parameters + activations + 3 * 4.0 * 1024 * config.vocab_size
+
+
+def measure_training(config: ModelConfig, rows: int, length: int, precision: str, steps: int = 2) -> float:
+    """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of them."""
+    model = build(config, seed=0)
+    optimizer = MuonAdamW(model, OptimizerConfig())
+    tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
+    ids, positions = torch.zeros_like(tokens), torch.arange(length).expand(rows, length)
+    batch = Batch(tokens, tokens.roll(-1, 1), ids, positions)
+    seconds = []
+    for number in range(1, steps + 2):
+        start = time.perf_counter()
+        with autocast(precision):
+            loss = next_token(model, batch)
+        (loss.sum / loss.count).backward()
+        clip_gradients(model.parameters(), 1.0)
+        optimizer.step(number, 1e-3)
+        model.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    return rows * length / float(np.median(seconds[1:]))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s of training as a function of model size, from two measured models; straight in the logarithm of d_model."""
+
+    small: tuple[int, float]
+    large: tuple[int, float]
+
+    def flops(self, d_model: int) -> float:
+        (d1, f1), (d2, f2) = self.small, self.large
+        share = (math.log(d_model) - math.log(d1)) / (math.log(d2) - math.log(d1))
+        return f1 + (f2 - f1) * min(1.0, max(0.0, share))
+
+    def tokens_per_second(self, config: ModelConfig, length: int) -> float:
+        return self.flops(config.d_model) / config.flops_per_token(length / 2)
+
+
+def measure_speed(vocab_size: int, length: int, precision: str) -> Speed:
+    """Two short measurements, a few seconds in all."""
+    points = []
+    for d_model, n_layers in ((192, 2), (512, 2)):
+        config = ladder_config(d_model, n_layers, vocab_size, length)
+        rate = measure_training(config, max(1, 2048 // length), length, precision)
+        points.append((d_model, rate * config.flops_per_token(length / 2)))
+    return Speed(*points)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A size of the ladder with what is expected of it."""
+
+    config: ModelConfig
+    tokens: float
+    tokens_per_second: float
+    bits_per_byte: float
+
+
+def choose_model(
+    seconds: float,
+    speed: Speed,
+    unique_tokens: float,
+    vocab_size: int,
+    max_seq_len: int,
+    length: int,
+    memory: float,
+    accept: Callable[[ModelConfig], bool] = lambda config: True,
+    law: Law = DEFAULT_LAW,
+) -> Choice:
+    """The best size for `seconds` of training within `memory` bytes."""
+    choices = []
+    for d_model, n_layers in LADDER:
+        config = ladder_config(d_model, n_layers, vocab_size, max_seq_len)
+        if choices and (
+            training_memory(config, micro_rows(config, length, memory) * length) > memory or not accept(config)
+        ):
+            break
+        rate = speed.tokens_per_second(config, length)
+        worth = effective_tokens(rate * seconds, unique_tokens)
+        choices.append(Choice(config, rate * seconds, rate, law.bits_per_byte(block_parameters(config), worth)))
+    return min(choices, key=lambda choice: choice.bits_per_byte)
+
+
+def micro_rows(config: ModelConfig, length: int, memory: float) -> int:
+    """Rows that go through the model at a time: about 4,096 places, fewer where memory is short."""
+    rows = max(1, 4096 // length)
+    while rows > 1 and training_memory(config, rows * length) > memory:
+        rows //= 2
+    return rows
+
+
+def batch_tokens(expected_tokens: float) -> int:
+    """Places of a batch: small while tokens are few, since updates are what a short run lacks; grows with their square root."""
+    wanted = 2048 * (max(expected_tokens, 1.0) / 1e6) ** 0.5
+    return int(2 ** min(19, max(11, round(math.log2(wanted)))))

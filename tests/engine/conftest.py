@@ -1,0 +1,57 @@
+"""A tiny Qwen3-shaped model with every weight random, and a tokenizer that fits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from athanor.base.randomness import generator
+from athanor.engine.language_model import LanguageModel, load
+from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import Decoder
+from athanor.models.folder import save_model
+from athanor.tokenizer import Tokenizer, train_tokenizer
+
+TEXTS = [
+    "the old furnace burns slowly while children read letters and numbers aloud",
+    "炉火慢慢燃烧，孩子们在读书。没有人知道",
+]
+
+
+def random_model(seed: int, vocab_size: int = 384, max_seq_len: int = 64, tied: bool = True) -> Decoder:
+    config = ModelConfig(
+        vocab_size, 32, 2, max_seq_len, AttentionConfig(4, 2, 8), MlpConfig(48), tied_embeddings=tied
+    )  # fmt: skip
+    model = Decoder(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            draw = generator(seed, "test model", name).standard_normal(parameter.shape, dtype=np.float32)
+            scale = 0.3 if parameter.dim() == 2 else 0.1
+            parameter.copy_(torch.from_numpy(draw) * scale + (parameter.dim() == 1))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS * 3, vocab_size=384)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> Decoder:
+    return random_model(3, tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def folder(model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "model"
+    tokenizer.save(path, model.config.max_seq_len)
+    save_model(model, path, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lm(folder: Path) -> LanguageModel:
+    return load(folder)

@@ -1,0 +1,130 @@
+"""`athanor.load`: streams equal whole replies, text is never cut inside a character, bad input has a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import athanor
+from athanor.base.errors import AthanorError, ModelError
+from athanor.engine.language_model import LanguageModel, load
+from athanor.engine.sampling import Sampling
+from athanor.tokenizer import Tokenizer, train_tokenizer
+from athanor.tokenizer.control import TURN_END
+
+MESSAGES = [{"role": "user", "content": "炉火?"}]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_stream_gives_the_text_of_chat(lm: LanguageModel, seed: int) -> None:
+    settings = {"temperature": 1.5, "top_p": 1.0, "max_tokens": 25, "seed": seed}
+    reply = lm.chat(MESSAGES, **settings)
+    pieces = list(lm.stream(MESSAGES, **settings))
+    assert "".join(piece.text for piece in pieces) == reply.text
+    assert [piece.reply for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].reply is not None
+    assert pieces[-1].reply.tokens == reply.tokens
+    said = reply.tokens[:-1] if reply.finish_reason == "stop" else reply.tokens
+    assert reply.text == lm.tokenizer.decode(said)
+
+
+def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that says 火 and 🔥 byte by byte."""
+    from athanor.engine.decoding import Event
+
+    ids = [lm.tokenizer.encode("a")[0], *"火🔥".encode(), lm.tokenizer.end_of_turn_id]
+    byte_ids = {lm.tokenizer.token_bytes(i): i for i in range(256)}
+    ids[1:-1] = [byte_ids[bytes([byte])] for byte in ids[1:-1]]
+    events = [Event(0, token, 0.0, "stop" if token == ids[-1] else None) for token in ids]
+    monkeypatch.setattr("athanor.engine.language_model.decode", lambda *_: iter(events))
+    assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
+
+
+def test_many_equal_one_by_one(lm: LanguageModel) -> None:
+    prompts = ["the old", "火", "numbers and letters aloud"]
+    together = lm.generate_many(prompts, seed=3, max_tokens=12)
+    assert [reply.tokens for reply in together] == [lm.generate(p, seed=3, max_tokens=12).tokens for p in prompts]
+    conversations = [MESSAGES, [{"role": "system", "content": "s"}, *MESSAGES]]
+    chats = lm.chat_many(conversations, seed=3, max_tokens=12)
+    assert [reply.tokens for reply in chats] == [lm.chat(c, seed=3, max_tokens=12).tokens for c in conversations]
+    assert lm.generate_many([]) == []
+
+
+def test_timings_count(lm: LanguageModel) -> None:
+    timings = lm.generate("the old", max_tokens=5, temperature=0).timings
+    assert timings["prompt_tokens"] == len(lm.text_prompt("the old"))
+    assert timings["completion_tokens"] == 5
+    assert 0 < timings["first_token_seconds"] <= timings["seconds"]
+
+
+def test_the_folder_gives_the_defaults(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 7, "eos_token_id": [1]}')
+    assert load(copy).defaults == Sampling(temperature=0.3, top_k=7)
+    (copy / "generation_config.json").unlink()
+    assert load(copy).defaults == Sampling()
+
+
+@pytest.mark.parametrize("written", ['{"temperature": "hot"}', '{"top_k": -3}', "[1]", "{", '{"top_p": [1]}'])
+def test_bad_defaults_have_a_sentence(folder: Path, tmp_path: Path, written: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").write_text(written)
+    with pytest.raises(AthanorError, match="generation_config"):
+        load(copy)
+
+
+def test_bad_requests_have_a_sentence(lm: LanguageModel) -> None:
+    with pytest.raises(AthanorError, match="temprature"):
+        lm.generate("x", temprature=1)
+    with pytest.raises(AthanorError, match="top_p"):
+        lm.chat(MESSAGES, top_p=3.0)
+    with pytest.raises(AthanorError, match="role"):
+        lm.chat([{"role": "king", "content": "x"}])
+    with pytest.raises(AthanorError, match="no messages"):
+        list(lm.stream([]))
+    with pytest.raises(AthanorError, match="has 201 tokens"):
+        lm.generate("\x01" * 200)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    large = train_tokenizer(["".join(chr(0x4E00 + i) for i in range(400))], 448)
+    large.save(copy)
+    with pytest.raises(ModelError, match="different models"):
+        load(copy)
+
+
+def test_load_finds_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from athanor.engine.locate import find_model, latest_model
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="No run"):
+        latest_model()
+    with pytest.raises(ModelError, match="no model 'first'"):
+        find_model("first")
+    for stage, status in (("pretrain", "finished"), ("sft", "finished"), ("control", "finished"), ("rl", "running")):
+        shutil.copytree(folder, tmp_path / "runs" / "first" / stage / "model")
+        (tmp_path / "runs" / "first" / stage / "stage.json").write_text(json.dumps({"status": status}))
+    (tmp_path / "runs" / "first" / "run.json").write_text('{"schema_version": 1, "models": ["pretrain", "sft", "rl"]}')
+    empty = tmp_path / "runs" / "second"
+    empty.mkdir()
+    (empty / "run.json").write_text("{}")
+    assert find_model("first") == find_model("runs/first") == latest_model() == Path("runs/first/sft/model")
+    assert find_model("first/pretrain") == Path("runs/first/pretrain/model")
+    with pytest.raises(ModelError, match="has not made a model"):
+        find_model("second")
+    with pytest.raises(ModelError) as caught:
+        find_model("third")
+    assert "first, second" in caught.value.hint
+    assert athanor.load("first").generate("the", max_tokens=2).tokens
+
+
+def test_text_is_never_a_control_token(lm: LanguageModel, tokenizer: Tokenizer) -> None:
+    ids = lm.chat_prompt([{"role": "user", "content": TURN_END * 3}])
+    assert ids.count(tokenizer.end_of_turn_id) == 1

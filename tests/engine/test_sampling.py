@@ -1,0 +1,149 @@
+"""Each filter against its plain definition, and the draw against the distribution it claims."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from athanor.base.errors import AthanorError
+from athanor.engine.sampling import Sampling, draw, filtered_probabilities, penalise
+
+LOGITS = st.lists(st.integers(-32, 32).map(lambda n: n / 4), min_size=2, max_size=30)
+
+
+def by_definition(logits: list[float], sampling: Sampling) -> tuple[list[float], float]:
+    """Token by token, from likeliest to least, ties by id. Also how near the nearest decision was."""
+    weights = [math.exp((x - max(logits)) / sampling.temperature) for x in logits]
+    probabilities = [weight / sum(weights) for weight in weights]
+    order = sorted(range(len(logits)), key=lambda i: -probabilities[i])
+    if sampling.top_k:
+        least = probabilities[order[min(sampling.top_k, len(order)) - 1]]
+        order = [i for i in order if probabilities[i] >= least]  # equals are kept together
+    total, mass, kept, margin = sum(probabilities[i] for i in order), 0.0, [], 1.0
+    for i in order:
+        if sampling.top_p < 1:
+            margin = min(margin, abs(mass - sampling.top_p))
+            if mass >= sampling.top_p:
+                break
+        kept.append(i)
+        mass += probabilities[i] / total
+    bound = sampling.min_p * probabilities[order[0]]
+    if sampling.min_p:
+        margin = min([margin, *(abs(probabilities[i] - bound) for i in kept)])
+    kept = [i for i in kept if probabilities[i] >= bound]
+    total = sum(probabilities[i] for i in kept)
+    return [probabilities[i] / total if i in kept else 0.0 for i in range(len(logits))], margin
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    logits=LOGITS,
+    temperature=st.floats(0.2, 3),
+    top_k=st.integers(0, 8),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5]),
+)
+def test_filters_keep_what_their_definition_keeps(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    expected, margin = by_definition(logits, sampling)
+    assume(margin > 1e-5)  # within rounding of a bound a token may fall on either side
+    ours = filtered_probabilities(torch.tensor([logits]), sampling)[0]
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+    assert (ours.numpy() == 0).tolist() == [p == 0 for p in expected]
+
+
+@settings(max_examples=100, deadline=None)
+@given(logits=LOGITS, penalty=st.sampled_from([0.8, 1.2, 2.0]), seen=st.lists(st.integers(0, 1), max_size=5))
+def test_repetition_penalty(logits: list[float], penalty: float, seen: list[int]) -> None:
+    before = torch.tensor([logits])
+    after = penalise(before, [seen], penalty)[0].tolist()
+    for i, (old, new) in enumerate(zip(before[0].tolist(), after, strict=True)):
+        expected = old if i not in seen else old / penalty if old > 0 else old * penalty
+        assert new == pytest.approx(expected, rel=1e-6)
+    assert before[0].tolist() == torch.tensor(logits).tolist()
+
+
+def test_filters_and_penalty_equal_transformers() -> None:
+    from transformers.generation.logits_process import (
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    torch.manual_seed(0)
+    logits, seen = torch.randn(16, 200) * 3, torch.randint(0, 200, (16, 20))
+    steps = [
+        RepetitionPenaltyLogitsProcessor(1.3), TemperatureLogitsWarper(0.8), TopKLogitsWarper(30),
+        TopPLogitsWarper(0.85), MinPLogitsWarper(0.05),
+    ]  # fmt: skip
+    theirs = logits
+    for step in steps:
+        theirs = step(seen, theirs)
+    sampling = Sampling(temperature=0.8, top_k=30, top_p=0.85, min_p=0.05, repetition_penalty=1.3)
+    ours = filtered_probabilities(penalise(logits, seen.tolist(), 1.3), sampling)
+    torch.testing.assert_close(ours, torch.softmax(theirs, -1), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.0, top_p=1.0),
+        Sampling(temperature=0.5, top_p=1.0),
+        Sampling(temperature=1.0, top_k=4, top_p=1.0),
+        Sampling(temperature=1.0, top_p=0.7),
+        Sampling(temperature=1.5, top_p=1.0, min_p=0.2),
+    ],
+)
+def test_draws_follow_the_distribution(sampling: Sampling) -> None:
+    """20,000 draws, chi-square at 1 in 1,000 (keys fixed)."""
+    logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, 0.9])
+    expected = np.array(by_definition(logits.tolist(), sampling)[0]) * 20_000
+    keys = np.arange(20_000, dtype=np.uint64) * np.uint64(7919)
+    tokens = draw(logits.expand(20_000, -1), sampling, keys, np.zeros(20_000, dtype=np.int64)).numpy()
+    observed = np.bincount(tokens, minlength=8)
+    possible = expected > 0
+    assert observed[~possible].sum() == 0
+    statistic = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
+    assert statistic < {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5, 6: 22.5, 7: 24.3}[int(possible.sum()) - 1]
+
+
+def test_positions_are_independent() -> None:
+    logits = torch.zeros(5000, 2)
+    keys = np.arange(5000, dtype=np.uint64)
+    settings_ = Sampling(temperature=1.0, top_p=1.0)
+    first = draw(logits, settings_, keys, np.zeros(5000, dtype=np.int64)).double()
+    second = draw(logits, settings_, keys, np.ones(5000, dtype=np.int64)).double()
+    correlation = np.corrcoef(first.numpy(), second.numpy())[0, 1]
+    assert abs(correlation) < 3.3 / math.sqrt(5000)
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-9, 1e-45, 1e-300])
+def test_a_vanishing_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 30.0, 2.0, 29.0]])
+    for key in range(20):
+        keys = np.array([key], dtype=np.uint64)
+        assert draw(logits, Sampling(temperature=temperature), keys, np.array([0])).item() == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": "hot"},
+        {"top_k": -1}, {"top_k": 2.5}, {"top_p": 0.0},
+        {"top_p": 1.1}, {"min_p": 1.0}, {"min_p": -0.1}, {"repetition_penalty": 0.0},
+        {"max_tokens": 0}, {"max_tokens": None},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_used_are_named(changes: dict[str, float]) -> None:
+    with pytest.raises(AthanorError, match=next(iter(changes))) as caught:
+        Sampling(**changes)  # type: ignore[arg-type]
+    assert caught.value.hint

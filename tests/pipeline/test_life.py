@@ -1,0 +1,153 @@
+"""The whole life: it repeats bit for bit, survives being killed anywhere, and ends with a model others can load."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.pipeline.conftest import athanor, athanor_process
+
+from athanor.pipeline.folders import STAGES
+
+_CLOCK_FILES = {"timing.jsonl", "calibration.json", "report.html", "report.md", ".lock"}
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """Every file of a run without what depends on the clock: `timing` subtrees and the files named above."""
+
+    def without_timing(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: without_timing(v) for k, v in value.items() if k != "timing"}
+        return value
+
+    found: dict[str, Any] = {}
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
+        name = path.relative_to(run).as_posix()
+        if path.name in _CLOCK_FILES or name.startswith(("tensorboard/", "plots/")):
+            continue
+        data = path.read_bytes()
+        found[name] = without_timing(json.loads(data)) if path.suffix == ".json" else data
+    return found
+
+
+def assert_same_contents(first: Path, second: Path) -> None:
+    one, two = contents(first), contents(second)
+    assert sorted(one) == sorted(two)
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def kill_during(stage: str, arguments: tuple[str, ...], folder: Path, run: Path, delay: float) -> bool:
+    """Starts the command and kills it `delay` seconds into the stage; False when it ended before."""
+    process = athanor_process(*arguments, folder=folder)
+    record = run / stage / "stage.json"
+    while process.poll() is None and not record.exists():
+        time.sleep(0.01)
+    time.sleep(delay)
+    killed = process.poll() is None
+    if killed:
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return killed
+
+
+def seconds_of_stages(run: Path) -> Iterator[tuple[str, float]]:
+    for stage in STAGES:
+        yield stage, json.loads((run / stage / "stage.json").read_text())["timing"]["seconds"]
+
+
+def kill_everywhere(recipe: str, folder: Path, least: int) -> None:
+    """An uninterrupted run, and one killed at random points of every stage, must end with the same files."""
+    (folder / "whole").mkdir()
+    athanor("run", recipe, "--name", "life", folder=folder / "whole")
+    whole = folder / "whole" / "runs" / "life"
+    (folder / "killed").mkdir()
+    killed = folder / "killed" / "runs" / "life"
+    arguments = ("run", recipe, "--name", "life")
+    chance = random.Random(20_261_121)
+    kills = 0
+    stages = list(seconds_of_stages(whole))
+    for stage, seconds in stages + chance.sample(stages, len(stages)):
+        if kills >= least and stage == stages[0][0]:
+            continue
+        kills += kill_during(stage, arguments, folder / "killed", killed, chance.random() * seconds * 0.8)
+        if kills >= max(least, len(stages)):
+            break
+    athanor(*arguments, folder=folder / "killed")
+    assert kills >= least
+    assert_same_contents(whole, killed)
+
+
+def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(tiny_recipe: Path, tmp_path: Path) -> None:
+    kill_everywhere(str(tiny_recipe), tmp_path, least=6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_smoke_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    kill_everywhere("smoke", tmp_path, least=10)
+
+
+def test_a_life_and_what_it_leaves(tiny_recipe: Path, tmp_path: Path) -> None:
+    report = json.loads(athanor("run", str(tiny_recipe), "--name", "one", "--json", folder=tmp_path))
+    run = tmp_path / "runs" / "one"
+    assert report == json.loads((run / "report.json").read_text())
+    assert set(report["lineage"]) == set(STAGES)
+    assert (run / "report.html").stat().st_size > 10_000
+    assert "your own" in (run / "corpus" / "DATA_LICENSES.md").read_text().lower()
+
+    # Again: nothing is left to do. With another setting: only what depends on it is made anew.
+    weights = (run / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns
+    athanor("run", str(tiny_recipe), "--name", "one", "--set", "sft.steps=6", folder=tmp_path)
+    assert (run / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    assert json.loads((run / "sft" / "stage.json").read_text())["metrics"]["steps"] == 6
+
+    answer = json.loads(
+        athanor("generate", "one", "--prompt", "Hello", "--chat", "--max-tokens", "8", "--json", folder=tmp_path)
+    )
+    assert answer["finish_reason"] in ("stop", "length")
+    assert_loads_in_transformers(run / "rl" / "model")
+
+
+def assert_loads_in_transformers(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import athanor as package
+
+    ours = package.load(folder)
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "Copy: river 山水"}]
+    ids = ours.chat_prompt(messages)
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(torch.tensor([ids])).logits, ours.model(torch.tensor([ids])), atol=1e-4, rtol=1e-4
+        )
+    # A barely trained model has near ties, so greedy text is compared as far as its choices are clear.
+    reply = ours.chat(messages, temperature=0.0, max_tokens=16, repetition_penalty=1.0)
+    their_reply = theirs.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=16,
+        do_sample=False, repetition_penalty=1.0, temperature=None, top_p=None,
+    )  # fmt: skip
+    assert their_reply[0, len(ids) :].tolist() == reply.tokens
+
+
+def test_a_plan_repeats_a_budgeted_run_exactly(tiny_recipe: Path, tmp_path: Path) -> None:
+    timed = tiny_recipe.read_text().replace("steps = 24", "").replace("steps = 4\n", "")
+    path = tmp_path / "timed.toml"
+    path.write_text('budget = "2m"\n' + timed)
+    quick = ("--set", "pretrain.share=0.05", "--set", "sft.share=0.04", "--set", "rl.share=0.04")
+    athanor("run", str(path), "--name", "first", *quick, folder=tmp_path)
+    plan = tmp_path / "runs" / "first" / "plan.json"
+    athanor("run", str(path), "--name", "again", "--plan", str(plan), *quick, folder=tmp_path)
+    first, again = (tmp_path / "runs" / name for name in ("first", "again"))
+    for stage in ("pretrain", "sft", "rl", "control"):
+        weights = Path(stage) / "model" / "model.safetensors"
+        assert (first / weights).read_bytes() == (again / weights).read_bytes()
