@@ -1,8 +1,9 @@
-"""Policy optimisation with verifiable rewards: rollouts become batches, and advantages × policy loss × aggregation its loss.
+"""Policy optimisation with verifiable rewards: rollouts become batches, and advantages × policy loss × aggregation its
+loss.
 
 Every algorithm of the GRPO family is one row of three small registries (align with verl's decomposition). The default
-is the plain one that is right on-policy: R − mean (Dr. GRPO, Liu et al. 2025), the clipped ratio of PPO, and the mean over
-all tokens (DAPO, Yu et al. 2025); no KL term. The stop token that was sampled is trained like any other token.
+is the plain one that is right on-policy: R − mean (Dr. GRPO, Liu et al. 2025), the clipped ratio of PPO, and the mean
+over all tokens (DAPO, Yu et al. 2025); no KL term. The stop token that was sampled is trained like any other token.
 """
 
 from __future__ import annotations
@@ -86,10 +87,9 @@ class RolloutBatch:
         return self.tokens.numel()
 
     def split(self, rows: int) -> list[RolloutBatch]:
-        fields = (
-            self.tokens, self.targets, self.document_ids, self.positions, self.old_logprobs, self.advantages, self.weights,
-        )  # fmt: skip
-        return [RolloutBatch(*part, metrics={}) for part in zip(*(f.split(rows) for f in fields), strict=True)]
+        names = ("tokens", "targets", "document_ids", "positions", "old_logprobs", "advantages", "weights")
+        parts = zip(*(getattr(self, name).split(rows) for name in names), strict=True)
+        return [RolloutBatch(**dict(zip(names, part, strict=True)), metrics={}) for part in parts]
 
 
 def pack_rollouts(
@@ -121,8 +121,16 @@ def pack_rollouts(
             equal_share = n_tokens / (len(rollouts) * rollout.n_answer)
             weights[row, answer] = 1.0 if aggregation == "token_mean" else equal_share
             place = end
-    arrays = (tokens, targets, document_ids, positions, old, advantages, weights)
-    return RolloutBatch(*(torch.from_numpy(a) for a in arrays), metrics=metrics)
+    return RolloutBatch(
+        tokens=torch.from_numpy(tokens),
+        targets=torch.from_numpy(targets),
+        document_ids=torch.from_numpy(document_ids),
+        positions=torch.from_numpy(positions),
+        old_logprobs=torch.from_numpy(old),
+        advantages=torch.from_numpy(advantages),
+        weights=torch.from_numpy(weights),
+        metrics=metrics,
+    )
 
 
 def policy_objective(loss: str, clip: tuple[float, float]) -> Callable[[Decoder, Any], Loss]:

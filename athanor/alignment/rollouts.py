@@ -1,4 +1,6 @@
-"""Where policy optimisation gets its batches: problems from environments, answers from the engine, rewards from the checkers."""
+"""Where policy optimisation gets its batches: problems from environments, answers from the engine, rewards from the
+checkers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _MOST_TRIES = 5  # draws of problems until one group has mixed results
 @dataclass(frozen=True)
 class RolloutConfig:
     """cells: the (environment, level) pairs that problems are drawn from, in turn. prompts: groups a batch;
-    group: answers a prompt; max_tokens: of an answer; length: places of a packed row. reward: "exact", or "partial" credit."""
+    group: answers a prompt; max_tokens: of an answer; length: places of a packed row. reward: "exact", or "partial"
+    credit.
+    """
 
     cells: tuple[tuple[str, int], ...]
     prompts: int
@@ -41,8 +45,8 @@ class RolloutConfig:
 class RolloutSource:
     """A source for the training loop: each batch is sampled from the weights as they stand.
 
-    Rollout r of problem i at seed s is a function of (s, i, r) and the weights, so resuming repeats it exactly. Groups in
-    which all rewards are equal carry no gradient; they are left out and counted.
+    Rollout r of problem i at seed s is a function of (s, i, r) and the weights, so resuming repeats it exactly. Groups
+    in which all rewards are equal carry no gradient; they are left out and counted.
     """
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, config: RolloutConfig, seed: int, precision: str) -> None:
@@ -126,7 +130,9 @@ def answer_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 
 def divergence(source: RolloutSource, reference: Decoder) -> Callable[[Decoder], dict[str, float]]:
-    """For the loop's `evaluate`: the mean KL(policy ‖ start) a token over the last batch's answers, exact over the vocabulary."""
+    """For the loop's `evaluate`: the mean KL(policy ‖ start) a token over the last batch's answers, exact over the
+    vocabulary.
+    """
 
     @torch.no_grad()
     def measure(model: Decoder) -> dict[str, float]:

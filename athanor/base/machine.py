@@ -1,4 +1,5 @@
-"""The machine: what it has, how fast it really is, and how to set up a process so that training on a CPU is not slowed by its own libraries.
+"""The machine: what it has, how fast it really is, and how to set up a process so that training on a CPU is not slowed
+by its own libraries.
 
 `prepare_process` must run before torch is imported. What it sets was measured (docs/lab.md): large blocks kept by the
 allocator and backed by huge pages make memory-bound operations 2 to 4 times faster, and threads that sleep at barriers
@@ -155,7 +156,8 @@ def exactness_key() -> dict[str, Any]:
 
 def _median_time(operation: Any, seconds: float) -> float:
     operation()
-    times, stop = [], time.perf_counter() + seconds
+    times: list[float] = []
+    stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times) < 3:
         start = time.perf_counter()
         operation()

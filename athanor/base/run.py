@@ -124,7 +124,9 @@ class Stage:
         write_json(path, self.record)
 
     def _intact(self, record: Mapping[str, Any]) -> bool:
-        """Outputs are all there with their sizes; the hashes are trusted, reading gigabytes at each start would not be."""
+        """Outputs are all there with their sizes; the hashes are trusted, reading gigabytes at each start would not
+        be.
+        """
         return all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size == output["bytes"]
             for name, output in record["outputs"].items()
@@ -167,7 +169,7 @@ class Run:
             found = _read_record(path).get("schema_version")
             if not isinstance(found, int) or found > SCHEMA_VERSION:
                 raise RunError(
-                    f"{root} was made by a newer version of Athanor (its format is {found}, this one reads {SCHEMA_VERSION}).",
+                    f"{root} was made by a newer version of Athanor: its format is {found}, known is {SCHEMA_VERSION}.",
                     "Upgrade athanor-lm, or choose another --name.",
                 )
             if fresh:
@@ -210,7 +212,7 @@ def _clear(root: Path) -> None:
 
 
 def _lock(root: Path) -> IO[str]:
-    file = open(root / ".lock", "a+", encoding="utf-8")
+    file = open(root / ".lock", "a+", encoding="utf-8")  # noqa: SIM115, held for as long as the run is
     try:
         import fcntl
 
@@ -232,7 +234,9 @@ def _lock(root: Path) -> IO[str]:
 
 class MetricsLog:
     """`metrics.jsonl` (what the run computed, the same each time) and `timing.jsonl` (how fast), a line a step, and
-    TensorBoard events of both. Lines after `step`, written before a crash by a process that got further, are dropped."""
+    TensorBoard events of both. Lines after `step`, written before a crash by a process that got further, are
+    dropped.
+    """
 
     def __init__(self, folder: Path, tensorboard: Path | None, step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -252,8 +256,8 @@ class MetricsLog:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary
 
-            values = [Summary.Value(tag=k, simple_value=v) for k, v in {**metrics, **(timing or {})}.items()]
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            points = [Summary.Value(tag=k, simple_value=v) for k, v in {**metrics, **(timing or {})}.items()]
+            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
 
     def close(self) -> None:
         for file in self._files:

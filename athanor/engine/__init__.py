@@ -1,1 +1,3 @@
-"""Inference: the KV cache, sampling, batched decoding, and the language model that chat, rollouts and evaluation use."""
+"""Inference: the KV cache, sampling, batched decoding, and the language model that chat, rollouts and evaluation
+use.
+"""

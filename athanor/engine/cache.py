@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens, for a batch of sequences of different lengths.
 
-Sequences are left-aligned in one block of memory; each row has a length of its own and a mask hides what is not its own,
-so prompts of any mixture of lengths share a batch without padding on the left.
+Sequences are left-aligned in one block of memory; each row has a length of its own and a mask hides what is not its
+own, so prompts of any mixture of lengths share a batch without padding on the left.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from athanor.models.decoder import Decoder
 
 @dataclass(frozen=True)
 class Event:
-    """Request `request` said `token` with log-probability `logprob` (natural, of the unfiltered distribution at temperature 1).
+    """Request `request` said `token` with log-probability `logprob` (natural, of the unfiltered distribution at
+    temperature 1).
 
     finish_reason: None, or on a request's last event "stop" (the token is a stop token) or "length".
     """

@@ -47,7 +47,9 @@ class Piece:
 
 
 class LanguageModel:
-    """Sampling settings are keywords of every method (see `engine.sampling.Sampling`); the model folder gives their defaults."""
+    """Sampling settings are keywords of every method (see `engine.sampling.Sampling`); the model folder gives their
+    defaults.
+    """
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, defaults: Sampling | None = None) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -80,7 +82,8 @@ class LanguageModel:
     def stream(
         self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
     ) -> Iterator[Piece]:
-        """Pieces of the answer to a conversation, or of the continuation of a text, as they come; never half a character.
+        """Pieces of the answer to a conversation, or of the continuation of a text, as they come; never half a
+        character.
 
         Closing the iterator stops the work.
         """

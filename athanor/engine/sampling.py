@@ -23,7 +23,8 @@ from athanor.base.randomness import uniforms
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch those filters off; min_p is relative to the likeliest token.
+    """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch those filters off; min_p is relative to the
+    likeliest token.
 
     repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019).
     seed None: a fresh one for each request.
@@ -62,7 +63,9 @@ AS_TRAINED = Sampling(temperature=1.0, top_p=1.0)
 
 
 def penalise(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Applies the repetition penalty to a copy of (rows, vocabulary) logits; seen: the ids of each row's text so far."""
+    """Applies the repetition penalty to a copy of (rows, vocabulary) logits; seen: the ids of each row's text so
+    far.
+    """
     logits = logits.clone()
     for row, ids in zip(logits, seen, strict=True):
         index = torch.tensor(sorted(set(ids)), dtype=torch.int64)

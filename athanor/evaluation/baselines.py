@@ -10,7 +10,8 @@ from athanor.training.batches import DocumentPieces, PackedBatches
 
 
 def consumed(batches: PackedBatches, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct text of the first `steps` batches, as (tokens, offsets); neighbouring pieces of a document are joined.
+    """The distinct text of the first `steps` batches, as (tokens, offsets); neighbouring pieces of a document are
+    joined.
 
     batches: made as for training, standing at its beginning, over `DocumentPieces`.
     """

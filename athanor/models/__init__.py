@@ -1,4 +1,6 @@
-"""The network: one configurable Transformer from small modules, families as data, and the Hugging Face folder as its file format."""
+"""The network: one configurable Transformer from small modules, families as data, and the Hugging Face folder as its
+file format.
+"""
 
 from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig, NormConfig, RopeConfig
 

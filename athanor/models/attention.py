@@ -54,7 +54,8 @@ class Attention(nn.Module):
 def document_mask(document_ids: Tensor) -> Tensor:
     """Packed rows: a token attends to itself and to earlier tokens of its own document.
 
-    document_ids: (batch, time) int, any number that tells the documents of a row apart; returns (batch, 1, time, time) bool.
+    document_ids: (batch, time) int, any number that tells the documents of a row apart; returns (batch, 1, time, time)
+    bool.
     """
     time = document_ids.shape[1]
     same = document_ids[:, :, None] == document_ids[:, None, :]

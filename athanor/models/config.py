@@ -86,7 +86,9 @@ class ModelConfig:
 
     @property
     def matrix_parameters(self) -> int:
-        """Weights that are multiplied with each token: the layers' matrices and the head; looking up embeddings is free."""
+        """Weights that are multiplied with each token: the layers' matrices and the head; looking up embeddings is
+        free.
+        """
         attention = self.attention
         queries = attention.n_heads * attention.head_dim
         keys = attention.n_kv_heads * attention.head_dim
@@ -103,7 +105,8 @@ class ModelConfig:
         return self.matrix_parameters + norms + (0 if self.tied_embeddings else self.vocab_size * self.d_model)
 
     def flops_per_token(self, context: float, training: bool = True) -> float:
-        """Floating-point operations a token: 2 a matrix weight and 4 · heads · head_dim a position attended to, three times in training.
+        """Floating-point operations a token: 2 a matrix weight and 4 · heads · head_dim a position attended to, three
+        times in training.
 
         context: mean number of positions that a token attends to (about half the sequence under a causal mask).
         """

@@ -1,4 +1,5 @@
-"""The model folder, as Hugging Face lays it out: `config.json`, `model.safetensors`, `generation_config.json`, and our `athanor.json`.
+"""The model folder, as Hugging Face lays it out: `config.json`, `model.safetensors`, `generation_config.json`, and our
+`athanor.json`.
 
 The tokenizer's files are written beside these by the tokenizer itself. Nothing here executes what it loads.
 """
@@ -30,7 +31,9 @@ def save_model(
     generation: dict[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the folder. generation: sampling defaults for `generation_config.json`; lineage: what goes into `athanor.json`."""
+    """Writes the folder. generation: sampling defaults for `generation_config.json`; lineage: what goes into
+    `athanor.json`.
+    """
     folder = Path(folder)
     family = FAMILIES[qwen3.ARCHITECTURE]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -1,4 +1,6 @@
-"""RMSNorm with a hand-written backward pass: eager autograd would walk memory three times as often, and on a CPU walking memory is the cost."""
+"""RMSNorm with a hand-written backward pass: eager autograd would walk memory three times as often, and on a CPU
+walking memory is the cost.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from athanor.models.config import RopeConfig
 
 
 def rotary_angles(positions: Tensor, head_dim: int, config: RopeConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `positions` (batch, time): each (batch, time, 1, head_dim / 2) fp32, to broadcast over heads."""
+    """Cosines and sines for `positions` (batch, time): each (batch, time, 1, head_dim / 2) fp32, to broadcast over
+    heads.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions[..., None, None].float() / config.theta**exponents
     return angles.cos(), angles.sin()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from athanor.alignment.conversations import SOURCES as CONVERSATION_SOURCES
 from athanor.base.downloads import fetch_all
@@ -98,10 +98,11 @@ def shards_stage(life: Life, corpus: Stage, tokenizer: Stage) -> Stage:
 
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         encoder = load_tokenizer(tokenizer)
-        metrics = {}
-        for split in ("train", "heldout"):
+        metrics: dict[str, Any] = {}
+        splits: tuple[Literal["train"], Literal["heldout"]] = ("train", "heldout")
+        for split in splits:
             index = write_shards(
-                iterate_documents(corpus.folder, split),  # type: ignore[arg-type]
+                iterate_documents(corpus.folder, split),
                 lambda texts: [ids.tolist() for ids in encoder.encode_many(texts, threads=2)],
                 encoder.end_of_text_id,
                 stage.folder / split,

@@ -1,4 +1,6 @@
-"""The last stage: everything that is measured about the three models, once, on text and problems they have never seen."""
+"""The last stage: everything that is measured about the three models, once, on text and problems they have never
+seen.
+"""
 
 from __future__ import annotations
 

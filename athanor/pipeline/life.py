@@ -49,7 +49,9 @@ class Life:
 
     @property
     def memory(self) -> float:
-        """Bytes a training process may take: the default job stays below 3 GB, a longer one may use half of the machine."""
+        """Bytes a training process may take: the default job stays below 3 GB, a longer one may use half of the
+        machine.
+        """
         seconds = self.recipe.budget_seconds or 0
         return max(2e9, min(self.machine.memory / 2, 2e9 * seconds / 1800))
 
@@ -89,7 +91,9 @@ class Life:
         return stage.freeze("plan.json", lambda: dict(repeated) if repeated is not None else decide())
 
     def _note_plan(self, stage: Stage) -> None:
-        """Keeps runs/NAME/plan.json up to date: with what the clock decided filled in, `--plan` repeats the run exactly."""
+        """Keeps runs/NAME/plan.json up to date: with what the clock decided filled in, `--plan` repeats the run
+        exactly.
+        """
         path = stage.folder / "plan.json"
         if not path.exists():
             return

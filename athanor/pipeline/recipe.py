@@ -25,14 +25,15 @@ class _Section(BaseModel):
 
 
 class CorpusRecipe(_Section):
-    """sources: "default", names of packaged sources, or paths of files and folders. weights: by source, how often it is read.
+    """sources: "default", names of packaged sources, or paths of files and folders. weights: by source, how often it is
+    read.
 
     decontaminate: drop what overlaps the packaged test sets; without it no package is needed for a user's own text.
     """
 
     sources: list[str] = ["default"]
-    held_out_share: float = Field(0.02, gt=0, lt=1)
-    limit_bytes: int | None = Field(None, gt=0)
+    held_out_share: float = Field(default=0.02, gt=0, lt=1)
+    limit_bytes: int | None = Field(default=None, gt=0)
     weights: dict[str, float] = {}
     decontaminate: bool = True
 
@@ -40,57 +41,59 @@ class CorpusRecipe(_Section):
 class TokenizerRecipe(_Section):
     """vocab_size: all ids, control tokens included; a multiple of 64."""
 
-    vocab_size: int = Field(8192, ge=512, multiple_of=64)
+    vocab_size: int = Field(default=8192, ge=512, multiple_of=64)
 
 
 class ModelRecipe(_Section):
     """Sizes of the network; what is absent is planned."""
 
-    d_model: int | None = Field(None, gt=0)
-    n_layers: int | None = Field(None, gt=0)
-    n_heads: int | None = Field(None, gt=0)
-    n_kv_heads: int | None = Field(None, gt=0)
-    head_dim: int | None = Field(None, gt=0)
-    d_ff: int | None = Field(None, gt=0)
-    max_seq_len: int = Field(1024, ge=32)
+    d_model: int | None = Field(default=None, gt=0)
+    n_layers: int | None = Field(default=None, gt=0)
+    n_heads: int | None = Field(default=None, gt=0)
+    n_kv_heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    d_ff: int | None = Field(default=None, gt=0)
+    max_seq_len: int = Field(default=1024, ge=32)
 
 
 class OptimizerRecipe(_Section):
     """Peak learning rates of Muon (matrices) and AdamW (the rest); weight decay of the matrices."""
 
-    muon_lr: float | None = Field(None, gt=0)
-    adam_lr: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
+    muon_lr: float | None = Field(default=None, gt=0)
+    adam_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
 
 
 class _Training(_Section):
-    """steps: updates, or absent to train for a share of the budget. rows × length: places of a batch; micro_rows of them go
-    through the model at a time."""
+    """steps: updates, or absent to train for a share of the budget. rows × length: places of a batch; micro_rows of
+    them go through the model at a time."""
 
-    steps: int | None = Field(None, gt=0)
-    rows: int | None = Field(None, gt=0)
-    length: int | None = Field(None, ge=16)
-    micro_rows: int | None = Field(None, gt=0)
-    warmup: int | None = Field(None, ge=0)
-    decay_share: float | None = Field(None, ge=0, lt=1)
-    clip: float = Field(1.0, gt=0)
-    checkpoint_every: int | None = Field(None, gt=0)
-    evaluate_every: int | None = Field(None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    rows: int | None = Field(default=None, gt=0)
+    length: int | None = Field(default=None, ge=16)
+    micro_rows: int | None = Field(default=None, gt=0)
+    warmup: int | None = Field(default=None, ge=0)
+    decay_share: float | None = Field(default=None, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    evaluate_every: int | None = Field(default=None, gt=0)
     optimizer: OptimizerRecipe = OptimizerRecipe()
 
 
 class PretrainRecipe(_Training):
     """share: part of the budget, at most; the other shares come first."""
 
-    share: float = Field(1.0, gt=0, le=1)
+    share: float = Field(default=1.0, gt=0, le=1)
 
 
 class SftRecipe(_Training):
-    """sources: "default", names of conversation sources, or .jsonl files of {"messages": [...]}. conversations: how many are made."""
+    """sources: "default", names of conversation sources, or .jsonl files of {"messages": [...]}. conversations: how
+    many are made.
+    """
 
-    share: float = Field(0.12, gt=0, lt=1)
+    share: float = Field(default=0.12, gt=0, lt=1)
     sources: list[str] = ["default"]
-    conversations: int = Field(30_000, ge=100)
+    conversations: int = Field(default=30_000, ge=100)
     weights: dict[str, float] | None = None
 
 
@@ -100,12 +103,12 @@ class RlRecipe(_Training):
     prompts × group answers a step. advantage, loss, aggregation: rows of the registries in `alignment.policy`.
     """
 
-    share: float = Field(0.15, gt=0, lt=1)
+    share: float = Field(default=0.15, gt=0, lt=1)
     environments: list[str] = ["addition", "reversing", "counting", "sorting_numbers"]
     levels: dict[str, list[int]] | None = None
-    prompts: int = Field(24, gt=0)
-    group: int = Field(8, ge=2)
-    max_tokens: int = Field(48, gt=0)
+    prompts: int = Field(default=24, gt=0)
+    group: int = Field(default=8, ge=2)
+    max_tokens: int = Field(default=48, gt=0)
     advantage: Literal["minus_mean", "standardised"] = "minus_mean"
     loss: Literal["clipped", "policy_gradient"] = "clipped"
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
@@ -116,11 +119,11 @@ class EvaluateRecipe(_Section):
     """held_out_tokens: scored for bits per byte. problems: held-out ones for pass@k, with `samples` answers each.
     per_task: problems a task for exact match. all_text_baseline: fit Kneser-Ney to the whole corpus too."""
 
-    share: float = Field(0.17, gt=0, lt=1)
-    held_out_tokens: int | None = Field(None, ge=1000)
-    problems: int = Field(512, ge=1)
-    samples: int = Field(8, ge=8)
-    per_task: int = Field(40, ge=1)
+    share: float = Field(default=0.17, gt=0, lt=1)
+    held_out_tokens: int | None = Field(default=None, ge=1000)
+    problems: int = Field(default=512, ge=1)
+    samples: int = Field(default=8, ge=8)
+    per_task: int = Field(default=40, ge=1)
     all_text_baseline: bool = True
 
 
@@ -128,9 +131,9 @@ class Recipe(_Section):
     """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps."""
 
     budget: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(default=None, gt=0)
     corpus: CorpusRecipe = CorpusRecipe()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     model: ModelRecipe = ModelRecipe()
@@ -255,7 +258,7 @@ def _check(recipe: Recipe) -> None:
         length = getattr(recipe, name).length
         if length is not None and length > recipe.model.max_seq_len:
             raise RecipeError(
-                f"{name}.length = {length} is longer than the model's context, model.max_seq_len = {recipe.model.max_seq_len}.",
+                f"{name}.length = {length} exceeds the context, model.max_seq_len = {recipe.model.max_seq_len}.",
                 "Make the one smaller or the other larger.",
             )
     for name in recipe.rl.environments:

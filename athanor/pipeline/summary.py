@@ -15,8 +15,9 @@ def summary(report: dict[str, Any], root: Path) -> str:
     budget = timing["budget_seconds"]
     baseline = report["baselines"]["kneser_ney_same_tokens"]
     lines = [
-        f"{quantity(report['model']['parameters'])} parameters, {quantity(report['stages']['pretrain']['tokens'])} tokens read, "
-        f"{duration(timing['seconds'])}" + (f" of {duration(budget)}." if budget else "."),
+        f"{quantity(report['model']['parameters'])} parameters, "
+        f"{quantity(report['stages']['pretrain']['tokens'])} tokens read, {duration(timing['seconds'])}"
+        + (f" of {duration(budget)}." if budget else "."),
         f"Held-out bits per byte: {bits['base']:.3f} (5-gram on the same text: {baseline:.3f}).",
         f"Answers that stop by themselves: {stop:.0%}.",
         f"Reinforcement learning, pass@1: {rates['before']:.0%} before, {rates['after']:.0%} after, "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from athanor.alignment.conversations import build_conversations, write_conversation_set
+from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, write_conversation_set
 from athanor.alignment.messages import read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
@@ -146,8 +146,9 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, int]:
     recipe, folder = life.recipe.sft, stage.folder / "conversations"
     if not (folder / "conversations.json").exists():
         sources: Any = "default" if recipe.sources == ["default"] else recipe.sources
-        weights = {} if recipe.weights is None else {"weights": recipe.weights}
-        made = build_conversations(sources, seed=life.seed, total=recipe.conversations, **weights)
+        made = build_conversations(
+            sources, seed=life.seed, total=recipe.conversations, weights=recipe.weights or DEFAULT_WEIGHTS
+        )
         for missing in made.missing:
             say(f"Fine-tuning goes without a source: {missing}")
         write_conversation_set(folder, made)
@@ -300,7 +301,9 @@ def _probe(
 
 
 def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
-    """Supervised fine-tuning continued for as many FLOPs as reinforcement learning took, rollouts included, at its peak rate."""
+    """Supervised fine-tuning continued for as many FLOPs as reinforcement learning took, rollouts included, at its peak
+    rate.
+    """
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
@@ -359,7 +362,7 @@ def _train(
     config = LoopConfig(
         steps=plan["steps"],
         micro_rows=plan["micro_rows"],
-        optimizer=OptimizerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["optimizer"].items()}),
+        optimizer=OptimizerConfig.from_dict(plan["optimizer"]),
         schedule=Schedule(plan["warmup"]),
         decay_share=plan["decay_share"],
         clip=plan["clip"],

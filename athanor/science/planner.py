@@ -3,8 +3,8 @@
 A model that is too small cannot use the tokens, one that is too large sees too few of them. The planner measures how
 fast training steps really are on this machine for a small and a large model, interpolates for the sizes between, and
 takes the size whose predicted loss is lowest under a law of the form L(N, D) = E + A / N^α + B / D^β (Hoffmann et al.
-2022), fitted to runs of this very recipe on the default corpus (`benchmarks/scaling_law.py`). Repeated text counts for less
-than new text (Muennighoff et al. 2023).
+2022), fitted to runs of this very recipe on the default corpus (`benchmarks/scaling_law.py`). Repeated text counts for
+less than new text (Muennighoff et al. 2023).
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def block_parameters(config: ModelConfig) -> int:
 
 
 def training_memory(config: ModelConfig, micro_tokens: int) -> float:
-    """Bytes: weights, gradients and two moments in fp32, activations kept for the backward pass, and one chunk of logits."""
+    """Bytes: weights, gradients and two moments in fp32, activations kept for the backward pass, and one chunk of
+    logits.
+    """
     attention = config.attention
     per_place = (
         8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.head_dim + 4 * config.mlp.d_ff
@@ -83,7 +85,9 @@ def training_memory(config: ModelConfig, micro_tokens: int) -> float:
 
 
 def measure_training(config: ModelConfig, rows: int, length: int, precision: str, steps: int = 2) -> float:
-    """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of them."""
+    """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of
+    them.
+    """
     model = build(config, seed=0)
     optimizer = MuonAdamW(model, OptimizerConfig())
     tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
@@ -104,7 +108,9 @@ def measure_training(config: ModelConfig, rows: int, length: int, precision: str
 
 @dataclass(frozen=True)
 class Speed:
-    """FLOP/s of training as a function of model size, from two measured models; straight in the logarithm of d_model."""
+    """FLOP/s of training as a function of model size, from two measured models; straight in the logarithm of
+    d_model.
+    """
 
     small: tuple[int, float]
     large: tuple[int, float]
@@ -150,7 +156,7 @@ def choose_model(
     law: Law = DEFAULT_LAW,
 ) -> Choice:
     """The best size for `seconds` of training within `memory` bytes."""
-    choices = []
+    choices: list[Choice] = []
     for d_model, n_layers in LADDER:
         config = ladder_config(d_model, n_layers, vocab_size, max_seq_len)
         if choices and (
@@ -172,6 +178,8 @@ def micro_rows(config: ModelConfig, length: int, memory: float) -> int:
 
 
 def batch_tokens(expected_tokens: float) -> int:
-    """Places of a batch: small while tokens are few, since updates are what a short run lacks; grows with their square root."""
+    """Places of a batch: small while tokens are few, since updates are what a short run lacks; grows with their square
+    root.
+    """
     wanted = 2048 * (max(expected_tokens, 1.0) / 1e6) ** 0.5
     return int(2 ** min(19, max(11, round(math.log2(wanted)))))

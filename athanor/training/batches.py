@@ -23,7 +23,9 @@ IGNORED = -100  # a target without a loss, torch's convention
 
 @dataclass(frozen=True)
 class Batch:
-    """All (rows, time) int64: inputs, next-token targets (or IGNORED), the document each place belongs to, its place in it."""
+    """All (rows, time) int64: inputs, next-token targets (or IGNORED), the document each place belongs to, its place in
+    it.
+    """
 
     tokens: Tensor
     targets: Tensor
@@ -63,10 +65,11 @@ class Sequences(Protocol):
 
 
 class DocumentPieces:
-    """Documents as next-token sequences of at most `length` places; each token of each document is a target exactly once.
+    """Documents as next-token sequences of at most `length` places; each token of each document is a target exactly
+    once.
 
-    tokens: (n,) the shards' ids, every document closed by `end_of_text_id`; offsets: (documents + 1,). A document's first
-    piece starts from `end_of_text_id`, a later piece from the token before it.
+    tokens: (n,) the shards' ids, every document closed by `end_of_text_id`; offsets: (documents + 1,). A document's
+    first piece starts from `end_of_text_id`, a later piece from the token before it.
     """
 
     def __init__(self, tokens: np.ndarray, offsets: np.ndarray, length: int, end_of_text_id: int) -> None:

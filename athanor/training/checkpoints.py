@@ -1,4 +1,5 @@
-"""The trainer's whole state on disk: tensors in one safetensors file, numbers in one JSON file that also holds its hash.
+"""The trainer's whole state on disk: tensors in one safetensors file, numbers in one JSON file that also holds its
+hash.
 
 A checkpoint appears by a rename, so it is whole or not there. Should the newest have been damaged since, the one before
 it is used, and said so.
@@ -47,7 +48,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         if numbers is not None:
             return load_file(path / _TENSORS), numbers
         say(
-            f"Checkpoint {path} is damaged; {'training starts over' if path == present[0] else 'the one before it is used'}."
+            f"Checkpoint {path} is damaged; "
+            + ("training starts over." if path == present[0] else "the one before it is used.")
         )
     return None
 

@@ -49,8 +49,8 @@ class LoopConfig:
     """steps: how many updates, or None to end by the clock. decay_share: part of the steps that decays. turns: where an
     earlier run turned, to do the same whatever the clock says.
 
-    micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for never
-    (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
+    micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
+    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
     """
 
     steps: int | None
@@ -67,8 +67,8 @@ class LoopConfig:
 
 @dataclass
 class Outcome:
-    """steps: updates done in all. tokens: targets learnt from. places: all that went through the model, prompts and padding
-    too. skipped: updates left out because they were not finite."""
+    """steps: updates done in all. tokens: targets learnt from. places: all that went through the model, prompts and
+    padding too. skipped: updates left out because they were not finite."""
 
     steps: int = 0
     tokens: int = 0
@@ -241,7 +241,8 @@ class Trainer:
         self.outcome.skipped += 1
         self._skipped_in_a_row += 1
         say(
-            f"Step {self.outcome.steps} is left out: its loss is {loss:.3g} and its gradient norm {norm:.3g}; the weights are unchanged."
+            f"Step {self.outcome.steps} is left out, the weights are unchanged: "
+            f"its loss is {loss:.3g} and its gradient norm {norm:.3g}."
         )
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise AthanorError(

@@ -21,7 +21,9 @@ _CHUNK = 1024  # rows of logits at a time: 1024 × 8192 fp32 is 32 MB
 
 @dataclass(frozen=True)
 class Loss:
-    """sum: summed loss in nats, differentiable; count: number of targets it was summed over; metrics: further sums over them."""
+    """sum: summed loss in nats, differentiable; count: number of targets it was summed over; metrics: further sums over
+    them.
+    """
 
     sum: Tensor
     count: int

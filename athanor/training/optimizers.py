@@ -9,8 +9,9 @@ weight agree in sign (cautious, Chen et al. 2025).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,17 @@ class OptimizerConfig:
     adam_epsilon: float = 1e-10
     weight_decay: float = 0.1
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OptimizerConfig:
+        """From JSON, where a pair is a list."""
+        restored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**restored)
+
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) → the nearest semi-orthogonal matrices, singular values within about 1 ± 0.1; in the input's dtype."""
+    """(n, rows, columns) → the nearest semi-orthogonal matrices, singular values within about 1 ± 0.1; in the input's
+    dtype.
+    """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)
@@ -50,7 +59,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class MuonAdamW:
-    """Steps a model's parameters from their gradients. `state` is a flat name → tensor dictionary, which is what is saved."""
+    """Steps a model's parameters from their gradients. `state` is a flat name → tensor dictionary, which is what is
+    saved.
+    """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
@@ -77,7 +88,9 @@ class MuonAdamW:
 
     @torch.no_grad()
     def step(self, number: int, rate: float, decay: float = 1.0) -> None:
-        """number: 1, 2, … for bias correction; rate and decay: the schedule's factors on learning rates and weight decay."""
+        """number: 1, 2, … for bias correction; rate and decay: the schedule's factors on learning rates and weight
+        decay.
+        """
         for shape, names in self.stacks.items():
             self._muon(shape, names, rate, decay)
         for name in self.singles:
@@ -120,7 +133,9 @@ class MuonAdamW:
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scales all gradients so that their joint norm is at most `largest`; returns the norm before (not finite if any entry is not)."""
+    """Scales all gradients so that their joint norm is at most `largest`; returns the norm before (not finite if any
+    entry is not).
+    """
     parameters = list(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)

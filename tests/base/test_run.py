@@ -1,4 +1,6 @@
-"""The run folder: stages are skipped, continued or made anew as they should, and no moment to be killed at loses anything."""
+"""The run folder: stages are skipped, continued or made anew as they should, and no moment to be killed at loses
+anything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The decoder: hand-written gradients against autograd, packing against none, and all of it against transformers' Qwen3."""
+"""The decoder: hand-written gradients against autograd, packing against none, and all of it against transformers'
+Qwen3.
+"""
 
 from __future__ import annotations
 

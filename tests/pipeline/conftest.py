@@ -11,7 +11,10 @@ import pytest
 
 from athanor.base.randomness import generator
 
-_WORDS = "the a river stone house old green walks sings and under over bright night morning bread water road tall small".split()
+_WORDS = [
+    "the", "a", "river", "stone", "house", "old", "green", "walks", "sings", "and", "under", "over", "bright", "night",
+    "morning", "bread", "water", "road", "tall", "small",
+]  # fmt: skip
 _SIGNS = "山水天地人日月风云花鸟江河大小上下来去有无"
 
 TINY = """

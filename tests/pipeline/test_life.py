@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipeline.conftest import athanor, athanor_process
 
 from athanor.pipeline.folders import STAGES
+from tests.pipeline.conftest import athanor, athanor_process
 
 _CLOCK_FILES = {"timing.jsonl", "calibration.json", "report.html", "report.md", ".lock"}
 

@@ -1,4 +1,6 @@
-"""The planner's arithmetic: FLOPs against torch's counter, memory against what autograd keeps, choices against the time."""
+"""The planner's arithmetic: FLOPs against torch's counter, memory against what autograd keeps, choices against the
+time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The loop: interrupted anywhere it ends with the same bits, what the clock decides is journaled, and it fails clearly."""
+"""The loop: interrupted anywhere it ends with the same bits, what the clock decides is journaled, and it fails
+clearly.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The head's cross-entropy in chunks against torch's own, and the loss of packed rows against the sum over unpacked ones."""
+"""The head's cross-entropy in chunks against torch's own, and the loss of packed rows against the sum over unpacked
+ones.
+"""
 
 from __future__ import annotations
 

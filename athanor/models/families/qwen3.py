@@ -1,4 +1,6 @@
-"""Qwen3 (dense): the portable shape that Athanor trains. Settings this family can carry but we do not compute are refused by name."""
+"""Qwen3 (dense): the portable shape that Athanor trains. Settings this family can carry but we do not compute are
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ ARCHITECTURE = "Qwen3ForCausalLM"
 # Keys that shape the network and are read.
 _READ = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_parameters", "rope_scaling",
+    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_parameters",
+    "rope_scaling",
 }  # fmt: skip
 # Keys that must have one of these values, or be absent.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -27,7 +30,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 # Keys without an effect on what is computed here.
 _IGNORED = {
     "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range", "bos_token_id",
-    "eos_token_id", "pad_token_id", "sliding_window", "max_window_layers", "layer_types", "_name_or_path", "return_dict",
+    "eos_token_id", "pad_token_id", "sliding_window", "max_window_layers", "layer_types", "_name_or_path",
+    "return_dict",
     "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "id2label", "label2id", "problem_type",
     "is_encoder_decoder",
 }  # fmt: skip
