@@ -85,24 +85,28 @@ class Decoder(nn.Module):
         return self.logits(self.hidden(tokens, **where))
 
 
+_EMBEDDING_DEVIATION = 0.8
+_TIED_NORM = 0.025
+
+
 def initialise(model: Decoder, seed: int) -> None:
     """Draws every weight from its own key, so that a weight depends on the seed and its name alone.
 
     Matrices are normal with deviation 1/√(inputs); what writes into the residual stream starts at zero, so each block
-    begins as the identity (modded-nanogpt); embeddings are normal with 0.02, which the head shares.
+    begins as the identity (modded-nanogpt). Embeddings are large, so that a token is not drowned by what the blocks
+    add; where the head shares them, the final norm starts small instead and keeps the first logits near zero. Against
+    small embeddings and a norm of one this took 4.6 % off the bits per byte of a short run (docs/lab.md).
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            nn.init.ones_(parameter)
+            nn.init.constant_(parameter, _TIED_NORM if name == "norm.weight" and model.head is None else 1.0)
         elif name.endswith(("attention.output.weight", "mlp.down.weight")):
             nn.init.zeros_(parameter)
         else:
-            deviation = 0.02 if name.startswith(("embedding", "head")) else parameter.shape[1] ** -0.5
-            draw = generator(seed, "initialise", name).standard_normal(parameter.shape, dtype=np.float32) * np.float32(
-                deviation
-            )
+            deviation = _EMBEDDING_DEVIATION if name.startswith("embedding") else parameter.shape[1] ** -0.5
+            draw = generator(seed, "initialise", name).standard_normal(parameter.shape, dtype=np.float32)
             with torch.no_grad():
-                parameter.copy_(torch.from_numpy(draw))
+                parameter.copy_(torch.from_numpy(draw * np.float32(deviation)))
 
 
 def build(config: ModelConfig, seed: int) -> Decoder:

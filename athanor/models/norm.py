@@ -16,19 +16,20 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = x.float()  # the mean square is taken in fp32, as transformers does
-        scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         context.save_for_backward(x, weight, scale)
         return (wide * scale).to(x.dtype).mul(weight.to(x.dtype))
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = context.saved_tensors
-        gradient = gradients[0].float()
+        gradient, gain = gradients[0].float(), weight.float()
         normed = x.float() * scale
-        weight_gradient = (gradient * normed).flatten(0, -2).sum(0)
-        gradient = gradient * weight.float()
-        projection = (gradient * normed).mean(-1, keepdim=True)
-        x_gradient = gradient.sub_(normed.mul_(projection)).mul_(scale)
+        product = gradient * normed
+        weight_gradient = product.flatten(0, -2).sum(0)
+        projection = (product @ gain).div_(-x.shape[-1]).unsqueeze(-1)
+        x_gradient = (gradient * gain).addcmul_(normed, projection).mul_(scale)
         return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None
 
 

@@ -57,10 +57,10 @@ class ModelRecipe(_Section):
 
 
 class OptimizerRecipe(_Section):
-    """Peak learning rates of Muon (matrices) and AdamW (the rest); weight decay of the matrices."""
+    """Peak learning rates of Muon (the blocks' matrices) and AdamW (embeddings); weight decay of the matrices."""
 
     muon_lr: float | None = Field(default=None, gt=0)
-    adam_lr: float | None = Field(default=None, gt=0)
+    embedding_lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
 
 

@@ -199,8 +199,8 @@ def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.005, adam_lr=0.001, weight_decay=0.0)
-RL_OPTIMIZER = OptimizerConfig(muon_lr=0.001, adam_lr=0.0001, weight_decay=0.0)
+SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.01, embedding_lr=0.05, gain_lr=0.002, weight_decay=0.0)
+RL_OPTIMIZER = OptimizerConfig(muon_lr=0.001, embedding_lr=0.002, gain_lr=0.0005, weight_decay=0.0)
 
 
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
@@ -332,7 +332,7 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     )
 
 
-_CONTROL_RATES = {"muon_lr": 0.0025, "adam_lr": 0.0005}  # half of fine-tuning's: it goes on from the end of a decay
+_CONTROL_RATES = {"muon_lr": 0.005, "embedding_lr": 0.025, "gain_lr": 0.001}  # half of fine-tuning's: it goes on from the end of a decay
 
 
 def stage_plan(stage: Stage) -> dict[str, Any]:
@@ -444,7 +444,8 @@ def _loop_plan(recipe: Any, step_seconds: float | None, default: OptimizerConfig
     wishes: OptimizerRecipe = recipe.optimizer
     optimizer = {
         "muon_lr": wishes.muon_lr or default.muon_lr,
-        "adam_lr": wishes.adam_lr or default.adam_lr,
+        "embedding_lr": wishes.embedding_lr or default.embedding_lr,
+        "gain_lr": default.gain_lr,
         "weight_decay": default.weight_decay if wishes.weight_decay is None else wishes.weight_decay,
         "momentum": default.momentum,
         "muon_beta2": default.muon_beta2,

@@ -247,5 +247,5 @@ class Trainer:
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise AthanorError(
                 f"{_MOST_SKIPPED_IN_A_ROW} steps in a row were not finite; training has diverged.",
-                'Lower the learning rates (pretrain.optimizer.muon_lr, adam_lr), or use precision = "fp32".',
+                'Lower the learning rates (pretrain.optimizer.muon_lr, embedding_lr), or use precision = "fp32".',
             )

@@ -39,15 +39,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix = weight.to(hidden.dtype)
         for start in range(0, len(hidden), _CHUNK):
             rows, labels = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
-            logits = (rows @ matrix.T).float()
-            largest = logits.max(-1, keepdim=True).values
-            wanted = logits.gather(1, labels)
-            exponentials = logits.sub_(largest).exp_()
-            sums = exponentials.sum(-1, keepdim=True)
-            total += (sums.log() + largest - wanted).sum(dtype=torch.float64).cpu()
-            gradient = exponentials.div_(sums)
-            gradient.scatter_add_(1, labels, torch.full_like(wanted, -1.0))
-            gradient = gradient.to(hidden.dtype)
+            logprobs = torch.log_softmax((rows @ matrix.T).float(), dim=-1)
+            wanted = logprobs.gather(1, labels)
+            total -= wanted.sum(dtype=torch.float64).cpu()
+            gradient = logprobs.exp_().scatter_add_(1, labels, torch.full_like(wanted, -1.0)).to(hidden.dtype)
             torch.mm(gradient, matrix, out=hidden_gradient[start : start + _CHUNK])
             if weight_gradient.dtype == gradient.dtype:
                 weight_gradient.addmm_(gradient.T, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ class Pair(nn.Module):
         self.blocks = nn.ModuleList(
             [nn.Linear(6, 10, bias=False), nn.Linear(6, 10, bias=False), nn.Linear(10, 4, bias=False)]
         )
+        self.embedding = nn.Parameter(torch.ones(5, 6))
         self.norm = nn.Parameter(torch.ones(6))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -66,7 +68,7 @@ def give_gradients(model: nn.Module, step: int) -> dict[str, Tensor]:
     return gradients
 
 
-CONFIG = OptimizerConfig(muon_lr=0.02, adam_lr=0.01, momentum=0.9, muon_beta2=0.8, weight_decay=0.3)
+CONFIG = OptimizerConfig(muon_lr=0.02, embedding_lr=0.05, gain_lr=0.01, momentum=0.9, muon_beta2=0.8, weight_decay=0.3)
 
 
 def muon_reference(weight: Tensor, gradients: Iterator[tuple[Tensor, float]], decay: float) -> Tensor:
@@ -87,21 +89,22 @@ def muon_reference(weight: Tensor, gradients: Iterator[tuple[Tensor, float]], de
 def test_steps_equal_plain_references() -> None:
     model, peer = Pair(), Pair()
     optimizer = MuonAdamW(model, CONFIG)
-    adam = torch.optim.AdamW(
-        [peer.norm], lr=CONFIG.adam_lr, betas=CONFIG.adam_betas, eps=CONFIG.adam_epsilon, weight_decay=0
-    )
+    groups: list[dict[str, Any]] = [{"params": [peer.embedding]}, {"params": [peer.norm]}]
+    adam = torch.optim.AdamW(groups, betas=CONFIG.adam_betas, eps=CONFIG.adam_epsilon, weight_decay=0)
     starts = {name: p.detach().clone() for name, p in model.named_parameters()}
     rates = [1.0, 0.5, 0.25, 1.0]
     history = []
     for step, rate in enumerate(rates, start=1):
         history.append(give_gradients(model, step))
         optimizer.step(step, rate, decay=0.5)
-        peer.norm.grad = history[-1]["norm"].clone()
-        adam.param_groups[0]["lr"] = rate * CONFIG.adam_lr
+        peer.norm.grad, peer.embedding.grad = history[-1]["norm"].clone(), history[-1]["embedding"].clone()
+        adam.param_groups[0]["lr"] = rate * CONFIG.embedding_lr
+        adam.param_groups[1]["lr"] = rate * CONFIG.gain_lr * peer.norm.square().mean().sqrt().item()
         adam.step()
     torch.testing.assert_close(model.norm, peer.norm, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.embedding, peer.embedding, atol=1e-6, rtol=1e-5)
     for name, parameter in model.named_parameters():
-        if name != "norm":
+        if name.startswith("blocks"):
             pairs = zip((gradients[name] for gradients in history), rates, strict=True)
             torch.testing.assert_close(parameter, muon_reference(starts[name], pairs, 0.5), atol=1e-5, rtol=1e-4)
 

@@ -1,0 +1,45 @@
+"""How long a person waits: for help, and for the first prompt of a chat."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from athanor.models.decoder import build
+from athanor.models.folder import save_model
+from athanor.science.planner import ladder_config
+from athanor.tokenizer import train_tokenizer
+
+ISSUE = "A"
+REPEATS = 7
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    for verb in ((), ("run",), ("chat",)):
+        yield row(f"athanor {' '.join((*verb, '--help'))}", (*verb, "--help"), 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(["a model for measuring how long it takes to start"], 8192)
+        config = ladder_config(384, 8, 8192, 1024)
+        save_model(build(config, 0), folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
+        tokenizer.save(Path(folder))
+        yield row(f"athanor chat, to its prompt and back ({config.parameters / 1e6:.0f} M)", ("chat", folder), 4.0)
+
+
+def row(metric: str, arguments: tuple[str, ...], target: float) -> dict[str, Any]:
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "athanor.cli.main", *arguments], input=b"", capture_output=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    value = median(seconds)
+    return {
+        "metric": metric, "value": value, "unit": "s", "target": target, "peer": None, "ratio": None, "met": value < target,
+    }  # fmt: skip

@@ -1,0 +1,76 @@
+"""Training steps, optimizer included, as a share of the machine's measured matrix rate, without a compiler.
+
+FLOPs are 6 a matrix parameter plus attention; embeddings are look-ups. The peer is transformers' Qwen3 of the same
+shape with torch's AdamW, at its best setting here (SDPA, the faster precision).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import torch
+
+from athanor.base.machine import measure, usable_cores
+from athanor.models.config import ModelConfig
+from athanor.models.families.qwen3 import write_config
+from athanor.science.planner import ladder_config, measure_training
+
+ISSUE = "A"
+ROWS, LENGTH, REPEATS = 16, 256, 3
+SIZES = ((256, 6, 0.33), (384, 6, 0.45), (512, 8, 0.45))
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(usable_cores())
+    rates = measure()
+    for d_model, n_layers, target in SIZES:
+        config = ladder_config(d_model, n_layers, 8192, LENGTH)
+        size = f"{config.parameters / 1e6:.1f} M parameters"
+        flops = config.flops_per_token(LENGTH / 2)
+        speeds: dict[str, list[float]] = {"fp32": [], "bf16": [], "peer": []}
+        for _ in range(REPEATS):
+            for precision in ("fp32", "bf16"):
+                speeds[precision].append(measure_training(config, ROWS, LENGTH, precision))
+            speeds["peer"].append(transformers_speed(config, rates.precision))
+        middle = {name: median(values) for name, values in speeds.items()}
+        chosen = middle[rates.precision]
+        share = chosen * flops / rates.best
+        yield {
+            "metric": f"share of the best matrix rate ({rates.precision}), {size}",
+            "value": share, "unit": "share", "target": target, "peer": None, "ratio": None, "met": share >= target,
+        }  # fmt: skip
+        yield {
+            "metric": f"training against transformers, {size}",
+            "value": chosen, "unit": "tokens/s", "target": None, "peer": middle["peer"], "ratio": chosen / middle["peer"],
+            "met": chosen >= middle["peer"],
+        }  # fmt: skip
+        yield {
+            "metric": f"the chosen precision against fp32, {size}",
+            "value": chosen, "unit": "tokens/s", "target": None, "peer": middle["fp32"], "ratio": chosen / middle["fp32"],
+            "met": chosen >= 0.98 * middle["fp32"],
+        }  # fmt: skip
+
+
+def transformers_speed(config: ModelConfig, precision: str, steps: int = 2) -> float:
+    """Tokens a second of transformers' model and torch's fused AdamW."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    settings = {k: v for k, v in write_config(config).items() if k not in ("architectures", "model_type")}
+    model = Qwen3ForCausalLM(Qwen3Config(**settings)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % config.vocab_size
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    return ROWS * LENGTH / median(seconds[1:])

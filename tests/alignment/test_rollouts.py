@@ -1,0 +1,213 @@
+"""Rollouts: a function of seed, position and weights, with the trainer's log-probabilities, and learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from athanor.alignment.policy import policy_objective
+from athanor.alignment.rollouts import RolloutConfig, RolloutSource, answer_text, divergence, prompt_ids
+from athanor.base.errors import AthanorError
+from athanor.base.files import read_jsonl
+from athanor.environments import ENVIRONMENTS, Problem
+from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import Decoder, build
+from athanor.tokenizer import Tokenizer, train_tokenizer
+from athanor.training.loop import LoopConfig, Trainer, autocast
+from athanor.training.optimizers import OptimizerConfig
+from athanor.training.schedules import Schedule
+
+CONFIG = RolloutConfig((("toy", 1),), prompts=4, group=8, max_tokens=6, length=64)
+
+
+class Toy:
+    """Wants the letter "a" in the answer; how often it is there is the reward."""
+
+    name, levels = "toy", range(1, 2)
+    wanted = "a"
+
+    def problem(self, seed: int, level: int, index: int, split: str) -> Problem:
+        return Problem(
+            f"Q{index % 7}", self.wanted, self.name, level, "en", {"instance": f"toy:{index}", "solution": "a"}
+        )
+
+    def reward(self, problem: Problem, text: str) -> float:
+        return float(problem.answer in text)
+
+    def partial(self, problem: Problem, text: str) -> float:
+        return 0.5 * self.reward(problem, text)
+
+    def solution(self, problem: Problem) -> str:
+        return problem.answer
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    environment = Toy()
+    monkeypatch.setitem(ENVIRONMENTS, "toy", environment)  # type: ignore[arg-type]
+    yield environment
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["a banana at a cabana", "Q1 Q2 Q3"], vocab_size=320)
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> Decoder:
+    """Says a few tokens far more often than the others, so that chance alone gives mixed results."""
+    model = build(
+        ModelConfig(tokenizer.vocab_size, 32, 2, 96, AttentionConfig(2, 1, 16), MlpConfig(48), tied_embeddings=False), 3
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("output.weight", "down.weight")):
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+        model.head_weight.mul_(10)  # type: ignore[operator]
+    return model
+
+
+def make(model: Decoder, tokenizer: Tokenizer, seed: int = 0, precision: str = "fp32", **changes: Any) -> RolloutSource:
+    return RolloutSource(model, tokenizer, replace(CONFIG, **changes), seed, precision)
+
+
+@pytest.fixture
+def common(toy: Toy, model: Decoder, tokenizer: Tokenizer) -> str:
+    """A letter that some answers have and others have not."""
+    from athanor.engine.decoding import complete
+    from athanor.engine.sampling import AS_TRAINED
+
+    prompt = prompt_ids(tokenizer, toy.problem(0, 1, 0, "train"))
+    answers = complete(
+        model, [prompt], replace(AS_TRAINED, max_tokens=6, seed=1), frozenset(tokenizer.stop_ids), samples=64
+    )
+    texts = [answer_text(tokenizer, answer.tokens) for answer in answers]
+    letters = {letter for text in texts for letter in text if letter.isprintable() and letter != "\ufffd"}
+    toy.wanted = min(sorted(letters), key=lambda letter: abs(sum(letter in text for text in texts) - 16))
+    Toy.wanted = toy.wanted
+    return toy.wanted
+
+
+def content(batch: Any) -> list[np.ndarray]:
+    names = ("tokens", "targets", "document_ids", "old_logprobs", "advantages", "weights")
+    return [getattr(batch, name).numpy() for name in names]
+
+
+def same(one: Any, other: Any) -> bool:
+    return one.metrics == other.metrics and all(map(np.array_equal, content(one), content(other)))
+
+
+def test_a_batch_is_a_function_of_seed_position_and_weights(common: str, model: Decoder, tokenizer: Tokenizer) -> None:
+    one, other = make(model, tokenizer), make(model, tokenizer)
+    first = one.next()
+    assert same(first, other.next())
+    position = one.get_position()
+    second = one.next()
+    assert not same(first, second)
+    resumed = make(model, tokenizer)
+    resumed.set_position(position)
+    assert same(second, resumed.next())
+    assert resumed.get_position() == one.get_position()
+    assert not same(first, make(model, tokenizer, seed=1).next())
+    with torch.no_grad():
+        model.head_weight.mul_(1.5)  # type: ignore[operator]
+    assert not same(first, make(model, tokenizer).next())
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.01)])
+def test_rollout_logprobs_are_the_trainers(
+    precision: str, bound: float, common: str, model: Decoder, tokenizer: Tokenizer
+) -> None:
+    source = make(model, tokenizer, precision=precision)
+    batch = source.next()
+    with autocast(precision), torch.no_grad():
+        hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
+        labelled = batch.targets >= 0
+        everything = torch.log_softmax(model.logits(hidden[labelled]).float(), -1)
+    logprobs = everything.gather(1, batch.targets[labelled, None]).squeeze(1)
+    drift = logprobs - batch.old_logprobs[labelled]
+    if precision == "fp32":
+        assert drift.abs().max() < bound
+    else:
+        assert (drift.exp() - 1).abs().mean() < bound
+
+
+def test_the_stop_token_is_trained_and_answers_end_with_it(common: str, model: Decoder, tokenizer: Tokenizer) -> None:
+    with torch.no_grad():
+        model.head_weight[tokenizer.end_of_turn_id] = model.head_weight.mean(0)  # type: ignore[index]
+    source = make(model, tokenizer, max_tokens=24)
+    batch = source.next()
+    stopped = [r for r in source.last if r.tokens[-1] in tokenizer.stop_ids]
+    assert int(torch.isin(batch.targets, torch.tensor(tokenizer.stop_ids)).sum()) == len(stopped)
+    for rollout in source.last:
+        answer = rollout.tokens[-rollout.n_answer :]
+        assert not set(answer[:-1]) & set(tokenizer.stop_ids)
+        assert rollout.reward == float(common in answer_text(tokenizer, answer))
+
+
+def test_groups_without_variance_are_left_out_and_counted(
+    common: str, toy: Toy, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = {"Q0", "Q1"}
+    monkeypatch.setattr(toy, "reward", lambda p, text: float(common in text) if p.prompt in mixed else 1.0)
+    source = make(model, tokenizer)
+    batch = source.next()
+    assert batch.metrics["zero_variance"] >= 0.5
+    assert len(source.last) == round((1 - batch.metrics["zero_variance"]) * 4) * 8
+    assert sum(rollout.advantage for rollout in source.last) == pytest.approx(0, abs=1e-6)
+    assert batch.n_targets == sum(rollout.n_answer for rollout in source.last)
+    assert batch.metrics["reward"] > 0.5, "the logged reward is of all groups"
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_nothing_to_learn_from_is_explained(
+    reward: float, toy: Toy, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "reward", lambda *_: reward)
+    with pytest.raises(AthanorError, match="nothing to learn from") as raised:
+        make(model, tokenizer).next()
+    assert "20 problems" in raised.value.message
+    assert "rl.levels" in raised.value.hint
+
+
+def test_policy_optimisation_raises_the_reward_and_resumes_exactly(
+    common: str, model: Decoder, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def train(folder: Path, steps: int, stop: int | None = None) -> Decoder:
+        mine = Decoder(model.config)
+        mine.load_state_dict(start)
+        source = make(mine, tokenizer)
+        objective = policy_objective("clipped", (0.2, 0.28))
+        optimizer = OptimizerConfig(muon_lr=0.001, embedding_lr=0.0005, gain_lr=0.0002, weight_decay=0.0)
+        config = LoopConfig(
+            steps, 32, optimizer, Schedule(1), 0.3, checkpoint_every=3, evaluate_every=4
+        )  # fmt: skip
+        trainer = Trainer(mine, objective, source, config, folder, evaluate=divergence(source, model))
+        if stop is not None:
+            beats = iter(range(stop))
+            trainer.beat = lambda: next(beats)  # type: ignore[assignment]
+        trainer.run("test")
+        return mine
+
+    train(tmp_path / "whole", 8)
+    lines = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    rewards = [line["reward"] for line in lines]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.2, rewards
+    assert all(line["ratio_drift"] < 1e-3 for line in lines), "on-policy"
+    assert lines[3]["kl"] >= 0
+    assert lines[7]["kl"] > 0
+    with pytest.raises(StopIteration):
+        train(tmp_path / "cut", 8, stop=7)
+    train(tmp_path / "cut", 8)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
