@@ -12,15 +12,14 @@ import numpy as np
 import torch
 
 from athanor.alignment.policy import ADVANTAGES, Rollout, RolloutBatch, pack_rollouts
-from athanor.base.errors import AthanorError
 from athanor.base.randomness import generator, request_key
-from athanor.engine.decoding import complete
+from athanor.engine.decoding import Completion, complete
 from athanor.engine.sampling import AS_TRAINED
 from athanor.environments import Problem, load_environment
 from athanor.models.decoder import Decoder
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import render
-from athanor.training.loop import autocast
+from athanor.training.loop import SourceEnded, autocast
 
 _MOST_TRIES = 5  # draws of problems until one group has mixed results
 
@@ -83,10 +82,8 @@ class RolloutSource:
         with autocast(self.precision):
             answers = complete(self.model, prompts, sampling, self.stop_ids, keys, group)
         self.places_decoded += sum(map(len, prompts)) + sum(len(answer.tokens) for answer in answers)
-        texts = [answer_text(self.tokenizer, answer.tokens) for answer in answers]
-        rewards = np.array([self._reward(problems[i // group], text) for i, text in enumerate(texts)]).reshape(
-            -1, group
-        )
+        rewards = np.array([self._reward(problems[i // group], answer) for i, answer in enumerate(answers)])
+        rewards = rewards.reshape(-1, group)
         advantages = ADVANTAGES[self.config.advantage](rewards).reshape(-1)
         rollouts = [
             Rollout(prompts[i // group] + answer.tokens, answer.logprobs, float(rewards.flat[i]), float(advantages[i]))
@@ -94,22 +91,23 @@ class RolloutSource:
         ]
         return [rollouts[i : i + group] for i in range(0, len(rollouts), group)], rewards
 
-    def _reward(self, problem: Problem, text: str) -> float:
-        environment = load_environment(problem.task)
+    def _reward(self, problem: Problem, answer: Completion) -> float:
+        if answer.finish_reason != "stop":
+            return 0.0  # right or not, it would have gone on
+        environment, text = load_environment(problem.task), answer_text(self.tokenizer, answer.tokens)
         return (environment.partial if self.config.reward == "partial" else environment.reward)(problem, text)
 
     def next(self) -> RolloutBatch:
-        """Raises AthanorError when no group at all has mixed results, after several draws."""
+        """Raises SourceEnded when no group at all has mixed results, after several draws."""
         for _ in range(_MOST_TRIES):
             groups, rewards = self._sample()
             mixed = rewards.min(axis=1) != rewards.max(axis=1)
             if mixed.any():
                 break
         else:
-            raise AthanorError(
-                f"None of {_MOST_TRIES * self.config.prompts} problems had both better and worse answers "
-                f"(mean reward of the last ones {rewards.mean():.2f}); there is nothing to learn from.",
-                "Choose levels with mixed results: rl.environments, rl.levels.",
+            raise SourceEnded(
+                f"none of {_MOST_TRIES * self.config.prompts} problems had both better and worse answers, the mean reward of "
+                f"the last ones is {rewards.mean():.2f}. rl.environments and rl.levels choose others."
             )
         self.last = [rollout for group, kept in zip(groups, mixed, strict=True) if kept for rollout in group]
         metrics = {

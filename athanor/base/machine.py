@@ -2,8 +2,8 @@
 by its own libraries.
 
 `prepare_process` must run before torch is imported. What it sets was measured (docs/lab.md): large blocks kept by the
-allocator and backed by huge pages make memory-bound operations 2 to 4 times faster, and threads that sleep at barriers
-instead of spinning keep a machine that also does other work from becoming ten times slower.
+allocator and backed by huge pages make memory-bound operations 2 to 4 times faster, and threads that soon sleep at
+barriers instead of spinning keep a machine that also does other work from becoming ten times slower.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def prepare_process() -> None:
     """Sets allocator and thread behaviour; later calls, and variables that the user has set, change nothing."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.platform != "linux":
         return

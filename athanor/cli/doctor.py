@@ -13,7 +13,7 @@ from athanor.base.progress import size
 from athanor.cli.output import AsJson, print_json
 
 _OPTIONAL = ("pyarrow", "transformers", "tensorboard", "matplotlib")
-_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 _COMPILERS = ("cc", "gcc", "clang")
 _GB = 1_000_000_000
 

@@ -90,7 +90,10 @@ def count_correct(
     """Number of right answers among `samples` drawn at temperature 1, (problems,) int."""
     sampling = replace(AS_TRAINED, max_tokens=max_tokens, seed=seed)
     answers = _answers(model, tokenizer, problems, sampling, precision, samples)
-    right = [score(problems[i // samples], answer_text(tokenizer, a.tokens)) == 1.0 for i, a in enumerate(answers)]
+    right = [
+        a.finish_reason == "stop" and score(problems[i // samples], answer_text(tokenizer, a.tokens)) == 1.0
+        for i, a in enumerate(answers)
+    ]
     return np.array(right).reshape(len(problems), samples).sum(axis=1)
 
 

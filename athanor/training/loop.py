@@ -34,8 +34,12 @@ _RECENT = 20  # steps whose median time predicts the next ones
 _COUNTERS = ("tokens", "places", "skipped")
 
 
+class SourceEnded(Exception):
+    """Raised by a source that has nothing left to learn from; training ends there, and says why."""
+
+
 class Source(Protocol):
-    """Where batches come from. `position` is JSON, and all that is needed to continue from there."""
+    """Where batches come from. `next` may raise SourceEnded. `position` is JSON, and all that is needed to continue from there."""
 
     def next(self) -> Batch: ...
 
@@ -187,7 +191,12 @@ class Trainer:
     def _step(self, log: MetricsLog, bar: Any) -> None:
         started = time.perf_counter()
         config, outcome = self.config, self.outcome
-        batch = self.source.next()
+        try:
+            batch = self.source.next()
+        except SourceEnded as reason:
+            say(f"Training ends after step {outcome.steps}: {reason}")
+            self._turn(Turn(outcome.steps, outcome.steps))
+            return
         loss, metrics, n_targets = self._accumulate(batch)
         norm = float(clip_gradients(self.model.parameters(), config.clip))
         outcome.steps += 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch
 
-_CHUNK = 1024  # rows of logits at a time: 1024 × 8192 fp32 is 32 MB
+_CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class OptimizerConfig:
     an orthogonal matrix; embedding_lr of embedding and head; gain_lr of the norms' gains, relative to their size.
     """
 
-    muon_lr: float = 0.02
+    muon_lr: float = 0.015
     embedding_lr: float = 0.2
     gain_lr: float = 0.004
     momentum: float = 0.95
@@ -97,16 +97,14 @@ class MuonAdamW:
             tensor.copy_(state[name])
 
     @torch.no_grad()
-    def step(self, number: int, rate: float, decay: float = 1.0) -> None:
-        """number: 1, 2, … for bias correction; rate and decay: the schedule's factors on learning rates and weight
-        decay.
-        """
+    def step(self, number: int, rate: float) -> None:
+        """number: 1, 2, … for bias correction; rate: the schedule's factor on learning rates and, with them, decay."""
         for shape, names in self.stacks.items():
-            self._muon(shape, names, rate, decay)
+            self._muon(shape, names, rate)
         for name in self.singles:
             self._adam(name, number, rate * self._adam_lr(name))
 
-    def _muon(self, shape: str, names: list[str], rate: float, decay: float) -> None:
+    def _muon(self, shape: str, names: list[str], rate: float) -> None:
         config = self.config
         gradients = torch.stack([self._gradient(name) for name in names])
         momentum = self.state[f"{shape}.momentum"].lerp_(gradients, 1 - config.momentum)
@@ -123,7 +121,7 @@ class MuonAdamW:
             parameter = self.parameters[name]
             if config.weight_decay:
                 agree = (step * parameter) > 0
-                step = step.addcmul(parameter, agree, value=config.weight_decay * decay)
+                step = step.addcmul(parameter, agree, value=config.weight_decay)
             parameter.sub_(step, alpha=lr)
 
     def _adam_lr(self, name: str) -> float:

@@ -66,14 +66,14 @@ def test_the_users_environment_is_kept_and_set_before_torch() -> None:
     code = (
         "import sys, os, json; from athanor.base.machine import prepare_process\n"
         "prepare_process(); prepare_process(); assert 'torch' not in sys.modules\n"
-        "print(json.dumps({k: os.environ.get(k) for k in ('OMP_WAIT_POLICY', 'THP_MEM_ALLOC_ENABLE')}))"
+        "print(json.dumps({k: os.environ.get(k) for k in ('GOMP_SPINCOUNT', 'THP_MEM_ALLOC_ENABLE')}))"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
+    for given, expected in ((None, "10000"), ("300", "300")):
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=environment | ({"OMP_WAIT_POLICY": given} if given else {}),
+            env=environment | ({"GOMP_SPINCOUNT": given} if given else {}),
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert f'"OMP_WAIT_POLICY": "{expected}"' in done.stdout
+        assert f'"GOMP_SPINCOUNT": "{expected}"' in done.stdout
         assert '"THP_MEM_ALLOC_ENABLE": "1"' in done.stdout
