@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from _rows import row
+
 from athanor.models.decoder import build
 from athanor.models.folder import save_model
 from athanor.science.planner import ladder_config
@@ -22,16 +24,16 @@ REPEATS = 7
 
 def rows() -> Iterator[dict[str, Any]]:
     for verb in ((), ("run",), ("chat",)):
-        yield row(f"athanor {' '.join((*verb, '--help'))}", (*verb, "--help"), 0.5)
+        yield measured(f"athanor {' '.join((*verb, '--help'))}", (*verb, "--help"), 0.5)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(["a model for measuring how long it takes to start"], 8192)
         config = ladder_config(384, 8, 8192, 1024)
         save_model(build(config, 0), folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
         tokenizer.save(Path(folder))
-        yield row(f"athanor chat, to its prompt and back ({config.parameters / 1e6:.0f} M)", ("chat", folder), 4.0)
+        yield measured(f"athanor chat, to its prompt and back ({config.parameters / 1e6:.0f} M)", ("chat", folder), 4.0)
 
 
-def row(metric: str, arguments: tuple[str, ...], target: float) -> dict[str, Any]:
+def measured(metric: str, arguments: tuple[str, ...], target: float) -> dict[str, Any]:
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -39,7 +41,4 @@ def row(metric: str, arguments: tuple[str, ...], target: float) -> dict[str, Any
             [sys.executable, "-m", "athanor.cli.main", *arguments], input=b"", capture_output=True, check=True
         )
         seconds.append(time.perf_counter() - start)
-    value = median(seconds)
-    return {
-        "metric": metric, "value": value, "unit": "s", "target": target, "peer": None, "ratio": None, "met": value < target,
-    }  # fmt: skip
+    return row(metric, median(seconds), "s", target=target, most=True)

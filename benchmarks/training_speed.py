@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from _rows import row
 
 from athanor.base.machine import measure, usable_cores
 from athanor.models.config import ModelConfig
@@ -39,20 +40,9 @@ def rows() -> Iterator[dict[str, Any]]:
         middle = {name: median(values) for name, values in speeds.items()}
         chosen = middle[rates.precision]
         share = chosen * flops / rates.best
-        yield {
-            "metric": f"share of the best matrix rate ({rates.precision}), {size}",
-            "value": share, "unit": "share", "target": target, "peer": None, "ratio": None, "met": share >= target,
-        }  # fmt: skip
-        yield {
-            "metric": f"training against transformers, {size}",
-            "value": chosen, "unit": "tokens/s", "target": None, "peer": middle["peer"], "ratio": chosen / middle["peer"],
-            "met": chosen >= middle["peer"],
-        }  # fmt: skip
-        yield {
-            "metric": f"the chosen precision against fp32, {size}",
-            "value": chosen, "unit": "tokens/s", "target": None, "peer": middle["fp32"], "ratio": chosen / middle["fp32"],
-            "met": chosen >= 0.98 * middle["fp32"],
-        }  # fmt: skip
+        yield row(f"share of the best matrix rate ({rates.precision}), {size}", share, "share", target=target)
+        yield row(f"training against transformers, {size}", chosen, "tokens/s", peer=middle["peer"])
+        yield row(f"the chosen precision against fp32, {size}", chosen, "tokens/s", peer=middle["fp32"])
 
 
 def transformers_speed(config: ModelConfig, precision: str, steps: int = 2) -> float:

@@ -106,8 +106,8 @@ class RolloutSource:
                 break
         else:
             raise SourceEnded(
-                f"none of {_MOST_TRIES * self.config.prompts} problems had both better and worse answers, the mean reward of "
-                f"the last ones is {rewards.mean():.2f}. rl.environments and rl.levels choose others."
+                f"none of {_MOST_TRIES * self.config.prompts} problems had both better and worse answers, the mean "
+                f"reward of the last ones is {rewards.mean():.2f}. rl.environments and rl.levels choose others."
             )
         self.last = [rollout for group, kept in zip(groups, mixed, strict=True) if kept for rollout in group]
         metrics = {

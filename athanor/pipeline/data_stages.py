@@ -20,7 +20,7 @@ from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.tokenizer.inspection import compression_by_language
 
 _BYTES_PER_SECOND = 1.2e6  # cleaned, tokenised and sharded on one core of the reference machine, measured
-_CORPUS_SHARE = 0.1  # of the budget, at most, for reading text
+CORPUS_SHARE = 0.1  # of the budget, at most, for reading text
 
 
 def fetch_sources(recipe: Recipe) -> None:
@@ -36,7 +36,7 @@ def _limit_bytes(life: Life) -> int | None:
     """A short budget reads only part of a large corpus; the part it could not train on anyway."""
     if life.recipe.corpus.limit_bytes is not None or life.recipe.budget_seconds is None:
         return life.recipe.corpus.limit_bytes
-    return int(_BYTES_PER_SECOND * _CORPUS_SHARE * life.recipe.budget_seconds)
+    return int(_BYTES_PER_SECOND * CORPUS_SHARE * life.recipe.budget_seconds)
 
 
 def corpus_stage(life: Life) -> Stage:

@@ -20,8 +20,10 @@ from athanor.base.progress import duration, say
 from athanor.base.run import Run, Stage
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.recipe import Recipe
+from athanor.science.planner import Speed, measure_speed
 
 PLAN_SCHEMA_VERSION = 1
+PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Life:
     recipe: Recipe
     machine: Machine
     rates: Rates
+    speed: Speed | None
     repeated: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,14 +116,15 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, plan_file: Path | N
     from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
     from athanor.pipeline.evaluation_stage import evaluate_stage
     from athanor.pipeline.reporting import report_card
-    from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
+    from athanor.pipeline.training_stages import control_stage, expectation, pretrain_stage, rl_stage, sft_stage
 
     torch.set_num_threads(recipe.threads or usable_cores())
     repeated = _read_plan(plan_file) if plan_file else {}
     fetch_sources(recipe)
     with Run(root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh) as run:
-        machine = describe()
-        life = Life(run, recipe, machine, _calibrate(root), repeated)
+        life = Life(run, recipe, describe(), *_calibrate(recipe, root), repeated)
+        if life.speed:
+            say(expectation(life))
         corpus = corpus_stage(life)
         tokenizer = tokenizer_stage(life, corpus)
         shards = shards_stage(life, corpus, tokenizer)
@@ -132,13 +136,20 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, plan_file: Path | N
         return report_card(life, evaluation)
 
 
-def _calibrate(root: Path) -> Rates:
-    """Measured once a run, so that a resumed one decides the same."""
+def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None]:
+    """Measured once a run, so that a resumed one decides the same: the machine, and with a budget whole training
+    steps.
+    """
     path = root / "calibration.json"
     if not path.exists():
         say("Measuring the machine …")
-        write_json(path, measure().as_dict())
-    return Rates(**read_json(path))
+        rates = measure()
+        precision = rates.precision if recipe.precision == "auto" else recipe.precision
+        length = recipe.pretrain.length or PRETRAIN_LENGTH
+        speed = recipe.budget and measure_speed(recipe.tokenizer.vocab_size, length, precision).as_dict()
+        write_json(path, {"rates": rates.as_dict(), "speed": speed})
+    found = read_json(path)
+    return Rates(**found["rates"]), Speed.from_dict(found["speed"]) if found["speed"] else None
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,8 +24,8 @@ from athanor.evaluation.problems import count_correct
 from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig, RopeConfig
 from athanor.models.decoder import Decoder, build
 from athanor.models.folder import load_model, save_model
-from athanor.pipeline.data_stages import load_tokenizer
-from athanor.pipeline.life import Life
+from athanor.pipeline.data_stages import CORPUS_SHARE, load_tokenizer
+from athanor.pipeline.life import PRETRAIN_LENGTH, Life
 from athanor.pipeline.recipe import OptimizerRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
@@ -82,18 +83,53 @@ def pretraining_batches(plan: Mapping[str, Any], text: Shards, seed: int) -> Pac
     return PackedBatches(pieces, plan["rows"], plan["length"], key(seed, "pretrain") & 0x7FFFFFFF, pad_id=eot)
 
 
+def _pretraining_seconds(life: Life) -> float:
+    others = life.recipe.sft.share + life.recipe.rl.share + life.recipe.evaluate.share
+    return min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
+
+
+def _choose_config(life: Life, seconds: float, unique_tokens: float) -> ModelConfig:
+    if life.speed is None:
+        raise ValueError("without a measured speed there is nothing to choose by")
+    wanted = life.recipe.model
+    length = life.recipe.pretrain.length or min(wanted.max_seq_len, PRETRAIN_LENGTH)
+    vocab_size = life.recipe.tokenizer.vocab_size
+    choice = planner.choose_model(
+        seconds, life.speed, unique_tokens, vocab_size, wanted.max_seq_len, length, life.memory
+    )
+    return _with_wishes(choice.config, life)
+
+
+def expectation(life: Life) -> str:
+    """The plan in a sentence, before any work: what the budget is expected to buy, and when it is spent."""
+    budget, recipe = life.recipe.budget_seconds, life.recipe
+    if budget is None or life.speed is None:
+        raise ValueError("without a budget there is nothing to expect")
+    seconds = _pretraining_seconds(life) - CORPUS_SHARE * budget
+    config = _choose_config(life, seconds, math.inf)
+    tokens = life.speed.tokens_per_second(config, recipe.pretrain.length or PRETRAIN_LENGTH) * seconds
+    end = datetime.datetime.now() + datetime.timedelta(seconds=life.seconds_left())
+    shares = {
+        "reading text": CORPUS_SHARE,
+        "fine-tuning": recipe.sft.share,
+        "reinforcement learning": recipe.rl.share,
+        "evaluation": recipe.evaluate.share,
+    }
+    others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items())
+    return (
+        f"Plan for {duration(budget)} on {life.machine.cores} cores, {life.precision} at "
+        f"{life.peak_rate / 1e9:.0f} GFLOP/s: {quantity(config.parameters)} parameters, pre-training "
+        f"{duration(seconds)} on about {quantity(int(tokens))} tokens; at most {others}. Done at about {end:%H:%M}."
+    )
+
+
 def _plan_pretraining(life: Life, tokenizer: Tokenizer, unique_tokens: int) -> dict[str, Any]:
     recipe, wanted = life.recipe.pretrain, life.recipe.model
-    others = life.recipe.sft.share + life.recipe.rl.share + life.recipe.evaluate.share
-    seconds = min(life.seconds_left(others), recipe.share * life.seconds_left())
-    length = recipe.length or min(wanted.max_seq_len, 256 if seconds < 3600 else 512)
-    if math.isfinite(seconds):
-        speed = planner.measure_speed(tokenizer.vocab_size, length, life.precision)
-        choice = planner.choose_model(
-            seconds, speed, unique_tokens, tokenizer.vocab_size, wanted.max_seq_len, length, life.memory
-        )
-        config = _with_wishes(choice.config, life)
-        rate = speed.tokens_per_second(config, length)
+    seconds = _pretraining_seconds(life)
+    length = recipe.length or min(wanted.max_seq_len, PRETRAIN_LENGTH)
+    if life.speed:
+        config = _choose_config(life, seconds, unique_tokens)
+        rate = life.speed.tokens_per_second(config, length)
         tokens = recipe.steps * (recipe.rows or 1) * length if recipe.steps else rate * seconds
     else:
         config, rate = _with_wishes(planner.ladder_config(256, 6, tokenizer.vocab_size, wanted.max_seq_len), life), None
@@ -108,7 +144,7 @@ def _plan_pretraining(life: Life, tokenizer: Tokenizer, unique_tokens: int) -> d
         "length": length,
         "micro_rows": micro,
         "steps": recipe.steps,
-        "seconds": seconds if recipe.steps is None else None,
+        "seconds": max(seconds, 1.0) if recipe.steps is None else None,
         "expected_tokens": int(tokens),
         "expected_steps": recipe.steps or int(tokens / (rows * length)),
         **_loop_plan(recipe, step_seconds, OptimizerConfig(), 0.5),
@@ -332,7 +368,11 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     )
 
 
-_CONTROL_RATES = {"muon_lr": 0.005, "embedding_lr": 0.025, "gain_lr": 0.001}  # half of fine-tuning's: it goes on from the end of a decay
+_CONTROL_RATES = {
+    "muon_lr": 0.005,
+    "embedding_lr": 0.025,
+    "gain_lr": 0.001,
+}  # half of fine-tuning's: it goes on from the end of a decay
 
 
 def stage_plan(stage: Stage) -> dict[str, Any]:

@@ -34,12 +34,14 @@ _RECENT = 20  # steps whose median time predicts the next ones
 _COUNTERS = ("tokens", "places", "skipped")
 
 
-class SourceEnded(Exception):
+class SourceEnded(Exception):  # noqa: N818, an end, not an error
     """Raised by a source that has nothing left to learn from; training ends there, and says why."""
 
 
 class Source(Protocol):
-    """Where batches come from. `next` may raise SourceEnded. `position` is JSON, and all that is needed to continue from there."""
+    """Where batches come from. `next` may raise SourceEnded. `position` is JSON, and all that is needed to continue
+    from there.
+    """
 
     def next(self) -> Batch: ...
 

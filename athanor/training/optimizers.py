@@ -28,8 +28,8 @@ _POLAR_EXPRESS = (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Learning rates at the peak of the schedule: muon_lr of the matrices in the blocks, whose step of 1 has the size of
-    an orthogonal matrix; embedding_lr of embedding and head; gain_lr of the norms' gains, relative to their size.
+    """Learning rates at the peak of the schedule: muon_lr of the matrices in the blocks, whose step of 1 has the size
+    of an orthogonal matrix; embedding_lr of embedding and head; gain_lr of the norms' gains, relative to their size.
     """
 
     muon_lr: float = 0.015
