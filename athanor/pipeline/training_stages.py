@@ -236,7 +236,7 @@ def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
 
 
 SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.01, embedding_lr=0.05, gain_lr=0.002, weight_decay=0.0)
-RL_OPTIMIZER = OptimizerConfig(muon_lr=0.001, embedding_lr=0.002, gain_lr=0.0005, weight_decay=0.0)
+RL_OPTIMIZER = OptimizerConfig(muon_lr=0.003, embedding_lr=0.006, gain_lr=0.001, weight_decay=0.0)
 
 
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
@@ -272,10 +272,9 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
 
 def _plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
     recipe = life.recipe.rl
-    # The control that comes after costs about as much as the updates do, without the rollouts.
+    # The control that comes after has the same compute, and takes about as long.
     seconds = (
-        min(life.seconds_left(life.recipe.evaluate.share), recipe.share * (life.recipe.budget_seconds or math.inf))
-        * 0.65
+        min(life.seconds_left(life.recipe.evaluate.share), recipe.share * (life.recipe.budget_seconds or math.inf)) / 2
     )
     cells, reward, rates = _probe(life, model, tokenizer)
     length = recipe.length or min(model.config.max_seq_len, 256)

@@ -3,8 +3,8 @@
 A model that is too small cannot use the tokens, one that is too large sees too few of them. The planner measures how
 fast training steps really are on this machine for a small and a large model, interpolates for the sizes between, and
 takes the size whose predicted loss is lowest under a law of the form L(N, D) = E + A / N^α + B / D^β (Hoffmann et al.
-2022), fitted to runs of this very recipe on the default corpus (`benchmarks/scaling_law.py`). Repeated text counts for
-less than new text (Muennighoff et al. 2023).
+2022), with constants set by runs of this recipe on the default corpus (docs/lab.md). Repeated text counts for less than
+new text (Muennighoff et al. 2023).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Law:
         return self.floor + self.a / parameters**self.alpha + self.b / tokens**self.beta
 
 
-DEFAULT_LAW = Law(floor=0.7, a=60.0, alpha=0.35, b=120.0, beta=0.34)
+DEFAULT_LAW = Law(floor=0.8, a=84.5, alpha=0.35, b=87.0, beta=0.35)
 _REPEAT_HALF_LIFE = 15.0  # epochs after which repeating has lost most of its worth (Muennighoff et al. 2023, R* = 15)
 
 
