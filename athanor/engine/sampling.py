@@ -56,6 +56,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 }
 
 # Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
+_BLOCK = 128
 _GREEDY_BELOW = 1e-5
 
 GREEDY = Sampling(temperature=0.0)
@@ -98,7 +99,21 @@ def draw(logits: Tensor, sampling: Sampling, keys: np.ndarray, positions: np.nda
     """
     if sampling.temperature < _GREEDY_BELOW:
         return logits.argmax(-1)
-    cumulative = filtered_probabilities(logits, sampling).double().cumsum(-1)
-    chosen = torch.from_numpy(uniforms(keys, positions)).unsqueeze(1) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, chosen, right=True).squeeze(1)
-    return tokens.clamp_max(logits.shape[-1] - 1)
+    return _invert(filtered_probabilities(logits, sampling), torch.from_numpy(uniforms(keys, positions)))
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """For each row the index at which its cumulative weight passes `uniform` of its total; never one of weight zero.
+
+    First the block of 128 is found by the blocks' sums, then the place in it: two short cumulative sums for a long one.
+    """
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    ends = blocks.double().sum(-1).cumsum(-1)
+    wanted = uniform * ends[:, -1]
+    block = torch.searchsorted(ends, wanted[:, None], right=True).squeeze(1)
+    rows = torch.arange(len(weights))
+    within = blocks[rows, block].double().cumsum(-1)
+    before = torch.where(block > 0, ends[rows, block - 1], 0.0)
+    # Rounding must not carry the remainder past the block's own total.
+    rest = torch.minimum(wanted - before, within[:, -1] * (1 - 1e-12))
+    return block * _BLOCK + torch.searchsorted(within, rest[:, None], right=True).squeeze(1)

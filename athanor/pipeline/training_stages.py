@@ -219,7 +219,7 @@ def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
         recipe.share * (life.recipe.budget_seconds or math.inf),
     )
     length = recipe.length or min(config.max_seq_len, 256)
-    rows = recipe.rows or 8
+    rows = recipe.rows or 4  # few targets a row: more, smaller updates answered better (docs/lab.md)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     rate = None
     if math.isfinite(seconds):
@@ -235,7 +235,7 @@ def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.01, embedding_lr=0.05, gain_lr=0.002, weight_decay=0.0)
+SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.015, embedding_lr=0.15, gain_lr=0.002, weight_decay=0.0)
 RL_OPTIMIZER = OptimizerConfig(muon_lr=0.003, embedding_lr=0.006, gain_lr=0.001, weight_decay=0.0)
 
 
