@@ -139,7 +139,7 @@ def complete(
     stop_ids: frozenset[int],
     keys: np.ndarray | None = None,
     samples: int = 1,
-    batch: int = 256,
+    batch: int = 512,
 ) -> list[Completion]:
     """All completions, in the order of the prompts, about `batch` at a time; `samples` and `keys` as in `decode`."""
     keys = request_keys(sampling.seed, len(prompts) * samples) if keys is None else keys

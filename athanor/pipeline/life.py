@@ -23,6 +23,7 @@ from athanor.pipeline.recipe import Recipe
 from athanor.science.planner import Speed, measure_speed
 
 PLAN_SCHEMA_VERSION = 1
+_EVALUATION_SECONDS = 45.0  # what evaluation takes at least, measured on the reference machine
 PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part
 
 
@@ -57,6 +58,12 @@ class Life:
         """
         seconds = self.recipe.budget_seconds or 0
         return max(2e9, min(self.machine.memory / 2, 2e9 * seconds / 1800))
+
+    @property
+    def evaluation_share(self) -> float:
+        """Of the budget; a short one needs a larger share, since the number of problems does not shrink with it."""
+        share, budget = self.recipe.evaluate.share, self.recipe.budget_seconds
+        return share if budget is None else max(share, min(0.35, _EVALUATION_SECONDS / budget))
 
     def tensorboard(self, stage: str) -> Path:
         return self.run.root / "tensorboard" / stage

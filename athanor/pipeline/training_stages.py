@@ -84,7 +84,7 @@ def pretraining_batches(plan: Mapping[str, Any], text: Shards, seed: int) -> Pac
 
 
 def _pretraining_seconds(life: Life) -> float:
-    others = life.recipe.sft.share + life.recipe.rl.share + life.recipe.evaluate.share
+    others = life.recipe.sft.share + life.recipe.rl.share + life.evaluation_share
     return min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
 
 
@@ -113,7 +113,7 @@ def expectation(life: Life) -> str:
         "reading text": CORPUS_SHARE,
         "fine-tuning": recipe.sft.share,
         "reinforcement learning": recipe.rl.share,
-        "evaluation": recipe.evaluate.share,
+        "evaluation": life.evaluation_share,
     }
     others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items())
     return (
@@ -215,7 +215,7 @@ def _conversation_batches(
 def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
     recipe = life.recipe.sft
     seconds = min(
-        life.seconds_left(life.recipe.rl.share + life.recipe.evaluate.share),
+        life.seconds_left(life.recipe.rl.share + life.evaluation_share),
         recipe.share * (life.recipe.budget_seconds or math.inf),
     )
     length = recipe.length or min(config.max_seq_len, 256)
@@ -273,9 +273,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
 def _plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
     recipe = life.recipe.rl
     # The control that comes after has the same compute, and takes about as long.
-    seconds = (
-        min(life.seconds_left(life.recipe.evaluate.share), recipe.share * (life.recipe.budget_seconds or math.inf)) / 2
-    )
+    seconds = min(life.seconds_left(life.evaluation_share), recipe.share * (life.recipe.budget_seconds or math.inf)) / 2
     cells, reward, rates = _probe(life, model, tokenizer)
     length = recipe.length or min(model.config.max_seq_len, 256)
     say(
