@@ -85,6 +85,22 @@ def fetch_package(name: str) -> Path:
     return fetch(PACKAGES[name])
 
 
+def expand_sources(sources: Sequence[str]) -> list[str]:
+    """The names and paths meant, each once; "default" stands for all of SOURCES.
+
+    Raises RecipeError for what is neither a source's name nor a .jsonl file that is there.
+    """
+    names = [sources] if isinstance(sources, str) else sources
+    expanded = list(dict.fromkeys(name for given in names for name in (SOURCES if given == "default" else [given])))
+    for name in expanded:
+        if name not in SOURCES and not (name.endswith(".jsonl") and Path(name).expanduser().is_file()):
+            raise RecipeError(
+                f"Unknown fine-tuning source {name!r}.",
+                f'Give a .jsonl file that exists, "default", or one of: {", ".join(sorted(SOURCES))}.',
+            )
+    return expanded
+
+
 def build_conversations(
     sources: Sequence[str] = "default",
     *,
@@ -101,8 +117,7 @@ def build_conversations(
     A package that cannot be had is reported in `missing` and done without; an unknown name, a file that cannot be read,
     or an unknown task in `weights` raises an AthanorError.
     """
-    names = [sources] if isinstance(sources, str) else sources
-    pools, skipped, missing = _read_sources(list(SOURCES) if sources == "default" else names, fetch)
+    pools, skipped, missing = _read_sources(expand_sources(sources), fetch)
     streams = {name: _problem_stream(name) for name in ENVIRONMENTS} | {
         name: _template_stream(name, draw) for name, draw in _TEMPLATES.items()
     }
@@ -170,17 +185,12 @@ def _read_sources(
                 log.warning("Fine-tuning goes on without %s: %s", source, error)
                 missing.append(f"{source}: {error.message}")
                 continue
-        elif source.endswith(".jsonl"):
+        else:
             own, reasons = read_conversations(Path(source).expanduser())
             if not own:
                 raise DataError(f"{source} has no conversation that can be used ({dict(reasons) or 'it is empty'}).")
             found = [replace(conversation, task="user") for conversation in own]
             skipped += reasons
-        else:
-            raise RecipeError(
-                f"Unknown fine-tuning source {source!r}.",
-                f"Give a .jsonl file or one of: {', '.join(sorted(SOURCES))}.",
-            )
         for conversation in found:
             held = is_held_out(f"{conversation.task}:{prompt_of(conversation.messages)}", _POOL_HELD_OUT)
             pools.setdefault(conversation.task, []).append((held, conversation))

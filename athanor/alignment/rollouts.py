@@ -99,12 +99,14 @@ class RolloutSource:
 
     def next(self) -> RolloutBatch:
         """Raises SourceEnded when no group at all has mixed results, after several draws."""
+        start = self.get_position()
         for _ in range(_MOST_TRIES):
             groups, rewards = self._sample()
             mixed = rewards.min(axis=1) != rewards.max(axis=1)
             if mixed.any():
                 break
         else:
+            self.set_position(start)  # a resumed run ends without these draws
             raise SourceEnded(
                 f"none of {_MOST_TRIES * self.config.prompts} problems had both better and worse answers, the mean "
                 f"reward of the last ones is {rewards.mean():.2f}. rl.environments and rl.levels choose others."

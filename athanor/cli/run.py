@@ -24,11 +24,11 @@ def run(
 ) -> None:
     """Make a model: corpus, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report card."""
     from athanor.base.files import to_json
-    from athanor.pipeline.life import live
+    from athanor.pipeline.life import live, run_folder
     from athanor.pipeline.recipe import load_recipe
     from athanor.pipeline.summary import summary
 
     chosen = load_recipe(recipe, settings or (), budget=budget, seed=seed)
-    root = Path("runs") / (name or Path(recipe).stem)
+    root = run_folder(name or Path(recipe).stem)
     report = live(chosen, root, fresh=fresh, plan_file=plan)
     typer.echo(to_json(report) if as_json else summary(report, root), nl=not as_json)

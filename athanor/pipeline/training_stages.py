@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, write_conversation_set
+from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, expand_sources, write_conversation_set
 from athanor.alignment.messages import read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
@@ -18,13 +20,13 @@ from athanor.base.progress import duration, quantity, say
 from athanor.base.randomness import key
 from athanor.base.run import Stage
 from athanor.corpus.shards import Shards
-from athanor.environments import load_environment
+from athanor.environments import distinct_held_out, load_environment
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, sample_held_out
 from athanor.evaluation.problems import count_correct
 from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig, RopeConfig
 from athanor.models.decoder import Decoder, build
 from athanor.models.folder import load_model, save_model
-from athanor.pipeline.data_stages import CORPUS_SHARE, load_tokenizer
+from athanor.pipeline.data_stages import CORPUS_SHARE, load_tokenizer, state_of
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
 from athanor.pipeline.recipe import OptimizerRecipe
 from athanor.science import planner
@@ -39,6 +41,7 @@ from athanor.training.schedules import Schedule, Turn
 Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
 
 _CHECKPOINT_SECONDS = 30.0
+_LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
 _PREVIEW_TOKENS = 8192  # held-out tokens scored while training
 _PROBED_PROBLEMS, _PROBED_SAMPLES = 12, 4
 _LEAST_EXACT = 0.05  # mean pass rate below which hardly any group has a right answer to learn from
@@ -85,7 +88,8 @@ def pretraining_batches(plan: Mapping[str, Any], text: Shards, seed: int) -> Pac
 
 def _pretraining_seconds(life: Life) -> float:
     others = life.recipe.sft.share + life.recipe.rl.share + life.evaluation_share
-    return min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
+    seconds = min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
+    return max(seconds, _LEAST_SHARE * (life.recipe.budget_seconds or 0.0))
 
 
 def _choose_config(life: Life, seconds: float, unique_tokens: float) -> ModelConfig:
@@ -105,7 +109,7 @@ def expectation(life: Life) -> str:
     budget, recipe = life.recipe.budget_seconds, life.recipe
     if budget is None or life.speed is None:
         raise ValueError("without a budget there is nothing to expect")
-    seconds = _pretraining_seconds(life) - CORPUS_SHARE * budget
+    seconds = max(_LEAST_SHARE * budget, _pretraining_seconds(life) - CORPUS_SHARE * budget)
     config = _choose_config(life, seconds, math.inf)
     tokens = life.speed.tokens_per_second(config, recipe.pretrain.length or PRETRAIN_LENGTH) * seconds
     end = datetime.datetime.now() + datetime.timedelta(seconds=life.seconds_left())
@@ -173,7 +177,12 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
             life, stage, model, encoder, outcome, plan, "sft", {"conversations": counts, "too_long": dropped}
         )
 
-    inputs = {"base": base.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
+    own = [Path(name).expanduser() for name in expand_sources(recipe.sources) if name.endswith(".jsonl")]
+    inputs = {
+        "base": base.output_fingerprint,
+        "tokenizer": tokenizer.output_fingerprint,
+        "conversations": state_of(own),
+    }
     return life.perform("sft", settings, inputs, work)
 
 
@@ -181,9 +190,8 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, int]:
     """Writes the conversations once; a resumed stage reads them."""
     recipe, folder = life.recipe.sft, stage.folder / "conversations"
     if not (folder / "conversations.json").exists():
-        sources: Any = "default" if recipe.sources == ["default"] else recipe.sources
         made = build_conversations(
-            sources, seed=life.seed, total=recipe.conversations, weights=recipe.weights or DEFAULT_WEIGHTS
+            recipe.sources, seed=life.seed, total=recipe.conversations, weights=recipe.weights or DEFAULT_WEIGHTS
         )
         for missing in made.missing:
             say(f"Fine-tuning goes without a source: {missing}")
@@ -235,7 +243,7 @@ def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.015, embedding_lr=0.15, gain_lr=0.002, weight_decay=0.0)
+SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, weight_decay=0.0)
 RL_OPTIMIZER = OptimizerConfig(muon_lr=0.003, embedding_lr=0.006, gain_lr=0.001, weight_decay=0.0)
 
 
@@ -329,8 +337,29 @@ def _probe(
     if not chosen:
         best = sorted(rates, key=lambda cell: (-min(rates[cell], 1 - rates[cell]), cell))[:3]
         chosen = {cell: rates[cell] for cell in best}
+    chosen = _with_enough_problems(chosen, rates, recipe.environments, life.recipe.evaluate.problems)
     reward = "exact" if _LEAST_EXACT <= float(np.mean(list(chosen.values()))) < 1 else "partial"
     return list(chosen), reward, chosen
+
+
+def _with_enough_problems(
+    chosen: dict[tuple[str, int], float],
+    rates: Mapping[tuple[str, int], float],
+    environments: Sequence[str],
+    needed: int,
+) -> dict[tuple[str, int], float]:
+    """Adds cells, the probed ones nearest to mixed results first, until `needed` distinct held-out problems exist."""
+    chosen = dict(chosen)
+    probed = sorted((cell for cell in rates if cell not in chosen), key=lambda cell: (abs(rates[cell] - 0.4), cell))
+    others = [(name, level) for name in environments for level in load_environment(name).levels]
+    for cell in [None, *probed, *(cell for cell in others if cell not in rates)]:
+        if cell is not None:
+            chosen[cell] = rates.get(cell, 0.0)
+        names = sorted({name for name, _ in chosen})
+        levels = {name: [level for n, level in chosen if n == name] for name in names}
+        if len(list(islice(distinct_held_out(names, levels, 0), needed))) == needed:
+            break
+    return chosen
 
 
 def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
@@ -350,7 +379,8 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
                 **plan,
                 "steps": steps,
                 "seconds": None,
-                "optimizer": {**plan["optimizer"], **_CONTROL_RATES},
+                # Half of fine-tuning's rates: it goes on from the end of a decay.
+                "optimizer": {k: v / 2 if k.endswith("_lr") else v for k, v in plan["optimizer"].items()},
                 "checkpoint_every": max(1, steps // 3),
             }
 
@@ -363,13 +393,6 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     return life.perform(
         "control", {"seed": life.seed}, {"sft": sft.output_fingerprint, "rl": rl.output_fingerprint}, work
     )
-
-
-_CONTROL_RATES = {
-    "muon_lr": 0.005,
-    "embedding_lr": 0.025,
-    "gain_lr": 0.001,
-}  # half of fine-tuning's: it goes on from the end of a decay
 
 
 def stage_plan(stage: Stage) -> dict[str, Any]:

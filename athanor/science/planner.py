@@ -59,9 +59,11 @@ def effective_tokens(tokens: float, unique: float) -> float:
 
 
 def ladder_config(d_model: int, n_layers: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
-    """A model of the ladder: heads of 64, two or three query heads to a key-value head, d_ff about 8/3 of d_model."""
+    """A model of the ladder: heads of 64, half as many key-value heads (or the next divisor below), d_ff about 8/3 of
+    d_model.
+    """
     n_heads = max(1, d_model // HEAD_DIM)
-    n_kv_heads = next(n for n in (n_heads // 3, n_heads // 2, 1) if n and n_heads % n == 0)
+    n_kv_heads = max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
     d_ff = max(64, round(d_model * 8 / 3 / 64) * 64)
     return ModelConfig(
         vocab_size, d_model, n_layers, max_seq_len, AttentionConfig(n_heads, n_kv_heads, HEAD_DIM), MlpConfig(d_ff)

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import atomic_folder, read_json, sha256_file, write_json
 from athanor.base.progress import say
+from athanor.models.folder import write_tensors
 
 SCHEMA_VERSION = 1
 _TENSORS, _NUMBERS = "state.safetensors", "state.json"
@@ -31,7 +32,7 @@ def save_checkpoint(
     path = folder / f"step-{step:08d}"
     if not path.exists() or _intact_numbers(path) is None:  # replacing a folder has an instant without it
         with atomic_folder(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+            write_tensors(temporary / _TENSORS, tensors)
             digest = sha256_file(temporary / _TENSORS)
             write_json(
                 temporary / _NUMBERS, {**numbers, "schema_version": SCHEMA_VERSION, "step": step, "sha256": digest}
