@@ -58,7 +58,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk, mostly
-        raise ModelError(f"{path} could not be written ({error}).", "Is there space left on the disk?") from None
+        shown = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
+        raise ModelError(f"{shown} could not be written ({error}).", "Is there space left on the disk?") from None
 
 
 def load_model(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:

@@ -200,6 +200,9 @@ def _samples(life: Life, tokenizer: Tokenizer, models: Mapping[str, Decoder]) ->
             messages: list[dict[str, str]] = []
             for turn in turns:
                 messages.append({"role": "user", "content": turn})
+                if len(final.chat_prompt(messages)) >= final.model.config.max_seq_len:
+                    messages.pop()  # the answers before filled a small context
+                    break
                 reply = final.chat(messages, max_tokens=80, temperature=0.3, seed=life.seed)
                 messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
             chats.append({"language": language, "stage": "rl", "messages": messages})

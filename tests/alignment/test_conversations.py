@@ -265,7 +265,7 @@ def test_a_users_own_conversations(tmp_path):
 def test_bad_settings_are_explained(tmp_path):
     with pytest.raises(RecipeError, match="Unknown fine-tuning source 'wiki'"):
         build_conversations(["wiki"])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(RecipeError, match=r"Give a \.jsonl file that exists"):
         build_conversations([str(tmp_path / "none.jsonl")])
     (tmp_path / "empty.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match="no conversation"):
