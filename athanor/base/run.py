@@ -8,6 +8,8 @@ stands in `timing` subtrees and files of their own, so all other bytes can be co
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -104,9 +106,7 @@ class Stage:
                 if not self.finished and (self.folder / "timing.json").exists():
                     self.record.setdefault("timing", {}).update(read_json(self.folder / "timing.json"))
                 return
-            set_aside = self.folder.with_name(f"{self.folder.name}.replaced")
-            shutil.rmtree(set_aside, ignore_errors=True)
-            os.replace(self.folder, set_aside)
+            os.replace(self.folder, _unused(self.folder.with_name(f"{self.folder.name}.replaced")))
         elif self.folder.exists() and any(not file.name.endswith(".partial") for file in self.folder.iterdir()):
             raise RunError(
                 f"{self.folder} is not a stage of a run, yet it has files.", "Move it away, or choose another --name."
@@ -202,6 +202,12 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def _unused(path: Path) -> Path:
+    """`path`, or with a number behind it: what was set aside before is kept."""
+    candidates = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(candidate for candidate in candidates if not candidate.exists())
+
+
 def _clear(root: Path) -> None:
     """Removes what a run has made, and nothing else that may lie in the folder."""
     for path in sorted(root.iterdir()):
@@ -219,7 +225,9 @@ def _lock(root: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:  # not a POSIX system: no lock to take
         return file
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return file  # a file system without locks
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
@@ -259,23 +267,28 @@ class MetricsLog:
             points = [Summary.Value(tag=k, simple_value=v) for k, v in {**metrics, **(timing or {})}.items()]
             self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut."""
         for file in self._files:
             os.fsync(file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        for file in self._files:
             file.close()
         if self._events is not None:
             self._events.close()
 
 
 def _open_log(path: Path, step: int) -> IO[str]:
-    kept = b""
     if path.exists():
-        for line in path.read_bytes().split(b"\n")[:-1]:
+        data, end = path.read_bytes(), 0
+        for line in data.split(b"\n")[:-1]:
             try:
                 if json.loads(line)["step"] > step:
                     break
             except (ValueError, KeyError, TypeError):
                 break
-            kept += line + b"\n"
-        write_bytes(path, kept)
+            end += len(line) + 1
+        write_bytes(path, data[:end])
     return open(path, "a", encoding="utf-8")

@@ -102,10 +102,10 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             found["nvidia_driver"] and machine["accelerator"] is None,
             "There is an NVIDIA driver, but this torch cannot use it.",
-            "Install a CUDA build of torch to train on the GPU.",
+            "Install a CUDA build of torch; training uses the processor so far.",
         ),
         (
-            torch["capability"] in ("DEFAULT", "NO AVX"),
+            torch["capability"] in ("DEFAULT", "NO AVX") and machine["system"].endswith("x86_64"),
             "torch uses none of the processor's vector instructions.",
             "Expect an order of magnitude less speed; check ATEN_CPU_CAPABILITY and the torch build.",
         ),
@@ -137,7 +137,7 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             found["compiler"] is None,
             "There is no C compiler.",
-            "Nothing to do: the operations that come with torch are used; a compiler would allow faster kernels.",
+            "Nothing to do: the operations that come with torch are used.",
         ),
         (
             found["optional"]["pyarrow"] is None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,16 +162,13 @@ def choose_model(
     max_seq_len: int,
     length: int,
     memory: float,
-    accept: Callable[[ModelConfig], bool] = lambda config: True,
     law: Law = DEFAULT_LAW,
 ) -> Choice:
     """The best size for `seconds` of training within `memory` bytes."""
     choices: list[Choice] = []
     for d_model, n_layers in LADDER:
         config = ladder_config(d_model, n_layers, vocab_size, max_seq_len)
-        if choices and (
-            training_memory(config, micro_rows(config, length, memory) * length) > memory or not accept(config)
-        ):
+        if choices and training_memory(config, micro_rows(config, length, memory) * length) > memory:
             break
         rate = speed.tokens_per_second(config, length)
         worth = effective_tokens(rate * seconds, unique_tokens)

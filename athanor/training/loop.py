@@ -132,7 +132,9 @@ class Trainer:
                     self._decide()
                     self._step(log, bar)
                     if self.config.checkpoint_every and outcome.steps % self.config.checkpoint_every == 0:
+                        log.sync()
                         self._save()
+            log.sync()
             self._save(keep=1)
         finally:
             log.close()
@@ -258,5 +260,5 @@ class Trainer:
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise AthanorError(
                 f"{_MOST_SKIPPED_IN_A_ROW} steps in a row were not finite; training has diverged.",
-                'Lower the learning rates (pretrain.optimizer.muon_lr, embedding_lr), or use precision = "fp32".',
+                'Lower the learning rates (optimizer.muon_lr, optimizer.embedding_lr), or use precision = "fp32".',
             )

@@ -141,7 +141,7 @@ def test_each_problem_is_found() -> None:
     from athanor.cli.doctor import problems
 
     healthy = {
-        "machine": {"cores": 2, "accelerator": None}, "available_memory": 8e9, "load": 0.1,
+        "machine": {"system": "Linux x86_64", "cores": 2, "accelerator": None}, "available_memory": 8e9, "load": 0.1,
         "disk": {"folder": ".", "free": 9e9}, "torch": {"capability": "AVX512", "threads": 2},
         "rates": {"fp32": 1e11, "bf16": 4e11, "read": 2e10}, "precision": "bf16",
         "process": {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": None},

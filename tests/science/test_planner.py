@@ -142,14 +142,6 @@ def test_with_no_memory_at_all_the_smallest_is_taken() -> None:
     assert choose(1e9, memory=1.0).config.d_model == planner.LADDER[0][0]
 
 
-def test_a_model_that_the_caller_does_not_accept_is_not_taken() -> None:
-    choice = choose_model(
-        1e9, Speed((192, 5e10), (512, 1e11)), 1e12, 8192, 1024, 256, 1e12, accept=lambda c: c.d_model <= 256
-    )  # fmt: skip
-    assert choice.config.d_model <= 256
-
-
-@given(st.floats(0, 1e15))
 def test_batches_are_powers_of_two_within_bounds(tokens: float) -> None:
     size = planner.batch_tokens(tokens)
     assert 2048 <= size <= 1 << 19
