@@ -21,7 +21,7 @@ from athanor.base.randomness import key
 from athanor.base.run import Stage
 from athanor.corpus.shards import Shards
 from athanor.environments import distinct_held_out, load_environment
-from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, sample_held_out
+from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.evaluation.problems import count_correct
 from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig, RopeConfig
 from athanor.models.decoder import Decoder, build
@@ -69,7 +69,12 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
 
         def evaluate(model: Decoder) -> dict[str, float]:
             nats = document_nats(model, preview, plan["length"], plan["precision"])
-            return {"bits_per_byte": bits_per_byte(nats, preview)}
+            groups = {
+                **grouped_bits_per_byte({"model": nats}, preview, preview.languages),
+                **grouped_bits_per_byte({"model": nats}, preview, preview.sources),
+            }
+            parts = {f"bits_per_byte/{group}": values["model"] for group, values in groups.items()}
+            return {"bits_per_byte": bits_per_byte(nats, preview), **parts}
 
         outcome = _train(life, stage, plan, model, next_token, source, evaluate, "Pre-training")
         return _finish(life, stage, model, encoder, outcome, plan, "base", {})
@@ -232,6 +237,11 @@ def _plan_finetuning(life: Life, config: ModelConfig) -> dict[str, Any]:
     rate = None
     if math.isfinite(seconds):
         rate = planner.measure_training(config, micro, length, life.precision, steps=1)
+    if recipe.steps is not None:
+        extent = f"{recipe.steps} steps"
+    else:
+        extent = f"{duration(max(seconds, 1.0))}, about {quantity((rate or 0.0) * seconds)} tokens"
+    say(f"Fine-tuning: {life.precision}, batches of {rows} × {length}, {extent}.")
     return {
         "precision": life.precision,
         "rows": rows,
@@ -287,7 +297,8 @@ def _plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> dic
     say(
         "Reinforcement learning on "
         + ", ".join(f"{name} level {level} ({rate:.0%})" for (name, level), rate in rates.items())
-        + "."
+        + f": {recipe.prompts} × {recipe.group} answers a step, "
+        + (f"{recipe.steps} steps." if recipe.steps is not None else f"{duration(max(seconds, 1.0))}.")
     )
     return {
         "precision": life.precision,
