@@ -222,6 +222,8 @@ class Terminal:
         self.process = subprocess.Popen(
             command, stdin=child, stdout=child, stderr=child, start_new_session=True, close_fds=True,
             env=os.environ | {"TERM": "dumb", "OMP_NUM_THREADS": "1"},
+            # A background job's children ignore Ctrl-C; a terminal's do not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(child)
         self.text = ""

@@ -142,6 +142,7 @@ def test_with_no_memory_at_all_the_smallest_is_taken() -> None:
     assert choose(1e9, memory=1.0).config.d_model == planner.LADDER[0][0]
 
 
+@given(st.floats(0, 1e15))
 def test_batches_are_powers_of_two_within_bounds(tokens: float) -> None:
     size = planner.batch_tokens(tokens)
     assert 2048 <= size <= 1 << 19
