@@ -56,8 +56,8 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 }
 
 # Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
-_BLOCK = 128
 _GREEDY_BELOW = 1e-5
+_BLOCK = 128  # places of the vocabulary summed together when drawing
 
 GREEDY = Sampling(temperature=0.0)
 AS_TRAINED = Sampling(temperature=1.0, top_p=1.0)
