@@ -13,9 +13,9 @@ from typing import Any
 
 from _rows import row
 
+from athanor.models.config import standard_config
 from athanor.models.decoder import build
 from athanor.models.folder import save_model
-from athanor.science.planner import ladder_config
 from athanor.tokenizer import train_tokenizer
 
 ISSUE = "A"
@@ -27,7 +27,7 @@ def rows() -> Iterator[dict[str, Any]]:
         yield measured(f"athanor {' '.join((*verb, '--help'))}", (*verb, "--help"), 0.5)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(["a model for measuring how long it takes to start"], 8192)
-        config = ladder_config(384, 8, 8192, 1024)
+        config = standard_config(8192, 1024, d_model=384, n_layers=8)
         save_model(build(config, 0), folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
         tokenizer.save(Path(folder))
         yield measured(f"athanor chat, to its prompt and back ({config.parameters / 1e6:.0f} M)", ("chat", folder), 4.0)

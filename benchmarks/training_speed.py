@@ -16,9 +16,9 @@ import torch
 from _rows import row
 
 from athanor.base.machine import measure, usable_cores
-from athanor.models.config import ModelConfig
+from athanor.models.config import ModelConfig, standard_config
 from athanor.models.families.qwen3 import write_config
-from athanor.science.planner import ladder_config, measure_training
+from athanor.science.planner import measure_training
 
 ISSUE = "A"
 ROWS, LENGTH, REPEATS = 16, 256, 3
@@ -29,7 +29,7 @@ def rows() -> Iterator[dict[str, Any]]:
     torch.set_num_threads(usable_cores())
     rates = measure()
     for d_model, n_layers, target in SIZES:
-        config = ladder_config(d_model, n_layers, 8192, LENGTH)
+        config = standard_config(8192, LENGTH, d_model=d_model, n_layers=n_layers)
         size = f"{config.parameters / 1e6:.1f} M parameters"
         flops = config.flops_per_token(LENGTH / 2)
         speeds: dict[str, list[float]] = {"fp32": [], "bf16": [], "peer": []}

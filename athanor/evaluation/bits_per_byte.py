@@ -16,8 +16,8 @@ from torch import Tensor
 from athanor.base.randomness import generator
 from athanor.corpus.shards import Shards
 from athanor.models.decoder import Decoder
+from athanor.models.precision import autocast
 from athanor.training.batches import IGNORED, Batch, PackedBatches, pack
-from athanor.training.loop import autocast
 
 _CHUNK = 2048  # rows of logits at a time
 

@@ -15,8 +15,8 @@ from athanor.engine.decoding import Completion, complete, request_keys
 from athanor.engine.sampling import AS_TRAINED, GREEDY, Sampling
 from athanor.environments import Problem, score
 from athanor.models.decoder import Decoder
+from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer
-from athanor.training.loop import autocast
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,28 @@ class ModelConfig:
         return (3 if training else 1) * forward
 
 
+def standard_config(
+    vocab_size: int,
+    max_seq_len: int,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int | None = None,
+    n_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    d_ff: int | None = None,
+) -> ModelConfig:
+    """A model of usual proportions: heads of 64, half as many key-value heads (or the next divisor below), d_ff about
+    8/3 of d_model, a multiple of 64. What is given is kept.
+    """
+    head_dim = head_dim or 64
+    n_heads = n_heads or max(1, d_model // head_dim)
+    n_kv_heads = n_kv_heads or max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
+    d_ff = d_ff or max(64, round(d_model * 8 / 3 / 64) * 64)
+    attention = AttentionConfig(n_heads, n_kv_heads, head_dim)
+    return ModelConfig(vocab_size, d_model, n_layers, max_seq_len, attention, MlpConfig(d_ff))
+
+
 def _positive(name: str, value: int) -> None:
     if not isinstance(value, Integral) or value < 1:
         raise ModelError(f"{name} = {value!r} is not a positive whole number.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from athanor.base.files import fingerprint
 from athanor.base.progress import progress
 from athanor.base.run import Stage
 from athanor.corpus.build import build_corpus, iterate_documents
+from athanor.corpus.document import Document
 from athanor.corpus.packages import PACKAGES, Source
 from athanor.corpus.readers import resolve
 from athanor.corpus.shards import write_shards
@@ -21,6 +22,8 @@ from athanor.pipeline.life import Life
 from athanor.pipeline.recipe import Recipe
 from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.tokenizer.inspection import compression_by_language
+
+Split = Literal["train", "heldout"]
 
 _BYTES_PER_SECOND = 1.2e6  # cleaned, tokenised and sharded on one core of the reference machine, measured
 CORPUS_SHARE = 0.1  # of the budget, at most, for reading text
@@ -90,10 +93,10 @@ def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
     vocab_size = life.recipe.tokenizer.vocab_size
 
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-        tokenizer = train_tokenizer((d.text for d in iterate_documents(corpus.folder, "train")), vocab_size)
+        tokenizer = train_tokenizer((d.text for d in _documents(stage, corpus, "train", "Counting words")), vocab_size)
         tokenizer.save(stage.folder / "model", max_length=life.recipe.model.max_seq_len)
         by_language: dict[str, list[str]] = {}
-        for document in iterate_documents(corpus.folder, "heldout"):
+        for document in _documents(stage, corpus, "heldout", "Measuring the tokenizer"):
             by_language.setdefault(document.language, []).append(document.text)
         statistics = compression_by_language(tokenizer, by_language)
         return {"fingerprint": tokenizer.fingerprint, **statistics}, ["model"], {}
@@ -107,10 +110,10 @@ def shards_stage(life: Life, corpus: Stage, tokenizer: Stage) -> Stage:
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         encoder = load_tokenizer(tokenizer)
         metrics: dict[str, Any] = {}
-        splits: tuple[Literal["train"], Literal["heldout"]] = ("train", "heldout")
+        splits: tuple[Split, Split] = ("train", "heldout")
         for split in splits:
             index = write_shards(
-                iterate_documents(corpus.folder, split),
+                _documents(stage, corpus, split, f"Cutting the {split} documents into tokens"),
                 lambda texts: [ids.tolist() for ids in encoder.encode_many(texts, threads=2)],
                 encoder.end_of_text_id,
                 stage.folder / split,
@@ -121,6 +124,18 @@ def shards_stage(life: Life, corpus: Stage, tokenizer: Stage) -> Stage:
         return metrics, ["train", "heldout"], {}
 
     return life.perform("shards", {}, inputs, work)
+
+
+def _documents(stage: Stage, corpus: Stage, split: Split, description: str) -> Iterator[Document]:
+    """The documents of a split, in a progress bar; the stage's clock goes on."""
+    kind = "training" if split == "train" else "held_out"
+    total = sum(entry[kind]["documents"] for entry in corpus.metrics["sources"])
+    with progress(description, total=total, unit="document") as bar:
+        for number, document in enumerate(iterate_documents(corpus.folder, split)):
+            yield document
+            if number % 256 == 0:
+                bar.update(completed=number)
+                stage.beat()
 
 
 def load_tokenizer(stage: Stage) -> Tokenizer:

@@ -15,7 +15,7 @@ import torch
 from athanor.alignment.conversations import sft_evaluation
 from athanor.alignment.rollouts import answer_text
 from athanor.base.progress import progress
-from athanor.base.randomness import key
+from athanor.base.randomness import subseed
 from athanor.base.run import Stage
 from athanor.corpus.shards import Shards
 from athanor.engine.language_model import LanguageModel
@@ -31,11 +31,13 @@ from athanor.evaluation.bits_per_byte import (
 from athanor.evaluation.problems import compare_pass_rates, count_correct, examine, proportion
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_model
+from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer
-from athanor.pipeline.life import Life
-from athanor.pipeline.training_stages import pretraining_batches, stage_plan
+from athanor.pipeline.life import Life, Work
+from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
+from athanor.pipeline.probing import by_environment
+from athanor.pipeline.training_stages import pretraining_batches
 from athanor.tokenizer import Tokenizer
-from athanor.training.loop import autocast
 
 _COMPLETIONS = (("en", "The history of the city"), ("en", "To make the soup,"), ("zh", "却说曹操"), ("zh", "成语"))
 _CHATS = (
@@ -58,16 +60,16 @@ def evaluate_stage(
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": life.seed}
     models = {"base": base, "sft": sft, "rl": rl, "control": control}
 
-    def work(stage: Stage) -> tuple[Mapping[str, Any], list[str], Mapping[str, Any]]:
+    def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         loaded = {name: load_model(made.folder / "model") for name, made in models.items()}
-        plan = life.plan(stage, lambda: _plan(life, loaded["base"], encoder))
+        plan = EvaluationPlan.freeze(stage, life.repeats(stage, lambda: _plan(life, loaded["base"])))
         measured: dict[str, Any] = {}
         with progress("Evaluating", total=5, unit="part") as bar:
             for name, part in (
                 ("text", lambda: _text(life, plan, shards, base, loaded)),
                 ("exact_match", lambda: _exact_match(life, plan, encoder, loaded)),
-                ("pass_rates", lambda: _pass_rates(life, plan, encoder, loaded, stage_plan(rl))),
+                ("pass_rates", lambda: _pass_rates(life, plan, encoder, loaded, RlPlan.of(rl))),
                 ("samples", lambda: _samples(life, encoder, loaded)),
             ):
                 measured[name] = stage.freeze(f"{name}.json", part)  # measured once, also when killed in between
@@ -79,7 +81,7 @@ def evaluate_stage(
     return life.perform("evaluate", settings, inputs | {"shards": shards.output_fingerprint}, work)
 
 
-def _plan(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
+def _plan(life: Life, model: Decoder) -> EvaluationPlan:
     recipe = life.recipe.evaluate
     seconds = life.seconds_left()
     tokens = recipe.held_out_tokens
@@ -92,23 +94,20 @@ def _plan(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
             else 50_000
         )
         tokens = max(10_000, min(500_000, tokens))
-    return {
-        "held_out_tokens": tokens,
-        "problems": recipe.problems,
-        "samples": recipe.samples,
-        "per_task": recipe.per_task,
-    }
+    return EvaluationPlan(
+        held_out_tokens=tokens, problems=recipe.problems, samples=recipe.samples, per_task=recipe.per_task
+    )
 
 
 def _text(
-    life: Life, plan: Mapping[str, Any], shards: Stage, base: Stage, models: Mapping[str, Decoder]
+    life: Life, plan: EvaluationPlan, shards: Stage, base: Stage, models: Mapping[str, Decoder]
 ) -> dict[str, Any]:
     """Bits per byte of the three models and of the n-gram baselines, on the same documents."""
-    held_out = sample_held_out(Shards.open(shards.folder / "heldout"), plan["held_out_tokens"], life.seed)
-    pretraining = stage_plan(base)
-    length = pretraining["length"]
+    held_out = sample_held_out(Shards.open(shards.folder / "heldout"), plan.held_out_tokens, life.seed)
+    pretraining = PretrainPlan.of(base)
     nats = {
-        name: document_nats(models[name], held_out, length, pretraining["precision"]) for name in ("base", "sft", "rl")
+        name: document_nats(models[name], held_out, pretraining.length, pretraining.precision)
+        for name in ("base", "sft", "rl")
     }
     return {
         "heldout_bits_per_byte": {
@@ -122,9 +121,7 @@ def _text(
     }
 
 
-def _baselines(
-    life: Life, shards: Stage, base: Stage, pretraining: Mapping[str, Any], held_out: HeldOut
-) -> dict[str, Any]:
+def _baselines(life: Life, shards: Stage, base: Stage, pretraining: PretrainPlan, held_out: HeldOut) -> dict[str, Any]:
     text = Shards.open(shards.folder / "train")
     vocab_size = text.index.vocab_size
     tokens, offsets = consumed(pretraining_batches(pretraining, text, life.seed), base.metrics["steps"])
@@ -140,9 +137,9 @@ def _baselines(
 
 
 def _exact_match(
-    life: Life, plan: Mapping[str, Any], tokenizer: Tokenizer, models: Mapping[str, Decoder]
+    life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Mapping[str, Decoder]
 ) -> dict[str, Any]:
-    problems = sft_evaluation(key(life.seed, "exact match") & 0x7FFFFFFF, plan["per_task"])
+    problems = sft_evaluation(subseed(life.seed, "exact match"), plan.per_task)
     results = {
         name: examine(models[name], tokenizer, problems, life.recipe.rl.max_tokens * 2, life.precision)
         for name in ("sft", "rl")
@@ -156,33 +153,30 @@ def _exact_match(
 
 
 def _pass_rates(
-    life: Life, plan: Mapping[str, Any], tokenizer: Tokenizer, models: Mapping[str, Decoder], rl_plan: Mapping[str, Any]
+    life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Mapping[str, Decoder], rl_plan: RlPlan
 ) -> dict[str, Any]:
     """pass@1 and pass@8 before, after, and of the control, on held-out problems of the levels that were trained."""
-    levels: dict[str, list[int]] = {}
-    for name, level in rl_plan["cells"]:
-        levels.setdefault(name, []).append(level)
-    seed = key(life.seed, "pass rates") & 0x7FFFFFFF
-    problems = list(islice(distinct_held_out(sorted(levels), levels, seed), plan["problems"]))
+    seed = subseed(life.seed, "pass rates")
+    problems = list(islice(distinct_held_out(*by_environment(rl_plan.cells), seed), plan.problems))
     names = {"before": "sft", "after": "rl", "control": "control"}
     correct = {}
     for name, model in names.items():
         correct[name] = count_correct(
-            models[model], tokenizer, problems, plan["samples"], life.recipe.rl.max_tokens, seed, life.precision
+            models[model], tokenizer, problems, plan.samples, life.recipe.rl.max_tokens, seed, life.precision
         )
     cells = [f"{p.task}, level {p.level}" for p in problems]
     by_task = {}
     for cell in sorted(set(cells)):
         chosen = np.array([c == cell for c in cells])
         by_task[cell] = {
-            **{n: float(c[chosen].mean() / plan["samples"]) for n, c in correct.items()},
+            **{n: float(c[chosen].mean() / plan.samples) for n, c in correct.items()},
             "n": int(chosen.sum()),
         }
     return {
-        "pass_at_1": compare_pass_rates(correct, plan["samples"], 1, life.seed),
-        "pass_at_8": compare_pass_rates(correct, plan["samples"], 8, life.seed),
+        "pass_at_1": compare_pass_rates(correct, plan.samples, 1, life.seed),
+        "pass_at_8": compare_pass_rates(correct, plan.samples, 8, life.seed),
         "problems": len(problems),
-        "samples": plan["samples"],
+        "samples": plan.samples,
         "by_task": by_task,
     }
 

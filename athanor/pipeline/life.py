@@ -7,38 +7,46 @@ run, measures the machine, keeps the time, and puts the report together.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import athanor
 from athanor.base.errors import RecipeError
 from athanor.base.files import fingerprint, read_json, write_json
 from athanor.base.machine import Machine, Rates, describe, exactness_key, measure, peak_memory, usable_cores
 from athanor.base.progress import duration, say
-from athanor.base.run import Run, Stage
-from athanor.engine.locate import RUNS
+from athanor.base.run import RUNS, Run, Stage
 from athanor.pipeline.folders import MODEL_STAGES
+from athanor.pipeline.plans import PLAN_SCHEMA_VERSION, Plan, RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.science.planner import Speed, measure_speed
 
-PLAN_SCHEMA_VERSION = 1
-_EVALUATION_SECONDS = 45.0  # what evaluation takes at least, measured on the reference machine
+P = TypeVar("P", bound=Plan)
+Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
+"""What a stage's work returns: metrics, outputs, timing."""
+
+_EVALUATION_SECONDS, _REFERENCE_RATE = 45.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
+_REPORT_SECONDS = 5.0  # for drawing the report card, after everything is measured
 PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part
 
 
 @dataclass
 class Life:
-    """What every stage knows. repeated: the stages' plans of a plan file, to be followed to the letter."""
+    """What every stage knows. measuring_seconds: what measuring the machine took. repeated: the plans of another run,
+    to be followed to the letter.
+    """
 
     run: Run
     recipe: Recipe
     machine: Machine
     rates: Rates
     speed: Speed | None
-    repeated: Mapping[str, Any] = field(default_factory=dict)
+    measuring_seconds: float
+    repeated: RunPlan | None = None
 
     @property
     def seed(self) -> int:
@@ -65,7 +73,10 @@ class Life:
     def evaluation_share(self) -> float:
         """Of the budget; a short one needs a larger share, since the number of problems does not shrink with it."""
         share, budget = self.recipe.evaluate.share, self.recipe.budget_seconds
-        return share if budget is None else max(share, min(0.35, _EVALUATION_SECONDS / budget))
+        if budget is None:
+            return share
+        seconds = _EVALUATION_SECONDS * max(1.0, _REFERENCE_RATE / self.rates.best)
+        return max(share, min(0.35, seconds / budget))
 
     def tensorboard(self, stage: str) -> Path:
         return self.run.root / "tensorboard" / stage
@@ -73,18 +84,24 @@ class Life:
     def seconds_left(self, reserve: float = 0.0) -> float:
         """Of the budget, after setting `reserve` (a share of it) aside; infinite without a budget."""
         budget = self.recipe.budget_seconds
-        return float("inf") if budget is None else budget * (1 - reserve) - self.run.seconds
+        return float("inf") if budget is None else budget * (1 - reserve) - self.seconds - _REPORT_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """Active seconds so far."""
+        return self.measuring_seconds + self.run.seconds
 
     def perform(
         self,
         name: str,
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
-        work: Callable[[Stage], tuple[Mapping[str, Any], list[str], Mapping[str, Any]]],
+        work: Callable[[Stage], Work],
     ) -> Stage:
-        """One stage: skipped when it is finished, else `work`, which returns metrics, outputs and timing."""
-        repeated = self.repeated.get(name)
-        settings = settings if repeated is None else {**settings, "plan": fingerprint(repeated)}
+        """One stage: skipped when it is finished, else done."""
+        repeated = self.repeated and self.repeated.stages.get(name)
+        if repeated is not None:
+            settings = {**settings, "plan": fingerprint(repeated.model_dump(mode="json"))}
         stage = self.run.stage(name, settings, inputs)
         if stage.finished:
             say(f"{name}: finished before, in {duration(stage.seconds)}.")
@@ -99,25 +116,27 @@ class Life:
         self._note_plan(stage)
         return stage
 
-    def plan(self, stage: Stage, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The stage's plan, decided once and frozen; from the plan file where one is followed."""
-        repeated = self.repeated.get(stage.name)
-        return stage.freeze("plan.json", lambda: dict(repeated) if repeated is not None else decide())
+    def repeats(self, stage: Stage, decide: Callable[[], P]) -> Callable[[], P]:
+        """`decide`, or what the run that is repeated decided."""
+        repeated: P | None = self.repeated.stages.get(stage.name) if self.repeated else None
+        return decide if repeated is None else lambda: repeated
 
     def _note_plan(self, stage: Stage) -> None:
         """Keeps runs/NAME/plan.json up to date: with what the clock decided filled in, `--plan` repeats the run
         exactly.
         """
-        path = stage.folder / "plan.json"
+        path, whole = stage.folder / "plan.json", self.run.root / "plan.json"
         if not path.exists():
             return
-        plan = read_json(path)
-        journal = stage.folder / "journal.json"
+        plan, journal = read_json(path), stage.folder / "journal.json"
         if journal.exists():
             plan["turns"] = read_json(journal)["turns"]
-        whole = self.run.root / "plan.json"
-        plans = read_json(whole)["stages"] if whole.exists() else {}
-        write_json(whole, {"schema_version": PLAN_SCHEMA_VERSION, "stages": {**plans, stage.name: plan}})
+        recipe = self.recipe.model_dump(mode="json")
+        noted = read_json(whole) if whole.exists() else {}
+        stages = noted["stages"] if noted.get("recipe") == recipe else {}
+        write_json(
+            whole, {"schema_version": PLAN_SCHEMA_VERSION, "recipe": recipe, "stages": {**stages, stage.name: plan}}
+        )
 
 
 def run_folder(name: str) -> Path:
@@ -129,21 +148,28 @@ def run_folder(name: str) -> Path:
     return RUNS / name
 
 
-def live(recipe: Recipe, root: Path, *, fresh: bool = False, plan_file: Path | None = None) -> dict[str, Any]:
-    """Carries out the whole recipe in the run folder `root` and returns the report."""
+def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan | None = None) -> dict[str, Any]:
+    """Carries out the whole recipe in the run folder `root` and returns the report.
+
+    repeated: another run's plan, to be followed wherever it decides; its recipe is the one to give.
+    """
     import torch
 
+    from athanor.alignment.conversations import check_weights
     from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
     from athanor.pipeline.evaluation_stage import evaluate_stage
+    from athanor.pipeline.planning import expectation
     from athanor.pipeline.reporting import report_card
-    from athanor.pipeline.training_stages import control_stage, expectation, pretrain_stage, rl_stage, sft_stage
+    from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 
     torch.set_num_threads(recipe.threads or usable_cores())
-    repeated = _read_plan(plan_file) if plan_file else {}
+    check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
     with Run(root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh) as run:
         life = Life(run, recipe, describe(), *_calibrate(recipe, root), repeated)
-        if life.speed:
+        if repeated:
+            say("Repeating a plan: sizes, steps and turns are those of the run that it comes from.")
+        elif life.speed:
             say(expectation(life))
         corpus = corpus_stage(life)
         tokenizer = tokenizer_stage(life, corpus)
@@ -156,9 +182,9 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, plan_file: Path | N
         return report_card(life, evaluation)
 
 
-def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None]:
+def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
     """Measured once a run, so that a resumed one decides the same: the machine, and with a budget whole training
-    steps.
+    steps; and the seconds that took.
     """
     path = root / "calibration.json"
     length = recipe.pretrain.length or PRETRAIN_LENGTH
@@ -171,20 +197,12 @@ def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None]:
     found = read_json(path) if path.exists() else {}
     if found.get("asked") != asked:
         say("Measuring the machine …")
+        started = time.monotonic()
         rates = measure()
         precision = rates.precision if recipe.precision == "auto" else recipe.precision
-        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision).as_dict() if recipe.budget else None
-        found = {"asked": asked, "rates": rates.as_dict(), "speed": speed}
+        training = measure_speed(recipe.tokenizer.vocab_size, length, precision).as_dict() if recipe.budget else None
+        seconds = time.monotonic() - started
+        found = {"asked": asked, "rates": rates.as_dict(), "speed": training, "seconds": seconds}
         write_json(path, found)
-    return Rates(**found["rates"]), Speed.from_dict(found["speed"]) if found["speed"] else None
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    plan = read_json(path)
-    if (
-        not isinstance(plan, dict)
-        or plan.get("schema_version") != PLAN_SCHEMA_VERSION
-        or not isinstance(plan.get("stages"), dict)
-    ):
-        raise RecipeError(f"{path} is not a plan of this version.", "A finished run has one in runs/NAME/plan.json.")
-    return plan["stages"]
+    speed = Speed.from_dict(found["speed"]) if found["speed"] else None
+    return Rates(**found["rates"]), speed, found["seconds"]

@@ -12,12 +12,15 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from athanor.base.errors import RecipeError
 from athanor.environments import load_environment
+from athanor.models.config import standard_config
+
+Weight = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -34,7 +37,7 @@ class CorpusRecipe(_Section):
     sources: list[str] = ["default"]
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     limit_bytes: int | None = Field(default=None, gt=0)
-    weights: dict[str, float] = {}
+    weights: dict[str, Weight] = {}
     decontaminate: bool = True
 
 
@@ -55,6 +58,11 @@ class ModelRecipe(_Section):
     d_ff: int | None = Field(default=None, gt=0)
     max_seq_len: int = Field(default=1024, ge=32)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that are given, by their name in `standard_config`."""
+        return {name: value for name, value in self if value is not None and name != "max_seq_len"}
+
 
 class OptimizerRecipe(_Section):
     """Peak learning rates of Muon (the blocks' matrices) and AdamW (embeddings); weight decay of the matrices."""
@@ -64,7 +72,7 @@ class OptimizerRecipe(_Section):
     weight_decay: float | None = Field(default=None, ge=0)
 
 
-class _Training(_Section):
+class TrainingRecipe(_Section):
     """steps: updates, or absent to train for a share of the budget. rows × length: places of a batch; micro_rows of
     them go through the model at a time."""
 
@@ -80,13 +88,13 @@ class _Training(_Section):
     optimizer: OptimizerRecipe = OptimizerRecipe()
 
 
-class PretrainRecipe(_Training):
+class PretrainRecipe(TrainingRecipe):
     """share: part of the budget, at most; the other shares come first."""
 
     share: float = Field(default=1.0, gt=0, le=1)
 
 
-class SftRecipe(_Training):
+class SftRecipe(TrainingRecipe):
     """sources: "default", names of conversation sources, or .jsonl files of {"messages": [...]}. conversations: how
     many are made.
     """
@@ -94,10 +102,10 @@ class SftRecipe(_Training):
     share: float = Field(default=0.18, gt=0, lt=1)
     sources: list[str] = ["default"]
     conversations: int = Field(default=30_000, ge=100)
-    weights: dict[str, float] | None = None
+    weights: dict[str, Weight] | None = None
 
 
-class RlRecipe(_Training):
+class RlRecipe(TrainingRecipe):
     """environments and levels: what is drawn from; without levels they are probed for mixed results.
 
     prompts × group answers a step. advantage, loss, aggregation: rows of the registries in `alignment.policy`.
@@ -112,7 +120,7 @@ class RlRecipe(_Training):
     advantage: Literal["minus_mean", "standardised"] = "minus_mean"
     loss: Literal["clipped", "policy_gradient"] = "clipped"
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    clip_ratio: tuple[float, float] = (0.2, 0.28)
+    clip_ratio: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] = (0.2, 0.28)
 
 
 class EvaluateRecipe(_Section):
@@ -178,7 +186,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise explain(error, Recipe, "The recipe") from None
     _check(recipe)
     return recipe
 
@@ -221,23 +229,33 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[keys[-1]] = value
 
 
-def _explain(error: ValidationError) -> RecipeError:
+def explain(error: ValidationError, whole: type[BaseModel], what: str) -> RecipeError:
+    """The first thing that is wrong with `what`, a file that should be a `whole`, as a sentence that names the key."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _known_keys(Recipe, first["loc"][:-1])
+        known = _known_keys(whole, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
         meant = f"Did you mean {near[0]!r}? " if near else ""
-        return RecipeError(f"The recipe has an unknown key {place!r}.", f"{meant}Known there: {', '.join(known)}.")
-    return RecipeError(f"The recipe's {place} = {first['input']!r} cannot be used.", f"{first['msg']}.")
+        return RecipeError(f"{what} has an unknown key {place!r}.", f"{meant}Known there: {', '.join(known)}.")
+    if first["type"] == "missing":
+        return RecipeError(f"{what} lacks {place}.")
+    return RecipeError(f"{what}'s {place} = {_short(first['input'])} cannot be used.", f"{first['msg']}.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _known_keys(section: type[BaseModel], path: Sequence[Any]) -> list[str]:
     for key in path:
-        annotation = section.model_fields[key].annotation
-        if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+        annotation: Any = section.model_fields[key].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        inner = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if not inner:
             return []
-        section = annotation
+        section = inner[0]
     return sorted(section.model_fields)
 
 
@@ -261,6 +279,8 @@ def _check(recipe: Recipe) -> None:
                 f"{name}.length = {length} exceeds the context, model.max_seq_len = {recipe.model.max_seq_len}.",
                 "Make the one smaller or the other larger.",
             )
+    sizes = {"d_model": 64, "n_layers": 1} | recipe.model.sizes
+    standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)  # refuses what does not fit
     for name in recipe.rl.environments:
         environment = load_environment(name)
         for level in (recipe.rl.levels or {}).get(name, []):

@@ -10,7 +10,9 @@ from athanor.base.files import read_json
 from athanor.base.progress import say
 from athanor.base.run import Stage
 from athanor.evaluation.report import write_report
+from athanor.models.config import ModelConfig
 from athanor.pipeline.life import Life
+from athanor.pipeline.plans import PretrainPlan
 
 REPORT_SCHEMA_VERSION = 1
 _TRAINED = ("pretrain", "sft", "rl", "control")
@@ -55,7 +57,22 @@ def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
 
 def _plan(stages: Mapping[str, Stage]) -> dict[str, Any]:
     plans = {name: read_json(stages[name].folder / "plan.json") for name in _TRAINED}
-    return {"precision": plans["pretrain"]["precision"], "model": plans["pretrain"].pop("model"), **plans}
+    del plans["pretrain"]["model"]  # stands beside them
+    config = PretrainPlan.of(stages["pretrain"]).model
+    return {"precision": plans["pretrain"]["precision"], "model": _sizes(config), **plans}
+
+
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "d_model": config.d_model,
+        "n_layers": config.n_layers,
+        "n_heads": config.attention.n_heads,
+        "n_kv_heads": config.attention.n_kv_heads,
+        "head_dim": config.attention.head_dim,
+        "d_ff": config.mlp.d_ff,
+        "max_seq_len": config.max_seq_len,
+        "rope_theta": config.rope.theta,
+    }
 
 
 def _work(stage: Stage) -> dict[str, Any]:
@@ -64,16 +81,12 @@ def _work(stage: Stage) -> dict[str, Any]:
 
 
 def _model(pretrain: Stage) -> dict[str, Any]:
-    plan = read_json(pretrain.folder / "plan.json")["model"]
-    config = read_json(pretrain.folder / "model" / "config.json")
-    vocabulary = config["vocab_size"]
-    layer = plan["d_model"] * (2 * plan["head_dim"] * (plan["n_heads"] + plan["n_kv_heads"]) + 3 * plan["d_ff"])
-    matrices = plan["n_layers"] * layer + vocabulary * plan["d_model"]
+    config = PretrainPlan.of(pretrain).model
     return {
-        **plan,
-        "vocab_size": vocabulary,
-        "parameters": pretrain.metrics["parameters"],
-        "matrix_parameters": matrices,
+        **_sizes(config),
+        "vocab_size": config.vocab_size,
+        "parameters": config.parameters,
+        "matrix_parameters": config.matrix_parameters,
     }
 
 
@@ -93,7 +106,7 @@ def _timing(life: Life) -> dict[str, Any]:
         timing = stage.record["timing"]
         stages[name] = {key: timing.get(key) for key in ("seconds", "tokens_per_second", "share_of_peak")}
     return {
-        "seconds": life.run.seconds,
+        "seconds": life.seconds,
         "budget_seconds": life.recipe.budget_seconds,
         "peak_memory_bytes": max(stage.record["timing"]["peak_memory_bytes"] for stage in life.run.stages.values()),
         "rates": life.rates.as_dict(),

@@ -17,19 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
+from athanor.models.config import ModelConfig, standard_config
 from athanor.models.decoder import build
+from athanor.models.precision import autocast
 from athanor.training.batches import Batch
-from athanor.training.loop import autocast
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
 
-# (d_model, n_layers): all sizes are multiples of 64, so that every quantised format fits.
+# d_model and n_layers: all sizes are multiples of 64, so that every quantised format fits.
 LADDER = (
     (128, 4), (192, 4), (256, 4), (256, 6), (320, 6), (384, 6), (384, 8), (512, 8), (512, 10), (640, 10), (768, 12),
     (896, 14), (1024, 16), (1280, 20), (1536, 24),
 )  # fmt: skip
-HEAD_DIM = 64
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,6 @@ def effective_tokens(tokens: float, unique: float) -> float:
         return tokens
     repeats = tokens / unique - 1
     return unique * (1 + _REPEAT_HALF_LIFE * (1 - math.exp(-repeats / _REPEAT_HALF_LIFE)))
-
-
-def ladder_config(d_model: int, n_layers: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
-    """A model of the ladder: heads of 64, half as many key-value heads (or the next divisor below), d_ff about 8/3 of
-    d_model.
-    """
-    n_heads = max(1, d_model // HEAD_DIM)
-    n_kv_heads = max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
-    d_ff = max(64, round(d_model * 8 / 3 / 64) * 64)
-    return ModelConfig(
-        vocab_size, d_model, n_layers, max_seq_len, AttentionConfig(n_heads, n_kv_heads, HEAD_DIM), MlpConfig(d_ff)
-    )
 
 
 def block_parameters(config: ModelConfig) -> int:
@@ -138,7 +125,7 @@ def measure_speed(vocab_size: int, length: int, precision: str) -> Speed:
     """Two short measurements, a few seconds in all."""
     points = []
     for d_model, n_layers in ((192, 2), (512, 2)):
-        config = ladder_config(d_model, n_layers, vocab_size, length)
+        config = standard_config(vocab_size, length, d_model=d_model, n_layers=n_layers)
         rate = measure_training(config, max(1, 2048 // length), length, precision)
         points.append((d_model, rate * config.flops_per_token(length / 2)))
     return Speed(*points)
@@ -162,12 +149,16 @@ def choose_model(
     max_seq_len: int,
     length: int,
     memory: float,
+    wishes: Mapping[str, int] | None = None,
     law: Law = DEFAULT_LAW,
 ) -> Choice:
-    """The best size for `seconds` of training within `memory` bytes."""
+    """The best size for `seconds` of training within `memory` bytes. wishes: sizes to be kept, by their name in
+    `standard_config`.
+    """
     choices: list[Choice] = []
     for d_model, n_layers in LADDER:
-        config = ladder_config(d_model, n_layers, vocab_size, max_seq_len)
+        sizes = {"d_model": d_model, "n_layers": n_layers, **(wishes or {})}
+        config = standard_config(vocab_size, max_seq_len, **sizes)
         if choices and training_memory(config, micro_rows(config, length, memory) * length) > memory:
             break
         rate = speed.tokens_per_second(config, length)

@@ -7,9 +7,9 @@ of a small position, which is all that a checkpoint has to keep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -23,14 +23,15 @@ IGNORED = -100  # a target without a loss, torch's convention
 
 @dataclass(frozen=True)
 class Batch:
-    """All (rows, time) int64: inputs, next-token targets (or IGNORED), the document each place belongs to, its place in
-    it.
+    """All (rows, time) int64: inputs, next-token targets (or IGNORED), the document each place belongs to (-1 for
+    padding), its place in it. metrics: what its source wants logged beside the loss.
     """
 
     tokens: Tensor
     targets: Tensor
     document_ids: Tensor
     positions: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     @property
     def n_targets(self) -> int:
@@ -41,17 +42,41 @@ class Batch:
         """Places that go through the model, padding and prompts included."""
         return self.tokens.numel()
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What its source wants logged beside the loss."""
-        return {}
+    def split(self, rows: int) -> list[Self]:
+        """Micro-batches of at most `rows` rows, without the metrics."""
+        columns = {name: value.split(rows) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return [type(self)(**dict(zip(columns, part, strict=True))) for part in zip(*columns.values(), strict=True)]
 
-    def split(self, rows: int) -> list[Batch]:
-        """Micro-batches of at most `rows` rows."""
-        parts = zip(
-            *(t.split(rows) for t in (self.tokens, self.targets, self.document_ids, self.positions)), strict=True
-        )
-        return [Batch(*part) for part in parts]
+
+def lay_out(
+    rows: Sequence[Sequence[int]],
+    length: int,
+    sequence: Callable[[int], Mapping[str, np.ndarray]],
+    empty: Mapping[str, int | float],
+) -> dict[str, Tensor]:
+    """The columns of a batch, each (rows, length): row by row the sequences named there, one after the other.
+
+    sequence: index → equally long parts of every column. empty: the columns and what stands where nothing else does.
+    `document_ids` and `positions` are added.
+    """
+    shape = (len(rows), length)
+    columns = {
+        name: np.full(shape, value, dtype=np.int64 if isinstance(value, int) else np.float32)
+        for name, value in empty.items()
+    }
+    document_ids, positions = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for row, members in enumerate(rows):
+        place = 0
+        for document, index in enumerate(members):
+            parts = sequence(index)
+            size = len(next(iter(parts.values())))
+            span = slice(place, place + size)
+            for name, values in parts.items():
+                columns[name][row, span] = values
+            document_ids[row, span], positions[row, span] = document, np.arange(size)
+            place = span.stop
+    columns |= {"document_ids": document_ids, "positions": positions}
+    return {name: torch.from_numpy(values) for name, values in columns.items()}
 
 
 class Sequences(Protocol):
@@ -161,10 +186,6 @@ class PackedBatches:
         self._block: tuple[tuple[int, int], list[list[int]]] | None = None
         self._order: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    @property
-    def epoch_tokens(self) -> int:
-        return int(self.sequences.lengths.sum())
-
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shuffled sequences of an epoch and the bounds of its blocks."""
         if self._order is None or self._order[0] != epoch:
@@ -200,20 +221,12 @@ class PackedBatches:
         return [self._next_row() for _ in range(self.rows)]
 
     def assemble(self, rows: list[list[int]]) -> Batch:
-        shape = (len(rows), self.length)
-        tokens = np.full(shape, self.pad_id, dtype=np.int64)
-        targets = np.full(shape, IGNORED, dtype=np.int64)
-        document_ids = np.full(shape, -1, dtype=np.int64)
-        positions = np.zeros(shape, dtype=np.int64)
-        for r, members in enumerate(rows):
-            place = 0
-            for document, index in enumerate(members):
-                inputs, wanted = self.sequences.pair(index)
-                span = slice(place, place + len(inputs))
-                tokens[r, span], targets[r, span], document_ids[r, span] = inputs, wanted, document
-                positions[r, span] = np.arange(len(inputs))
-                place = span.stop
-        return Batch(*(torch.from_numpy(a) for a in (tokens, targets, document_ids, positions)))
+        def sequence(index: int) -> dict[str, np.ndarray]:
+            inputs, targets = self.sequences.pair(index)
+            return {"tokens": inputs, "targets": targets}
+
+        columns = lay_out(rows, self.length, sequence, {"tokens": self.pad_id, "targets": IGNORED})
+        return Batch(columns["tokens"], columns["targets"], columns["document_ids"], columns["positions"])
 
     def next(self) -> Batch:
         return self.assemble(self.next_rows())

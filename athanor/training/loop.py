@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ from athanor.base.files import read_json, write_json
 from athanor.base.progress import progress, say
 from athanor.base.run import MetricsLog
 from athanor.models.decoder import Decoder
+from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.checkpoints import load_checkpoint, save_checkpoint
 from athanor.training.objectives import Loss
@@ -81,11 +81,6 @@ class Outcome:
     places: int = 0
     skipped: int = 0
     turns: list[Turn] = field(default_factory=list)
-
-
-def autocast(precision: str) -> AbstractContextManager[Any]:
-    """bf16 for matrix products while weights stay fp32; nothing at all for fp32."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 class Trainer:

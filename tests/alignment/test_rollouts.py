@@ -17,8 +17,9 @@ from athanor.base.files import read_jsonl
 from athanor.environments import ENVIRONMENTS, Problem
 from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder, build
+from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer, train_tokenizer
-from athanor.training.loop import LoopConfig, SourceEnded, Trainer, autocast
+from athanor.training.loop import LoopConfig, SourceEnded, Trainer
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule
 

@@ -81,7 +81,7 @@ def test_quiet(clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: py
         with progress("Working") as bar:
             clock.now += 60
             bar.update(3)
-            bar.log("inside")
+            say("inside")
         assert bar.completed == 3
 
     set_quiet(True)

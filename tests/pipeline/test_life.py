@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from athanor.base.errors import RecipeError
+from athanor.base.files import write_json
 from athanor.pipeline.folders import STAGES
+from athanor.pipeline.plans import RunPlan, StagePlans, TrainingPlan, read_run_plan
+from athanor.pipeline.recipe import load_recipe
+from athanor.training.optimizers import OptimizerConfig
+from athanor.training.schedules import Turn
 from tests.pipeline.conftest import athanor, athanor_process
 
 _CLOCK_FILES = {"timing.jsonl", "calibration.json", "report.html", "report.md", ".lock"}
@@ -44,17 +51,16 @@ def assert_same_contents(first: Path, second: Path) -> None:
 
 
 def kill_during(stage: str, arguments: tuple[str, ...], folder: Path, run: Path, delay: float) -> bool:
-    """Starts the command and kills it `delay` seconds into the stage; False when it ended before."""
-    process = athanor_process(*arguments, folder=folder)
+    """Starts the command and kills it `delay` seconds into the stage; whether the stage was still unfinished then."""
     record = run / stage / "stage.json"
-    while process.poll() is None and not record.exists():
-        time.sleep(0.01)
+    before = record.stat().st_mtime_ns if record.exists() else 0
+    process = athanor_process(*arguments, folder=folder)
+    while process.poll() is None and not (record.exists() and record.stat().st_mtime_ns > before):
+        time.sleep(0.002)
     time.sleep(delay)
-    killed = process.poll() is None
-    if killed:
-        os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    return killed
+    return json.loads(record.read_text())["status"] == "running"
 
 
 def seconds_of_stages(run: Path) -> Iterator[tuple[str, float]]:
@@ -62,36 +68,34 @@ def seconds_of_stages(run: Path) -> Iterator[tuple[str, float]]:
         yield stage, json.loads((run / stage / "stage.json").read_text())["timing"]["seconds"]
 
 
-def kill_everywhere(recipe: str, folder: Path, least: int) -> None:
-    """An uninterrupted run, and one killed at random points of every stage, must end with the same files."""
+def kill_everywhere(recipe: str, folder: Path, again: frozenset[str]) -> None:
+    """An uninterrupted run, and one killed at a random point of every stage, of those in `again` a second time, must
+    end with the same files.
+    """
+    arguments = ("run", recipe, "--name", "life")
     (folder / "whole").mkdir()
-    athanor("run", recipe, "--name", "life", folder=folder / "whole")
+    athanor(*arguments, folder=folder / "whole")
     whole = folder / "whole" / "runs" / "life"
     (folder / "killed").mkdir()
     killed = folder / "killed" / "runs" / "life"
-    arguments = ("run", recipe, "--name", "life")
     chance = random.Random(20_261_121)
-    kills = 0
-    stages = list(seconds_of_stages(whole))
-    for stage, seconds in stages + chance.sample(stages, len(stages)):
-        if kills >= least and stage == stages[0][0]:
-            continue
-        kills += kill_during(stage, arguments, folder / "killed", killed, chance.random() * seconds * 0.8)
-        if kills >= max(least, len(stages)):
-            break
+    for stage, seconds in seconds_of_stages(whole):
+        while not kill_during(stage, arguments, folder / "killed", killed, chance.random() * seconds * 0.5):
+            shutil.rmtree(killed / stage)  # it had just finished: as if it had not begun
+        if stage in again:
+            kill_during(stage, arguments, folder / "killed", killed, chance.random() * seconds * 0.3)
     athanor(*arguments, folder=folder / "killed")
-    assert kills >= least
     assert_same_contents(whole, killed)
 
 
 def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(tiny_recipe: Path, tmp_path: Path) -> None:
-    kill_everywhere(str(tiny_recipe), tmp_path, least=6)
+    kill_everywhere(str(tiny_recipe), tmp_path, again=frozenset())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_smoke_killed_ten_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    kill_everywhere("smoke", tmp_path, least=10)
+    kill_everywhere("smoke", tmp_path, again=frozenset({"corpus", "pretrain", "sft", "rl", "evaluate"}))
 
 
 def test_a_life_and_what_it_leaves(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -146,8 +150,41 @@ def test_a_plan_repeats_a_budgeted_run_exactly(tiny_recipe: Path, tmp_path: Path
     quick = ("--set", "pretrain.share=0.05", "--set", "sft.share=0.04", "--set", "rl.share=0.04")
     athanor("run", str(path), "--name", "first", *quick, folder=tmp_path)
     plan = tmp_path / "runs" / "first" / "plan.json"
-    athanor("run", str(path), "--name", "again", "--plan", str(plan), *quick, folder=tmp_path)
+    athanor("run", "--name", "again", "--plan", str(plan), folder=tmp_path)
     first, again = (tmp_path / "runs" / name for name in ("first", "again"))
     for stage in ("pretrain", "sft", "rl", "control"):
         weights = Path(stage) / "model" / "model.safetensors"
         assert (first / weights).read_bytes() == (again / weights).read_bytes()
+    assert contents(first)["plan.json"] == contents(again)["plan.json"]
+    for run in (first, again):
+        timing = json.loads((run / "report.json").read_text())["timing"]
+        assert timing["seconds"] < 1.15 * 120
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda plan: plan.pop("recipe"), "lacks recipe"),
+        (lambda plan: plan["recipe"].update(seeed=1), r"unknown key 'recipe\.seeed'.*Did you mean 'seed'"),
+        (lambda plan: plan.update(schema_version=1), "not a plan of this version"),
+        (lambda plan: plan["stages"].update(pretrian={}), "Did you mean 'pretrain'"),
+        (lambda plan: plan["stages"]["sft"].pop("rows"), r"lacks stages\.sft\.rows"),
+        (lambda plan: plan["stages"]["sft"].update(rows=0), r"stages\.sft\.rows = 0 .*greater than 0"),
+        (lambda plan: plan["stages"].update(sft=[]), r"stages\.sft"),
+    ],
+)
+def test_a_wrong_plan_file_is_named(change: Callable[[Any], Any], named: str, tmp_path: Path) -> None:
+    recipe = load_recipe("smoke")
+    sft = TrainingPlan(
+        precision="fp32", rows=4, length=64, micro_rows=4, steps=3, seconds=None, optimizer=OptimizerConfig(), warmup=1,
+        decay_share=0.5, clip=1.0, checkpoint_every=1, evaluate_every=1, turns=(Turn(1, 3),),
+    )  # fmt: skip
+    right = RunPlan(recipe=recipe, stages=StagePlans(sft=sft))
+    path = tmp_path / "plan.json"
+    write_json(path, right.model_dump(mode="json"))
+    assert read_run_plan(path) == right
+    plan = json.loads(path.read_text())
+    change(plan)
+    write_json(path, plan)
+    with pytest.raises(RecipeError, match=named):
+        read_run_plan(path)

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from athanor.models.config import ModelConfig
+from athanor.models.config import ModelConfig, standard_config
 from athanor.models.decoder import Decoder, build
 from athanor.science import planner
-from athanor.science.planner import Choice, Law, Speed, choose_model, effective_tokens, ladder_config
+from athanor.science.planner import Choice, Law, Speed, choose_model, effective_tokens
 from athanor.training.batches import Batch
 from athanor.training.objectives import next_token
 
@@ -35,14 +35,14 @@ def counted_flops(config: ModelConfig, time: int, training: bool) -> float:
 
 @pytest.mark.parametrize(("d_model", "n_layers"), [(128, 2), (192, 1), (320, 2)])
 def test_flops_equal_torchs_count(d_model: int, n_layers: int) -> None:
-    config = ladder_config(d_model, n_layers, 512, 128)
+    config = standard_config(512, 128, d_model=d_model, n_layers=n_layers)
     assert config.flops_per_token(32, training=False) == pytest.approx(counted_flops(config, 32, False), rel=0.01)
     assert config.flops_per_token(32) == pytest.approx(counted_flops(config, 32, True), rel=0.02)
 
 
 def test_every_rung_can_be_built_and_quantised() -> None:
     for d_model, n_layers in planner.LADDER:
-        config = ladder_config(d_model, n_layers, 8192, 1024)
+        config = standard_config(8192, 1024, d_model=d_model, n_layers=n_layers)
         with torch.device("meta"):
             model = Decoder(config)
         assert config.parameters == sum(p.numel() for p in model.parameters())
@@ -50,18 +50,19 @@ def test_every_rung_can_be_built_and_quantised() -> None:
         assert planner.block_parameters(config) == blocks
         for name, parameter in model.named_parameters():
             assert all(size % 64 == 0 for size in parameter.shape), name
-    sizes = [planner.block_parameters(ladder_config(*rung, 8192, 1024)) for rung in planner.LADDER]
+    configs = [standard_config(8192, 1024, d_model=d_model, n_layers=n_layers) for d_model, n_layers in planner.LADDER]
+    sizes = [planner.block_parameters(config) for config in configs]
     assert sizes == sorted(sizes)
 
 
 @pytest.mark.parametrize("d_model", [8, 32, 64, 100, 700])
 def test_a_width_that_a_recipe_asks_for_gives_a_model(d_model: int) -> None:
-    assert ladder_config(d_model, 1, 512, 64).attention.n_heads >= 1
+    assert standard_config(512, 64, d_model=d_model, n_layers=1).attention.n_heads >= 1
 
 
 @pytest.mark.parametrize(("d_model", "n_layers"), [(128, 4), (256, 4)])
 def test_predicted_memory_is_what_training_takes(d_model: int, n_layers: int) -> None:
-    config = ladder_config(d_model, n_layers, 1024, 128)
+    config = standard_config(1024, 128, d_model=d_model, n_layers=n_layers)
     rows, time = 8, 128
     model = build(config, 0)
     tokens = torch.zeros(rows, time, dtype=torch.int64)
@@ -96,7 +97,7 @@ def test_speed_is_interpolated_between_what_was_measured_and_held_beyond() -> No
     assert speed.flops(64) == 10e9
     assert speed.flops(2048) == pytest.approx(40e9)
     assert speed.flops(round((192 * 512) ** 0.5)) == pytest.approx(25e9, rel=0.01)
-    config = ladder_config(192, 2, 8192, 256)
+    config = standard_config(8192, 256, d_model=192, n_layers=2)
     assert speed.tokens_per_second(config, 256) == pytest.approx(10e9 / config.flops_per_token(128))
 
 
@@ -125,7 +126,7 @@ def test_it_is_the_best_of_those_that_fit() -> None:
     speed = Speed((192, 5e10), (512, 1e11))
     best = choose(600, law=law)
     for rung in planner.LADDER:
-        config = ladder_config(*rung, 8192, 1024)
+        config = standard_config(8192, 1024, d_model=rung[0], n_layers=rung[1])
         tokens = 600 * speed.tokens_per_second(config, 256)
         assert law.bits_per_byte(planner.block_parameters(config), tokens) >= best.bits_per_byte
 
@@ -151,5 +152,5 @@ def test_batches_are_powers_of_two_within_bounds(tokens: float) -> None:
 
 
 def test_measuring_takes_whole_steps() -> None:
-    config = ladder_config(64, 1, 256, 64)
+    config = standard_config(256, 64, d_model=64, n_layers=1)
     assert 10 < planner.measure_training(config, 2, 32, "fp32") < 1e7

@@ -1,0 +1,194 @@
+"""From the time left and the machine to a plan for each training stage."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from dataclasses import replace
+from typing import Any
+
+from athanor.base.progress import duration, quantity, say
+from athanor.models.config import ModelConfig, standard_config
+from athanor.models.decoder import Decoder
+from athanor.pipeline.data_stages import CORPUS_SHARE
+from athanor.pipeline.life import PRETRAIN_LENGTH, Life
+from athanor.pipeline.plans import PretrainPlan, RlPlan, TrainingPlan
+from athanor.pipeline.probing import probe
+from athanor.pipeline.recipe import RlRecipe, TrainingRecipe
+from athanor.science import planner
+from athanor.tokenizer import Tokenizer
+from athanor.training.optimizers import OptimizerConfig
+
+# Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges.
+SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, weight_decay=0.0)
+RL_OPTIMIZER = OptimizerConfig(muon_lr=0.003, embedding_lr=0.006, gain_lr=0.001, weight_decay=0.0)
+
+_CHECKPOINT_SECONDS = 30.0
+_LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
+_CONVERSATION_LENGTH = 256
+_FIXED_SIZE = (256, 6)  # d_model and layers where neither a budget nor the recipe decides
+
+
+def expectation(life: Life) -> str:
+    """The plan in a sentence, before any work: what the budget is expected to buy, and when it is spent."""
+    budget, recipe = life.recipe.budget_seconds, life.recipe
+    if budget is None or life.speed is None:
+        raise ValueError("without a budget there is nothing to expect")
+    seconds = max(_LEAST_SHARE * budget, _pretraining_seconds(life) - CORPUS_SHARE * budget)
+    choice = _choose(life, seconds, math.inf)
+    end = datetime.datetime.now() + datetime.timedelta(seconds=life.seconds_left())
+    shares = {
+        "reading text": CORPUS_SHARE,
+        "fine-tuning": recipe.sft.share,
+        "reinforcement learning": recipe.rl.share,
+        "evaluation": life.evaluation_share,
+    }
+    others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items())
+    return (
+        f"Plan for {duration(budget)} on {life.machine.cores} cores, {life.precision} at "
+        f"{life.peak_rate / 1e9:.0f} GFLOP/s: {quantity(choice.config.parameters)} parameters, pre-training "
+        f"{duration(seconds)} on about {quantity(int(choice.tokens))} tokens; at most {others}. "
+        f"Done at about {end:%H:%M}."
+    )
+
+
+def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> PretrainPlan:
+    recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life)
+    length = _pretraining_length(life)
+    if life.speed:
+        choice = _choose(life, seconds, unique_tokens)
+        config, rate = choice.config, choice.tokens_per_second
+        tokens = recipe.steps * (recipe.rows or 1) * length if recipe.steps else choice.tokens
+    else:
+        sizes = dict(zip(("d_model", "n_layers"), _FIXED_SIZE, strict=True)) | life.recipe.model.sizes
+        config, rate = standard_config(vocab_size, life.recipe.model.max_seq_len, **sizes), None
+        tokens = float(recipe.steps or 0) * (recipe.rows or 8) * length
+    rows = recipe.rows or max(1, planner.batch_tokens(tokens) // length)
+    say(
+        f"Pre-training: {quantity(config.parameters)} parameters (d_model {config.d_model}, {config.n_layers} layers), "
+        f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
+        + (f", {duration(seconds)}." if math.isfinite(seconds) else f", {recipe.steps} steps.")
+    )
+    return PretrainPlan(
+        model=config,
+        rows=rows,
+        micro_rows=min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory)),
+        expected_tokens=int(tokens),
+        expected_steps=recipe.steps or int(tokens / (rows * length)),
+        **_common(life, recipe, length, seconds, rows * length / rate if rate else None, OptimizerConfig(), 0.5),
+    )
+
+
+def plan_finetuning(life: Life, config: ModelConfig) -> TrainingPlan:
+    recipe = life.recipe.sft
+    seconds = min(
+        life.seconds_left(life.recipe.rl.share + life.evaluation_share),
+        recipe.share * (life.recipe.budget_seconds or math.inf),
+    )
+    length = recipe.length or min(config.max_seq_len, _CONVERSATION_LENGTH)
+    rows = recipe.rows or 4  # few targets a row: more, smaller updates answered better (docs/lab.md)
+    micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
+    rate = None
+    if math.isfinite(seconds):
+        rate = planner.measure_training(config, micro, length, life.precision, steps=1)
+    extent = f"{duration(max(seconds, 1.0))}, about {quantity((rate or 0.0) * seconds)} tokens"
+    say(
+        f"Fine-tuning: {life.precision}, batches of {rows} × {length}, "
+        + (f"{recipe.steps} steps." if recipe.steps is not None else f"{extent}.")
+    )
+    step_seconds = rows * length / rate if rate else None
+    return TrainingPlan(
+        rows=rows, micro_rows=micro, **_common(life, recipe, length, seconds, step_seconds, SFT_OPTIMIZER, 0.7)
+    )
+
+
+def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPlan:
+    recipe: RlRecipe = life.recipe.rl
+    # The control that comes after has the same compute, and takes about as long.
+    seconds = min(life.seconds_left(life.evaluation_share), recipe.share * (life.recipe.budget_seconds or math.inf)) / 2
+    difficulty = probe(life, model, tokenizer)
+    length = recipe.length or min(model.config.max_seq_len, _CONVERSATION_LENGTH)
+    say(
+        f"Reinforcement learning on {difficulty}: {recipe.prompts} × {recipe.group} answers a step, "
+        + (f"{recipe.steps} steps." if recipe.steps is not None else f"{duration(max(seconds, 1.0))}.")
+    )
+    common = _common(life, recipe, length, seconds, 2.0 if math.isfinite(seconds) else None, RL_OPTIMIZER, 0.3)
+    return RlPlan(
+        rows=recipe.rows,
+        micro_rows=recipe.micro_rows or planner.micro_rows(model.config, length, life.memory),
+        cells=tuple(difficulty.rates),
+        probed={f"{name} {level}": rate for (name, level), rate in difficulty.rates.items()},
+        reward=difficulty.reward,
+        **common | {"evaluate_every": recipe.evaluate_every or 5},
+    )
+
+
+def plan_control(plan: TrainingPlan, config: ModelConfig, flops: float) -> TrainingPlan:
+    """Fine-tuning's own plan, gone on with for `flops`."""
+    if plan.rows is None:
+        raise ValueError("fine-tuning has batches of a fixed number of rows")
+    places = flops / config.flops_per_token(plan.length / 2)
+    steps = max(1, round(places / (plan.rows * plan.length)))
+    rates = plan.optimizer
+    changed = {
+        "steps": steps,
+        "seconds": None,
+        "turns": (),
+        # Half of fine-tuning's rates: it goes on from the end of a decay.
+        "optimizer": replace(
+            rates, muon_lr=rates.muon_lr / 2, embedding_lr=rates.embedding_lr / 2, gain_lr=rates.gain_lr / 2
+        ),
+        "checkpoint_every": max(1, steps // 3),
+    }
+    return plan.model_copy(update=changed)
+
+
+def _pretraining_length(life: Life) -> int:
+    return life.recipe.pretrain.length or min(life.recipe.model.max_seq_len, PRETRAIN_LENGTH)
+
+
+def _pretraining_seconds(life: Life) -> float:
+    others = life.recipe.sft.share + life.recipe.rl.share + life.evaluation_share
+    seconds = min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
+    return max(seconds, _LEAST_SHARE * (life.recipe.budget_seconds or 0.0))
+
+
+def _choose(life: Life, seconds: float, unique_tokens: float) -> planner.Choice:
+    if life.speed is None:
+        raise ValueError("without a measured speed there is nothing to choose by")
+    return planner.choose_model(
+        seconds,
+        life.speed,
+        unique_tokens,
+        life.recipe.tokenizer.vocab_size,
+        life.recipe.model.max_seq_len,
+        _pretraining_length(life),
+        life.memory,
+        life.recipe.model.sizes,
+    )
+
+
+def _common(
+    life: Life,
+    recipe: TrainingRecipe,
+    length: int,
+    seconds: float,
+    step_seconds: float | None,
+    default: OptimizerConfig,
+    decay_share: float,
+) -> dict[str, Any]:
+    """The fields that all training plans decide alike: the recipe's wish, else the default."""
+    wishes = {name: value for name, value in recipe.optimizer if value is not None}
+    every = max(1, round(_CHECKPOINT_SECONDS / step_seconds)) if step_seconds else 50
+    return {
+        "precision": life.precision,
+        "length": length,
+        "steps": recipe.steps,
+        "seconds": max(seconds, 1.0) if recipe.steps is None else None,
+        "optimizer": replace(default, **wishes),
+        "warmup": 10 if recipe.warmup is None else recipe.warmup,
+        "decay_share": decay_share if recipe.decay_share is None else recipe.decay_share,
+        "clip": recipe.clip,
+        "checkpoint_every": recipe.checkpoint_every or every,
+        "evaluate_every": recipe.evaluate_every or 2 * every,
+    }
