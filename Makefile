@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH := torch==2.13.0
+TORCH_VERSION := 2.13.0
+TORCH := torch==$(TORCH_VERSION)
 PYTORCH_CPU := https://download.pytorch.org/whl/cpu
 
 RECIPE ?= default
@@ -37,7 +38,7 @@ docs: $(VENV)/.installed-test
 
 # A Linux machine without an NVIDIA GPU must not fetch gigabytes of CUDA: PyTorch's own index has a CPU build. Where that
 # index cannot be reached, the configured one serves.
-$(VENV)/.torch:
+$(VENV)/.torch-$(TORCH_VERSION):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Athanor needs Python 3.11 or newer: make run PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
@@ -46,7 +47,7 @@ $(VENV)/.torch:
 	$(BIN)/pip install -q -c constraints.txt $(TORCH)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/.torch-$(TORCH_VERSION) pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[corpus]"
 	@touch $@
 

@@ -28,7 +28,7 @@ from athanor.alignment.dialogues import read_dialogues
 from athanor.alignment.messages import Conversation, exchange, prompt_of, read_conversations, write_conversations
 from athanor.base.errors import DataError, RecipeError
 from athanor.base.files import write_json
-from athanor.base.randomness import generator, key
+from athanor.base.randomness import generator
 from athanor.environments import ENVIRONMENTS, Problem, Split, distinct_held_out, is_held_out, load_environment
 
 Fetch = Callable[[str], Path]
@@ -41,15 +41,16 @@ SOURCES: dict[str, tuple[str, Callable[[Path], list[Conversation]]]] = {
     "wikipedia-summaries": (WIKI_PACKAGE, read_facts),
 }
 
-# Shares of conversations. Half are problems, since they are what a small model can learn in a minute and what
-# reinforcement learning goes on with; facts are long, so their share of tokens is about twice the one here.
+# Shares of conversations. Half are the four kinds of problems that reinforcement learning goes on with by default: a
+# small model learns a few things well in a minute, or many not at all (docs/lab.md). Facts are long, so their share of
+# tokens is about twice the one here.
 DEFAULT_WEIGHTS: dict[str, float] = {
-    "addition": 0.10, "subtraction": 0.04, "comparing": 0.02, "counting": 0.06, "reversing": 0.06,
-    "sorting_numbers": 0.04, "sorting_letters": 0.03, "copying": 0.05, "spelling": 0.05, "number_words": 0.03,
-    "reading": 0.03,
-    "identity": 0.07, "small_talk": 0.05, "unknowable": 0.03, "number_facts": 0.01, "system": 0.05,
-    "several_turns": 0.07,
-    "facts": 0.08, "subject": 0.03, "recipes": 0.02, "idioms": 0.06, "dialogue": 0.02, "user": 0.40,
+    "addition": 0.16, "counting": 0.12, "reversing": 0.12, "sorting_letters": 0.10,
+    "subtraction": 0.03, "comparing": 0.02, "sorting_numbers": 0.02, "copying": 0.03, "spelling": 0.03,
+    "number_words": 0.02, "reading": 0.01,
+    "identity": 0.05, "small_talk": 0.04, "unknowable": 0.02, "number_facts": 0.01, "system": 0.03,
+    "several_turns": 0.05,
+    "facts": 0.04, "subject": 0.02, "recipes": 0.01, "idioms": 0.04, "dialogue": 0.02, "user": 0.40,
 }  # fmt: skip
 
 _POOL_HELD_OUT = 0.05  # facts and a user's own conversations are worth more in training
@@ -195,13 +196,14 @@ def _read_sources(
 
 
 def _problem_stream(name: str) -> Stream:
-    """Problems of one environment, easier levels more often: the chance of a level falls linearly to the hardest."""
+    """Problems of one environment; each level half as often as the one before it."""
     environment = load_environment(name)
-    count = len(environment.levels)
-    levels = [level for rank, level in enumerate(environment.levels) for _ in range(count - rank)]
+    chances = 0.5 ** np.arange(len(environment.levels))
+    bounds = np.cumsum(chances / chances.sum())
 
     def stream(seed: int, split: Split, index: int) -> Conversation:
-        level = levels[key(seed, "conversations", name, split, index) % len(levels)]
+        drawn = generator(seed, "conversations", name, split, index).random()
+        level = environment.levels[int(np.searchsorted(bounds[:-1], drawn, side="right"))]
         problem = environment.problem(seed, level, index, split)
         return Conversation(exchange(problem.prompt, environment.solution(problem)), name, problem.language)
 

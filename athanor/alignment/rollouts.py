@@ -27,7 +27,7 @@ _MOST_TRIES = 5  # draws of problems until one group has mixed results
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """cells: the (environment, level) pairs that problems are drawn from, in turn. prompts: groups a batch;
+    """cells: the (environment, level) pairs that problems are drawn from at random. prompts: groups a batch;
     group: answers a prompt; max_tokens: of an answer; length: places of a packed row. reward: "exact", or "partial"
     credit.
     """

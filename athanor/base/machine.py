@@ -53,7 +53,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured: large matrix products in FLOP/s (None where the type does not run), memory reads in bytes/s."""
+    """Measured: large matrix products in FLOP/s, memory reads in bytes/s."""
 
     fp32: float
     bf16: float

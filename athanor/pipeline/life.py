@@ -106,9 +106,10 @@ class Life:
         if stage.finished:
             say(f"{name}: finished before, in {duration(stage.seconds)}.")
             return stage
-        if stage.exactness not in (None, exactness_key()):
-            say(f"{name} was begun on another machine or with other threads; it continues, but not bit for bit.")
-        stage.note_exactness(exactness_key())
+        exactness = {**exactness_key(), "athanor": athanor.__version__}
+        if stage.exactness not in (None, exactness):
+            say(f"{name} was begun by another version, machine or number of threads; it continues, not bit for bit.")
+        stage.note_exactness(exactness)
         with stage.working():
             metrics, outputs, timing = work(stage)
             stage.finish(metrics, outputs, {**timing, "peak_memory_bytes": peak_memory()})

@@ -22,6 +22,7 @@ Cell = tuple[str, int]  # environment and level
 _PROBLEMS, _SAMPLES = 12, 4  # a cell
 _LEAST_EXACT = 0.05  # mean pass rate below which hardly any group has a right answer to learn from
 _MIXED = (0.1, 0.8)  # pass rates at which a group of eight has mixed results more often than not
+_MOST_LEVELS = 3  # of an environment
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,7 @@ def probe(life: Life, model: Decoder, tokenizer: Tokenizer) -> Difficulty:
     """
     recipe = life.recipe.rl
     rates = _pass_rates(life, model, tokenizer)
-    if recipe.levels is not None:
-        chosen = rates
-    else:
-        chosen = {cell: rate for cell, rate in rates.items() if _MIXED[0] <= rate <= _MIXED[1]}
+    chosen = rates if recipe.levels is not None else _mixed(rates)
     if not chosen:
         best = sorted(rates, key=lambda cell: (-min(rates[cell], 1 - rates[cell]), cell))[:3]
         chosen = {cell: rates[cell] for cell in best}
@@ -73,6 +71,16 @@ def _pass_rates(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[Cell, 
             "rl.levels leaves no level of rl.environments.", "Name at least one level of one environment."
         )
     return rates
+
+
+def _mixed(rates: Mapping[Cell, float]) -> dict[Cell, float]:
+    """Of each environment the few levels nearest to being right every second time: the most to learn from."""
+    chosen: dict[Cell, float] = {}
+    for name in sorted({name for name, _ in rates}):
+        cells = [cell for cell, rate in rates.items() if cell[0] == name and _MIXED[0] <= rate <= _MIXED[1]]
+        best = sorted(cells, key=lambda cell: (abs(rates[cell] - 0.5), cell))[:_MOST_LEVELS]
+        chosen |= {cell: rates[cell] for cell in sorted(best)}
+    return chosen
 
 
 def _with_enough_problems(

@@ -112,7 +112,7 @@ class RlRecipe(TrainingRecipe):
     """
 
     share: float = Field(default=0.16, gt=0, lt=1)
-    environments: list[str] = ["addition", "reversing", "counting", "sorting_numbers"]
+    environments: list[str] = ["addition", "reversing", "counting", "sorting_letters"]
     levels: dict[str, list[int]] | None = None
     prompts: int = Field(default=24, gt=0)
     group: int = Field(default=8, ge=2)

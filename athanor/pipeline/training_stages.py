@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, expand_sources, write_conversation_set
-from athanor.alignment.messages import read_conversations
+from athanor.alignment.messages import Conversation, read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
 from athanor.base.errors import RecipeError
@@ -20,6 +21,7 @@ from athanor.corpus.shards import Shards
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.models.decoder import Decoder, build
 from athanor.models.folder import load_model, save_model
+from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.planning import plan_control, plan_finetuning, plan_pretraining, plan_reinforcement
@@ -31,7 +33,7 @@ from athanor.training.loop import LoopConfig, Outcome, Trainer
 from athanor.training.objectives import next_token
 from athanor.training.schedules import Schedule
 
-_PREVIEW_TOKENS = 8192  # held-out tokens scored while training
+_PREVIEW_TOKENS = 8192  # held-out ones, scored while training
 
 
 def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
@@ -87,8 +89,9 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         counts = _prepare_conversations(life, stage)
         plan = TrainingPlan.freeze(stage, life.repeats(stage, lambda: plan_finetuning(life, model.config)))
         source, dropped = _conversation_batches(life, stage, encoder, plan)
+        evaluate = _held_out_loss(stage, encoder, plan)
         stage.beat()
-        outcome = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning")
+        outcome = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate)
         more = {"conversations": counts, "too_long": dropped}
         return _finish(life, stage, model, encoder, outcome, plan, "sft", more)
 
@@ -120,20 +123,48 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, int]:
 def _conversation_batches(
     life: Life, stage: Stage, tokenizer: Tokenizer, plan: TrainingPlan
 ) -> tuple[PackedBatches, int]:
-    """Packed conversations, and how many are longer than a row and left out."""
+    """Packed training conversations, and how many are longer than a row and left out."""
     conversations, _ = read_conversations(stage.folder / "conversations" / "train.jsonl")
-    sequences = []
-    with progress("Rendering conversations", total=len(conversations)) as bar:
-        for conversation in conversations:
-            rendered = training_example(tokenizer, conversation.messages)
-            if len(rendered.ids) - 1 <= plan.length:
-                sequences.append((np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask)))
-            bar.update(1)
+    sequences = _render(conversations, tokenizer, plan.length)
     if not sequences:
         raise RecipeError(f"No conversation fits into sft.length = {plan.length} tokens.", "Make it larger.")
     seed = subseed(life.seed, "sft")
     batches = PackedBatches(MaskedSequences(sequences), _rows(plan), plan.length, seed, pad_id=tokenizer.pad_id)
     return batches, len(conversations) - len(sequences)
+
+
+def _render(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, length: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and loss masks of the conversations that fit into `length` places."""
+    sequences = []
+    with progress("Rendering conversations", total=len(conversations)) as bar:
+        for conversation in conversations:
+            rendered = training_example(tokenizer, conversation.messages)
+            if len(rendered.ids) - 1 <= length:
+                sequences.append((np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask)))
+            bar.update(1)
+    return sequences
+
+
+def _held_out_loss(
+    stage: Stage, tokenizer: Tokenizer, plan: TrainingPlan
+) -> Callable[[Decoder], dict[str, float]] | None:
+    """Nats a target over a few rows of held-out conversations."""
+    conversations, _ = read_conversations(stage.folder / "conversations" / "heldout.jsonl")
+    sequences = _render(conversations, tokenizer, plan.length)
+    if not sequences:
+        return None
+    rows = _PREVIEW_TOKENS // plan.length + 1
+    batch = PackedBatches(MaskedSequences(sequences), rows, plan.length, 0, pad_id=tokenizer.pad_id).next()
+
+    @torch.no_grad()
+    def evaluate(model: Decoder) -> dict[str, float]:
+        with autocast(plan.precision):
+            loss = next_token(model, batch)
+        return {"heldout_loss": float(loss.sum) / loss.count}
+
+    return evaluate
 
 
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:

@@ -219,7 +219,7 @@ class Trainer:
             timing["share_of_peak"] = batch.n_places * self.flops_per_token / seconds / self.peak_rate
         log.write(outcome.steps, values, timing)
         self.beat()
-        shown = {k: f"{v:.3f}" for k, v in values.items() if k in ("loss", "reward", "bits_per_byte")}
+        shown = {k: f"{v:.3f}" for k, v in values.items() if k in ("loss", "reward", "bits_per_byte", "heldout_loss")}
         rate = f"{timing['tokens_per_second']:,.0f} tokens/s"
         peak = f"{timing['share_of_peak']:.0%} of peak" if self.peak_rate else ""
         bar.update(completed=outcome.steps, **shown, speed=rate, peak=peak)
