@@ -111,7 +111,7 @@ class RlRecipe(TrainingRecipe):
     prompts × group answers a step. advantage, loss, aggregation: rows of the registries in `alignment.policy`.
     """
 
-    share: float = Field(default=0.16, gt=0, lt=1)
+    share: float = Field(default=0.2, gt=0, lt=1)
     environments: list[str] = ["addition", "reversing", "counting", "sorting_letters"]
     levels: dict[str, list[int]] | None = None
     prompts: int = Field(default=24, gt=0)

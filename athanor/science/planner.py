@@ -45,7 +45,7 @@ class Law:
         return self.floor + self.a / parameters**self.alpha + self.b / tokens**self.beta
 
 
-DEFAULT_LAW = Law(floor=0.8, a=84.5, alpha=0.35, b=87.0, beta=0.35)
+DEFAULT_LAW = Law(floor=1.394, a=17.5, alpha=0.35, b=71.0, beta=0.35)
 _REPEAT_HALF_LIFE = 15.0  # epochs after which repeating has lost most of its worth (Muennighoff et al. 2023, R* = 15)
 
 
@@ -124,7 +124,7 @@ class Speed:
 def measure_speed(vocab_size: int, length: int, precision: str) -> Speed:
     """Two short measurements, a few seconds in all."""
     points = []
-    for d_model, n_layers in ((192, 2), (512, 2)):
+    for d_model, n_layers in ((128, 4), (512, 2)):
         config = standard_config(vocab_size, length, d_model=d_model, n_layers=n_layers)
         rate = measure_training(config, max(1, 2048 // length), length, precision)
         points.append((d_model, rate * config.flops_per_token(length / 2)))
