@@ -13,7 +13,7 @@ from athanor.cli.output import AsJson, print_json, print_table
 
 def history(json: AsJson = False) -> None:
     """List the runs on this machine."""
-    runs = [_summary(run) for run in run_folders()]
+    runs = [_summary(run) for run in run_folders(RUNS)]
     if json:
         print_json({"runs": runs})
     elif not runs:

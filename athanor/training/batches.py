@@ -42,10 +42,15 @@ class Batch:
         """Places that go through the model, padding and prompts included."""
         return self.tokens.numel()
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def split(self, rows: int) -> list[Self]:
         """Micro-batches of at most `rows` rows, without the metrics."""
-        columns = {name: value.split(rows) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return [type(self)(**dict(zip(columns, part, strict=True))) for part in zip(*columns.values(), strict=True)]
+        parts = {name: column.split(rows) for name, column in self.columns.items()}
+        return [type(self)(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
 
 
 def lay_out(

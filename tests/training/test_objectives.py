@@ -83,7 +83,7 @@ def unpacked(batch: Batch) -> list[Batch]:
         for document in batch.document_ids[row].unique().tolist():
             where = batch.document_ids[row] == document
             if document >= 0:
-                parts.append(Batch(*(t[row][where][None] for t in vars(batch).values())))
+                parts.append(Batch(**{name: column[row][where][None] for name, column in batch.columns.items()}))
     return parts
 
 
