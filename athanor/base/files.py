@@ -122,7 +122,7 @@ def read_json(path: Path | str) -> Any:
         raise AthanorError(f"{path} does not exist.") from None
     except OSError as error:
         raise AthanorError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
         raise _broken_json(str(path), error) from None
 
 
@@ -147,7 +147,7 @@ def read_jsonl(path: Path | str) -> list[Any]:
     return values
 
 
-def _broken_json(what: str, error: ValueError) -> AthanorError:
+def _broken_json(what: str, error: Exception) -> AthanorError:
     return AthanorError(f"{what} is not valid JSON ({error}).", "Restore it, or remove it so that it is made again.")
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from athanor.base.errors import RunError
+from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import fingerprint, read_json, sha256_file, write_bytes, write_json
 
 SCHEMA_VERSION = 1
@@ -82,7 +82,7 @@ class Stage:
         path = self.folder / name
         if not path.exists():
             write_json(path, decide())
-        return read_json(path)
+        return _read_record(path)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -100,18 +100,19 @@ class Stage:
         """Finds out where the stage stands; a folder made from other settings is set aside first."""
         path = self.folder / "stage.json"
         if path.exists():
-            record = _read_record(path)
-            if record.get("fingerprint") == self.fingerprint and not (
-                record.get("status") == "finished" and not self._intact(record)
+            record = _read_stage(path)
+            if record["fingerprint"] == self.fingerprint and not (
+                record["status"] == "finished" and not self._intact(record)
             ):
                 self.record = record
-                if not self.finished and (self.folder / "timing.json").exists():
-                    self.record.setdefault("timing", {}).update(read_json(self.folder / "timing.json"))
+                if not self.finished:
+                    self.record.setdefault("timing", {}).update(_read_seconds(self.folder / "timing.json"))
                 return
             os.replace(self.folder, _unused(self.folder.with_name(f"{self.folder.name}.replaced")))
-        elif self.folder.exists() and any(not file.name.endswith(".partial") for file in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not file.name.endswith(".partial") for file in self.folder.iterdir()):
             raise RunError(
-                f"{self.folder} is not a stage of a run, yet it has files.", "Move it away, or choose another --name."
+                f"{self.folder} has files but no stage.json.",
+                "A stage of this run is made again once it is removed; move away what is not, or choose another --name.",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record = {
@@ -168,12 +169,7 @@ class Run:
         self._lock = _lock(root)
         path = root / "run.json"
         if path.exists():
-            found = _read_record(path).get("schema_version")
-            if not isinstance(found, int) or found > SCHEMA_VERSION:
-                raise RunError(
-                    f"{root} was made by a newer version of Athanor: its format is {found}, known is {SCHEMA_VERSION}.",
-                    "Upgrade athanor-lm, or choose another --name.",
-                )
+            _check_version(path, fresh)
             if fresh:
                 _clear(root)
         about = {"name": root.name, "recipe": dict(recipe), "models": list(models)}
@@ -197,11 +193,65 @@ class Run:
         return stage
 
 
+def _check_version(path: Path, fresh: bool) -> None:
+    """Raises RunError for a run of a newer version, and, unless it is to be made afresh, for a damaged record."""
+    try:
+        found = _read_record(path).get("schema_version")
+    except AthanorError:
+        if fresh:
+            return
+        raise
+    if not isinstance(found, int):
+        if fresh:
+            return
+        raise RunError(f"{path} is damaged: it has no schema_version.", "Remove it, or start over with --fresh.")
+    if found > SCHEMA_VERSION:
+        raise RunError(
+            f"{path.parent} was made by a newer version of Athanor: its format is {found}, known is {SCHEMA_VERSION}.",
+            "Upgrade athanor-lm, or choose another --name.",
+        )
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     record = read_json(path)
     if not isinstance(record, dict):
         raise RunError(f"{path} is not a JSON object.", "Restore it, or remove it so that it is made again.")
     return record
+
+
+def _read_stage(path: Path) -> dict[str, Any]:
+    """A stage's record. Raises RunError when it lacks what every stage has."""
+    record = _read_record(path)
+    finished, timing = record.get("status") == "finished", record.get("timing", {})
+    outputs = record.get("outputs", {} if not finished else None)
+    sound = (
+        record.get("status") in ("running", "finished")
+        and isinstance(record.get("fingerprint"), str)
+        and isinstance(record.get("metrics", {} if not finished else None), dict)
+        and isinstance(timing, dict)
+        and _is_amount(timing.get("seconds", 0.0))
+        and (not finished or _is_amount(timing.get("peak_memory_bytes", 0)))
+        and isinstance(outputs, dict)
+        and all(isinstance(output, dict) and {"sha256", "bytes"} <= set(output) for output in outputs.values())
+    )
+    if not sound:
+        raise RunError(
+            f"{path} is damaged.", f"Remove {path.parent} to make the stage again, or start over with --fresh."
+        )
+    return record
+
+
+def _read_seconds(path: Path) -> dict[str, float]:
+    """What `beat` noted; nothing where it is missing or damaged, since it only counts time."""
+    try:
+        seconds = _read_record(path)["seconds"]
+    except (AthanorError, KeyError):
+        return {}
+    return {"seconds": float(seconds)} if _is_amount(seconds) else {}
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def run_folders(runs: Path = RUNS) -> list[Path]:
@@ -211,7 +261,10 @@ def run_folders(runs: Path = RUNS) -> list[Path]:
 
 def finished_models(run: Path) -> list[Path]:
     """The model folders of the run's finished stages, the last stage first."""
-    stages = [run / name for name in reversed(_read_record(run / "run.json").get("models", []))]
+    names = _read_record(run / "run.json").get("models", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RunError(f"{run / 'run.json'} is damaged.", "The run's own command, given again, repairs it.")
+    stages = [run / name for name in reversed(names)]
     return [
         stage / "model"
         for stage in stages

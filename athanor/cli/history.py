@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,17 @@ def history(json: AsJson = False) -> None:
 
 
 def _summary(run: Path) -> dict[str, Any]:
-    recipe = _object(run / "run.json").get("recipe")
-    recipe = recipe if isinstance(recipe, dict) else {}
+    recipe = _inside(_object(run / "run.json"), "recipe")
     found = [_object(path) for path in sorted(run.glob("*/stage.json"), key=lambda path: path.stat().st_mtime)]
     stages = [stage for stage in found if stage.get("status") == "finished" and not _set_aside(stage, run)]
-    bits = _object(run / "report.json").get("heldout_bits_per_byte")
-    bits = bits if isinstance(bits, dict) else {}
+    bits = _inside(_object(run / "report.json"), "heldout_bits_per_byte")
     return {
         "name": run.name,
         "budget": recipe.get("budget"),
         "seed": recipe.get("seed"),
         "stages": [stage.get("name") for stage in stages],
-        "seconds": sum(float(stage.get("timing", {}).get("seconds", 0)) for stage in stages),
-        "heldout_bits_per_byte": {name: bits.get(name) for name in ("base", "sft", "rl")} if bits else None,
+        "seconds": sum(_number(_inside(stage, "timing").get("seconds")) or 0.0 for stage in stages),
+        "heldout_bits_per_byte": {name: _number(bits.get(name)) for name in ("base", "sft", "rl")} if bits else None,
     }
 
 
@@ -51,6 +50,15 @@ def _object(path: Path) -> dict[str, Any]:
     except AthanorError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _inside(value: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _row(run: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from athanor.cli.output import print_error
 
 VERBS = ("run", "chat", "generate", "tokenizer", "corpus", "bench", "history", "doctor")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -103,6 +103,9 @@ def main() -> None:
 
 
 def _run() -> int:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, for as long as it runs
     for stream in (sys.stdout, sys.stderr):  # an old console may lack a character; it must not end the program
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     prepare_process()
@@ -116,8 +119,8 @@ def _run() -> int:
         if error.errno in _FULL:
             hint = "Free some space and run the same command again; it continues."
             print_error(AthanorError(f"The disk is full{_where(error)}.", hint))
-        elif error.errno in _FORBIDDEN:
-            print_error(AthanorError(f"{error.strerror}{_where(error)}.", "Choose a place that you may use."))
+        elif error.errno in _FORBIDDEN or error.filename:
+            print_error(AthanorError(f"{error.strerror}{_where(error)}.", "Choose a place that can be used."))
         else:
             raise
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,8 @@ def print_json(value: Any) -> None:
 def print_error(error: AthanorError) -> None:
     """To standard error; when `--json` was asked for, as an object on standard output too."""
     if "--json" in sys.argv:
-        print_json({"error": {"message": error.message, "hint": error.hint}})
+        with suppress(OSError):  # a full disk, perhaps the very reason
+            print_json({"error": {"message": error.message, "hint": error.hint}})
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(error.hint, file=sys.stderr)

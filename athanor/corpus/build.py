@@ -219,7 +219,7 @@ class _Writer:
         if not training or not held_out:
             raise DataError(
                 f"Too little text is left after the rules: {training} documents to train on, {held_out} held out.",
-                "Give more or longer texts, or lower minimum_terms.",
+                "Give more or longer texts; dropped.jsonl and report.json say why each was dropped.",
             )
 
 

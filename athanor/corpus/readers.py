@@ -45,6 +45,8 @@ def resolve(entries: Sequence[str | Path]) -> list[Source | OwnFiles]:
         if named:
             found.update(named)
             continue
+        if not str(entry).strip():
+            raise DataError("A source of text has an empty name.", 'Name a file or folder; "." is the working folder.')
         own = _own_files(Path(entry), known)
         if any(isinstance(other, OwnFiles) and other.root == own.root for other in found.values()):
             continue

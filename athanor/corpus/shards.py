@@ -182,7 +182,10 @@ class Shards:
             tokens, offsets, sources, sizes = (_map(folder / f"{name}.npy", index.sha256[name]) for name in _ARRAYS)
             _check(index, tokens, offsets, sources, sizes)
         except (OSError, ValueError, KeyError, TypeError, AthanorError) as error:
-            raise DataError(f"The shards in {folder} are missing or damaged ({error}).", "Make them again.") from error
+            raise DataError(
+                f"The shards in {folder} are missing or damaged ({error}).",
+                f"Remove {folder.parent}; the next run makes them again.",
+            ) from error
         return cls(index, tokens, offsets, sources, sizes)
 
     def __len__(self) -> int:

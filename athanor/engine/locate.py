@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from athanor.base.errors import ModelError
+from athanor.base.errors import AthanorError, ModelError
+from athanor.base.progress import say
 from athanor.base.run import RUNS, finished_models, run_folders
 
 
@@ -25,7 +26,12 @@ def find_model(name: str | Path, runs: Path | None = None) -> Path:
 
 def latest_model(runs: Path | None = None) -> Path:
     """The model of the run that made one most recently. Raises ModelError when no run here has."""
-    newest = [models[0] for run in run_folders(runs or RUNS) if (models := finished_models(run))]
+    newest = []
+    for run in run_folders(runs or RUNS):
+        try:
+            newest += finished_models(run)[:1]
+        except AthanorError as error:
+            say(f"{run} is passed over: {error.message}")
     if not newest:
         raise ModelError("No run here has made a model yet.", "Name a model folder, or make one with `athanor run`.")
     return max(newest, key=lambda model: (model / "config.json").stat().st_mtime)

@@ -50,7 +50,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "top_k": (Integral, lambda x: x >= 0, "0 (off) or more"),
     "top_p": (Real, lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "min_p": (Real, lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "repetition_penalty": (Real, lambda x: 0 < x < inf, "above 0; 1 switches it off"),
+    "repetition_penalty": (Real, lambda x: 0.01 <= x <= 100, "0.01 to 100; 1 switches it off"),
     "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
     "seed": (Integral | None, lambda x: True, "a whole number, or none"),
 }

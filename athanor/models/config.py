@@ -10,6 +10,8 @@ from numbers import Integral, Real
 
 from athanor.base.errors import ModelError
 
+_MOST_LAYERS, _LARGEST = 10_000, 1 << 31  # beyond these a file is damaged or hostile
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -139,8 +141,10 @@ def standard_config(
 
 
 def _positive(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ModelError(f"{name} = {value!r} is not a positive whole number.")
+    if value > (_MOST_LAYERS if name == "n_layers" else _LARGEST):
+        raise ModelError(f"{name} = {value} is larger than any model's.")
 
 
 def _divisors(number: int) -> str:

@@ -41,6 +41,9 @@ def save_model(
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
     weights = {family.weight_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
     write_json(
@@ -103,6 +106,8 @@ def _read_weights(model: Decoder, path: Path, family: Family, dtype: torch.dtype
                     raise ModelError(
                         f"{path}: {stored} is stored as {tensor.dtype}.", "Read are float32, float16 and bfloat16."
                     )
+                if not torch.isfinite(tensor).all():
+                    raise ModelError(f"{path}: {stored} has values that are not numbers.", "The file is damaged.")
                 state[name] = tensor.to(dtype or tensor.dtype).clone()
                 present.discard(stored)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -86,7 +87,7 @@ def _origins(sources: list[str]) -> dict[str, str]:
 def state_of(files: Iterable[Path]) -> str:
     """Identifies files by name, size and time of change."""
     states = [(str(file), file.stat()) for file in files]
-    return fingerprint([[name, state.st_size, state.st_mtime_ns] for name, state in states])
+    return fingerprint([[os.fsencode(name).hex(), state.st_size, state.st_mtime_ns] for name, state in states])
 
 
 def tokenizer_stage(life: Life, corpus: Stage) -> Stage:

@@ -197,7 +197,7 @@ def _samples(life: Life, tokenizer: Tokenizer, models: Mapping[str, Decoder]) ->
                 if len(final.chat_prompt(messages)) >= final.model.config.max_seq_len:
                     messages.pop()  # the answers before filled a small context
                     break
-                reply = final.chat(messages, max_tokens=80, temperature=0.3, seed=life.seed)
+                reply = final.chat(messages, max_tokens=80, temperature=0.3, repetition_penalty=1.1, seed=life.seed)
                 messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
             chats.append({"language": language, "stage": "rl", "messages": messages})
     return {"completions": completions, "chats": chats}

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
 
 import athanor
-from athanor.base.errors import RecipeError
+from athanor.base.errors import AthanorError, RecipeError
 from athanor.base.files import fingerprint, read_json, write_json
 from athanor.base.machine import Machine, Rates, describe, exactness_key, measure, peak_memory, usable_cores
 from athanor.base.progress import duration, say
@@ -31,6 +33,7 @@ Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
 
 _EVALUATION_SECONDS, _REFERENCE_RATE = 45.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
 _REPORT_SECONDS = 5.0  # for drawing the report card, after everything is measured
+_LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part
 
 
@@ -105,6 +108,7 @@ class Life:
         stage = self.run.stage(name, settings, inputs)
         if stage.finished:
             say(f"{name}: finished before, in {duration(stage.seconds)}.")
+            self._note_plans()
             return stage
         exactness = {**exactness_key(), "athanor": athanor.__version__}
         if stage.exactness not in (None, exactness):
@@ -114,7 +118,7 @@ class Life:
             metrics, outputs, timing = work(stage)
             stage.finish(metrics, outputs, {**timing, "peak_memory_bytes": peak_memory()})
         say(f"{name}: done in {duration(stage.seconds)}.")
-        self._note_plan(stage)
+        self._note_plans()
         return stage
 
     def repeats(self, stage: Stage, decide: Callable[[], P]) -> Callable[[], P]:
@@ -122,21 +126,20 @@ class Life:
         repeated: P | None = self.repeated.stages.get(stage.name) if self.repeated else None
         return decide if repeated is None else lambda: repeated
 
-    def _note_plan(self, stage: Stage) -> None:
+    def _note_plans(self) -> None:
         """Keeps runs/NAME/plan.json up to date: with what the clock decided filled in, `--plan` repeats the run
         exactly.
         """
-        path, whole = stage.folder / "plan.json", self.run.root / "plan.json"
-        if not path.exists():
-            return
-        plan, journal = read_json(path), stage.folder / "journal.json"
-        if journal.exists():
-            plan["turns"] = read_json(journal)["turns"]
+        plans = {}
+        for name, stage in self.run.stages.items():
+            path, journal = stage.folder / "plan.json", stage.folder / "journal.json"
+            if stage.finished and path.exists():
+                plans[name] = read_json(path)
+                if journal.exists():
+                    plans[name]["turns"] = read_json(journal)["turns"]
         recipe = self.recipe.model_dump(mode="json")
-        noted = read_json(whole) if whole.exists() else {}
-        stages = noted["stages"] if noted.get("recipe") == recipe else {}
         write_json(
-            whole, {"schema_version": PLAN_SCHEMA_VERSION, "recipe": recipe, "stages": {**stages, stage.name: plan}}
+            self.run.root / "plan.json", {"schema_version": PLAN_SCHEMA_VERSION, "recipe": recipe, "stages": plans}
         )
 
 
@@ -156,7 +159,7 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan |
     """
     import torch
 
-    from athanor.alignment.conversations import check_weights
+    from athanor.alignment.conversations import check_own_conversations, check_weights
     from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
     from athanor.pipeline.evaluation_stage import evaluate_stage
     from athanor.pipeline.planning import expectation
@@ -166,6 +169,7 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan |
     torch.set_num_threads(recipe.threads or usable_cores())
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
+    check_own_conversations(recipe.sft.sources)
     with Run(root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh) as run:
         life = Life(run, recipe, describe(), *_calibrate(recipe, root), repeated)
         if repeated:
@@ -188,22 +192,41 @@ def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
     steps; and the seconds that took.
     """
     path = root / "calibration.json"
-    length = recipe.pretrain.length or PRETRAIN_LENGTH
+    length = min(recipe.pretrain.length or PRETRAIN_LENGTH, _LONGEST_MEASURED)
     asked = {
         "vocab_size": recipe.tokenizer.vocab_size,
         "length": length,
         "precision": recipe.precision,
         "training": recipe.budget is not None,
     }
-    found = read_json(path) if path.exists() else {}
-    if found.get("asked") != asked:
+    found = _read_calibration(path)
+    if found is None or found.asked != asked:
         say("Measuring the machine …")
         started = time.monotonic()
         rates = measure()
         precision = rates.precision if recipe.precision == "auto" else recipe.precision
-        training = measure_speed(recipe.tokenizer.vocab_size, length, precision).as_dict() if recipe.budget else None
-        seconds = time.monotonic() - started
-        found = {"asked": asked, "rates": rates.as_dict(), "speed": training, "seconds": seconds}
-        write_json(path, found)
-    speed = Speed.from_dict(found["speed"]) if found["speed"] else None
-    return Rates(**found["rates"]), speed, found["seconds"]
+        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision) if recipe.budget else None
+        found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
+        write_json(path, found.model_dump(mode="json"))
+    return found.rates, found.speed, found.seconds
+
+
+class _Calibration(BaseModel):
+    asked: dict[str, Any]
+    rates: Rates
+    speed: Speed | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _read_calibration(path: Path) -> _Calibration | None:
+    """None where there is none that can be used: measuring again costs a few seconds."""
+    try:
+        found = _Calibration.model_validate(read_json(path))
+    except (AthanorError, ValidationError):
+        return None
+    measured = [
+        found.rates.fp32,
+        found.rates.bf16,
+        *((found.speed.small[1], found.speed.large[1]) if found.speed else ()),
+    ]
+    return found if all(0 < rate < float("inf") for rate in measured) else None

@@ -7,12 +7,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from athanor.base.progress import duration, quantity, say
+from athanor.base.errors import RecipeError
+from athanor.base.progress import duration, quantity, say, size
 from athanor.models.config import ModelConfig, standard_config
 from athanor.models.decoder import Decoder
 from athanor.pipeline.data_stages import CORPUS_SHARE
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
-from athanor.pipeline.plans import PretrainPlan, RlPlan, TrainingPlan
+from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan
 from athanor.pipeline.probing import probe
 from athanor.pipeline.recipe import RlRecipe, TrainingRecipe
 from athanor.science import planner
@@ -26,6 +27,7 @@ RL_OPTIMIZER = OptimizerConfig(muon_lr=0.002, embedding_lr=0.004, gain_lr=0.02, 
 _CHECKPOINT_SECONDS = 30.0
 _LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
 _CONVERSATION_LENGTH = 256
+_CONTROL_SECONDS = 0.7  # of the control, a second of reinforcement learning: the same compute without the sampling
 _FIXED_SIZE = (256, 6)  # d_model and layers where neither a budget nor the recipe decides
 
 
@@ -64,6 +66,8 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
         config, rate = standard_config(vocab_size, life.recipe.model.max_seq_len, **sizes), None
         tokens = float(recipe.steps or 0) * (recipe.rows or 8) * length
     rows = recipe.rows or max(1, planner.batch_tokens(tokens) // length)
+    micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
+    _refuse_what_does_not_fit(life, config, micro * length)
     say(
         f"Pre-training: {quantity(config.parameters)} parameters (d_model {config.d_model}, {config.n_layers} layers), "
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
@@ -72,14 +76,14 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
     return PretrainPlan(
         model=config,
         rows=rows,
-        micro_rows=min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory)),
+        micro_rows=micro,
         expected_tokens=int(tokens),
         expected_steps=recipe.steps or int(tokens / (rows * length)),
         **_common(life, recipe, length, seconds, rows * length / rate if rate else None, OptimizerConfig(), 0.5),
     )
 
 
-def plan_finetuning(life: Life, config: ModelConfig) -> TrainingPlan:
+def plan_finetuning(life: Life, config: ModelConfig) -> SupervisedPlan:
     recipe = life.recipe.sft
     seconds = min(
         life.seconds_left(life.recipe.rl.share + life.evaluation_share),
@@ -97,15 +101,15 @@ def plan_finetuning(life: Life, config: ModelConfig) -> TrainingPlan:
         + (f"{recipe.steps} steps." if recipe.steps is not None else f"{extent}.")
     )
     step_seconds = rows * length / rate if rate else None
-    return TrainingPlan(
+    return SupervisedPlan(
         rows=rows, micro_rows=micro, **_common(life, recipe, length, seconds, step_seconds, SFT_OPTIMIZER, 0.7)
     )
 
 
 def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPlan:
     recipe: RlRecipe = life.recipe.rl
-    # The control that comes after has the same compute, and takes about as long.
-    seconds = min(life.seconds_left(life.evaluation_share), recipe.share * (life.recipe.budget_seconds or math.inf)) / 2
+    seconds = min(life.seconds_left(life.evaluation_share), recipe.share * (life.recipe.budget_seconds or math.inf))
+    seconds /= 1 + _CONTROL_SECONDS
     difficulty = probe(life, model, tokenizer)
     length = recipe.length or min(model.config.max_seq_len, _CONVERSATION_LENGTH)
     say(
@@ -114,7 +118,6 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPl
     )
     common = _common(life, recipe, length, seconds, 2.0 if math.isfinite(seconds) else None, RL_OPTIMIZER, 0.3)
     return RlPlan(
-        rows=recipe.rows,
         micro_rows=recipe.micro_rows or planner.micro_rows(model.config, length, life.memory),
         cells=tuple(difficulty.rates),
         probed={f"{name} {level}": rate for (name, level), rate in difficulty.rates.items()},
@@ -123,10 +126,8 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPl
     )
 
 
-def plan_control(plan: TrainingPlan, config: ModelConfig, flops: float) -> TrainingPlan:
+def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> SupervisedPlan:
     """Fine-tuning's own plan, gone on with for `flops`."""
-    if plan.rows is None:
-        raise ValueError("fine-tuning has batches of a fixed number of rows")
     places = flops / config.flops_per_token(plan.length / 2)
     steps = max(1, round(places / (plan.rows * plan.length)))
     rates = plan.optimizer
@@ -141,6 +142,16 @@ def plan_control(plan: TrainingPlan, config: ModelConfig, flops: float) -> Train
         "checkpoint_every": max(1, steps // 3),
     }
     return plan.model_copy(update=changed)
+
+
+def _refuse_what_does_not_fit(life: Life, config: ModelConfig, micro_tokens: int) -> None:
+    needed = planner.training_memory(config, micro_tokens)
+    if needed > life.machine.memory > 0:
+        raise RecipeError(
+            f"Training {quantity(config.parameters)} parameters on {quantity(micro_tokens)} places at a time takes "
+            f"about {size(needed)}, and this machine has {size(life.machine.memory)}.",
+            "Make model.d_model, model.n_layers, model.d_ff, pretrain.micro_rows or pretrain.length smaller.",
+        )
 
 
 def _pretraining_length(life: Life) -> int:

@@ -8,19 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from athanor.base.errors import RecipeError, RunError
 from athanor.base.files import read_json
 from athanor.base.run import Stage
+from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
-from athanor.pipeline.recipe import Recipe, explain
+from athanor.pipeline.recipe import Recipe, check, explain
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Turn
 
 PLAN_SCHEMA_VERSION: Literal[2] = 2
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=10**9)]
 
 
 class Plan(BaseModel):
@@ -29,28 +30,29 @@ class Plan(BaseModel):
     @classmethod
     def freeze(cls, stage: Stage, decide: Callable[[], Self]) -> Self:
         """The stage's plan: decided once, then read from its `plan.json` ever after."""
-        found = stage.freeze("plan.json", lambda: decide().model_dump(mode="json"))
-        try:
-            return cls.model_validate(found)
-        except ValidationError:
-            raise RunError(
-                f"{stage.folder / 'plan.json'} is not the plan of this stage.", "Start over with --fresh."
-            ) from None
+        stage.freeze("plan.json", lambda: decide().model_dump(mode="json"))
+        return cls.of(stage)
 
     @classmethod
     def of(cls, stage: Stage) -> Self:
         """The frozen plan of a stage that has one."""
-        return cls.model_validate(read_json(stage.folder / "plan.json"))
+        path = stage.folder / "plan.json"
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            reason = explain(error, cls, str(path))
+            raise RunError(
+                reason.message, f"Remove {stage.folder} to make the stage again, or start over with --fresh."
+            ) from None
 
 
 class TrainingPlan(Plan):
     """steps: updates, or None to train for `seconds`. turns: where an earlier run began its decay, to be repeated
-    whatever the clock says. rows: of a batch; None where the batches are as large as their rollouts.
+    whatever the clock says.
     """
 
     precision: Literal["fp32", "bf16"]
-    rows: Count | None
-    length: Count
+    length: Annotated[int, Field(ge=16, le=1 << 20)]
     micro_rows: Count
     steps: Count | None
     seconds: Annotated[float, Field(gt=0)] | None
@@ -62,8 +64,23 @@ class TrainingPlan(Plan):
     evaluate_every: Count
     turns: tuple[Turn, ...] = ()
 
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.steps is None and self.seconds is None and not self.turns:
+            raise ValueError("without steps, seconds or turns the stage would never end")
+        steps = [turn.step for turn in self.turns]
+        if steps != sorted(steps) or any(not 0 <= turn.step <= turn.end for turn in self.turns):
+            raise ValueError("turns are [step, end] pairs, in order and with step at most end")
+        return self
 
-class PretrainPlan(TrainingPlan):
+
+class SupervisedPlan(TrainingPlan):
+    """rows × length: places of a batch."""
+
+    rows: Count
+
+
+class PretrainPlan(SupervisedPlan):
     model: ModelConfig
     expected_tokens: int
     expected_steps: int
@@ -72,27 +89,34 @@ class PretrainPlan(TrainingPlan):
 class RlPlan(TrainingPlan):
     """cells: the (environment, level) pairs learnt from; probed: the pass rates they were chosen by."""
 
-    cells: tuple[tuple[str, int], ...]
+    cells: Annotated[tuple[tuple[str, int], ...], Field(min_length=1)]
     probed: dict[str, float]
     reward: Literal["exact", "partial"]
+
+    @model_validator(mode="after")
+    def _exist(self) -> Self:
+        for name, level in self.cells:
+            if level not in load_environment(name).levels:
+                raise ValueError(f"{name} has no level {level}")
+        return self
 
 
 class EvaluationPlan(Plan):
     """What is scored: held-out tokens, problems × samples for pass@k, problems a task for exact match."""
 
-    held_out_tokens: Count
-    problems: Count
-    samples: Count
-    per_task: Count
+    held_out_tokens: Annotated[int, Field(gt=0, le=10**9)]
+    problems: Annotated[int, Field(gt=0, le=10**6)]
+    samples: Annotated[int, Field(ge=8, le=1024)]
+    per_task: Annotated[int, Field(gt=0, le=10**6)]
 
 
 class StagePlans(Plan):
     """The plans of a run's stages, as far as it came."""
 
     pretrain: PretrainPlan | None = None
-    sft: TrainingPlan | None = None
+    sft: SupervisedPlan | None = None
     rl: RlPlan | None = None
-    control: TrainingPlan | None = None
+    control: SupervisedPlan | None = None
     evaluate: EvaluationPlan | None = None
 
     def get(self, stage: str) -> Any:
@@ -113,6 +137,14 @@ def read_run_plan(path: Path) -> RunPlan:
     if not isinstance(found, dict) or found.get("schema_version") != PLAN_SCHEMA_VERSION:
         raise RecipeError(f"{path} is not a plan of this version.", "A run keeps one in runs/NAME/plan.json.")
     try:
-        return RunPlan.model_validate(found)
+        plan = RunPlan.model_validate(found)
     except ValidationError as error:
         raise explain(error, RunPlan, f"The plan {path}") from None
+    check(plan.recipe)
+    wanted = plan.recipe.tokenizer.vocab_size
+    if plan.stages.pretrain and plan.stages.pretrain.model.vocab_size != wanted:
+        raise RecipeError(
+            f"The plan {path} has a model of vocab_size = {plan.stages.pretrain.model.vocab_size}, but its recipe a "
+            f"tokenizer of {wanted}."
+        )
+    return plan

@@ -16,11 +16,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from athanor.base.errors import RecipeError
+from athanor.base.errors import ModelError, RecipeError
 from athanor.environments import load_environment
 from athanor.models.config import standard_config
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Size = Annotated[int, Field(gt=0, le=1 << 20)]
+Steps = Annotated[int, Field(gt=0, le=10**9)]
+
+
+_LEAST_CONVERSATION = 64  # places that a short question with its answer takes
 
 
 class _Section(BaseModel):
@@ -36,7 +42,7 @@ class CorpusRecipe(_Section):
 
     sources: list[str] = ["default"]
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
-    limit_bytes: int | None = Field(default=None, gt=0)
+    limit_bytes: int | None = Field(default=None, gt=0, le=10**15)
     weights: dict[str, Weight] = {}
     decontaminate: bool = True
 
@@ -44,19 +50,19 @@ class CorpusRecipe(_Section):
 class TokenizerRecipe(_Section):
     """vocab_size: all ids, control tokens included; a multiple of 64."""
 
-    vocab_size: int = Field(default=8192, ge=512, multiple_of=64)
+    vocab_size: int = Field(default=8192, ge=512, le=1 << 20, multiple_of=64)
 
 
 class ModelRecipe(_Section):
     """Sizes of the network; what is absent is planned."""
 
-    d_model: int | None = Field(default=None, gt=0)
-    n_layers: int | None = Field(default=None, gt=0)
-    n_heads: int | None = Field(default=None, gt=0)
-    n_kv_heads: int | None = Field(default=None, gt=0)
-    head_dim: int | None = Field(default=None, gt=0)
-    d_ff: int | None = Field(default=None, gt=0)
-    max_seq_len: int = Field(default=1024, ge=32)
+    d_model: Size | None = None
+    n_layers: int | None = Field(default=None, gt=0, le=4096)
+    n_heads: int | None = Field(default=None, gt=0, le=4096)
+    n_kv_heads: int | None = Field(default=None, gt=0, le=4096)
+    head_dim: int | None = Field(default=None, gt=0, le=4096)
+    d_ff: Size | None = None
+    max_seq_len: int = Field(default=1024, ge=128, le=1 << 20)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -67,41 +73,43 @@ class ModelRecipe(_Section):
 class OptimizerRecipe(_Section):
     """Peak learning rates of Muon (the blocks' matrices) and AdamW (embeddings); weight decay of the matrices."""
 
-    muon_lr: float | None = Field(default=None, gt=0)
-    embedding_lr: float | None = Field(default=None, gt=0)
-    weight_decay: float | None = Field(default=None, ge=0)
+    muon_lr: Rate | None = None
+    embedding_lr: Rate | None = None
+    weight_decay: float | None = Field(default=None, ge=0, le=10)
 
 
 class TrainingRecipe(_Section):
-    """steps: updates, or absent to train for a share of the budget. rows × length: places of a batch; micro_rows of
-    them go through the model at a time."""
+    """steps: updates, or absent to train for a share of the budget. length: places of a row; micro_rows of them go
+    through the model at a time."""
 
-    steps: int | None = Field(default=None, gt=0)
-    rows: int | None = Field(default=None, gt=0)
-    length: int | None = Field(default=None, ge=16)
-    micro_rows: int | None = Field(default=None, gt=0)
-    warmup: int | None = Field(default=None, ge=0)
+    steps: Steps | None = None
+    length: int | None = Field(default=None, ge=16, le=1 << 20)
+    micro_rows: Size | None = None
+    warmup: int | None = Field(default=None, ge=0, le=10**9)
     decay_share: float | None = Field(default=None, ge=0, lt=1)
     clip: float = Field(default=1.0, gt=0)
-    checkpoint_every: int | None = Field(default=None, gt=0)
-    evaluate_every: int | None = Field(default=None, gt=0)
+    checkpoint_every: Steps | None = None
+    evaluate_every: Steps | None = None
     optimizer: OptimizerRecipe = OptimizerRecipe()
 
 
 class PretrainRecipe(TrainingRecipe):
-    """share: part of the budget, at most; the other shares come first."""
+    """rows × length: places of a batch. share: part of the budget, at most; the other shares come first."""
 
+    rows: Size | None = None
     share: float = Field(default=1.0, gt=0, le=1)
 
 
 class SftRecipe(TrainingRecipe):
-    """sources: "default", names of conversation sources, or .jsonl files of {"messages": [...]}. conversations: how
-    many are made.
+    """rows × length: places of a batch. sources: "default", names of conversation sources, or .jsonl files of
+    {"messages": [...]}. conversations: how many are made.
     """
 
-    share: float = Field(default=0.18, gt=0, lt=1)
+    length: int | None = Field(default=None, ge=_LEAST_CONVERSATION, le=1 << 20)
+    rows: Size | None = None
+    share: float = Field(default=0.2, gt=0, lt=1)
     sources: list[str] = ["default"]
-    conversations: int = Field(default=30_000, ge=100)
+    conversations: int = Field(default=30_000, ge=100, le=10**7)
     weights: dict[str, Weight] | None = None
 
 
@@ -111,12 +119,13 @@ class RlRecipe(TrainingRecipe):
     prompts × group answers a step. advantage, loss, aggregation: rows of the registries in `alignment.policy`.
     """
 
-    share: float = Field(default=0.2, gt=0, lt=1)
-    environments: list[str] = ["addition", "reversing", "counting", "sorting_letters"]
+    length: int | None = Field(default=None, ge=_LEAST_CONVERSATION, le=1 << 20)
+    share: float = Field(default=0.24, gt=0, lt=1)
+    environments: list[str] = Field(default=["addition", "reversing", "counting", "sorting_letters"], min_length=1)
     levels: dict[str, list[int]] | None = None
-    prompts: int = Field(default=24, gt=0)
-    group: int = Field(default=8, ge=2)
-    max_tokens: int = Field(default=48, gt=0)
+    prompts: int = Field(default=24, gt=0, le=1 << 16)
+    group: int = Field(default=8, ge=2, le=1024)
+    max_tokens: int = Field(default=48, gt=0, le=1 << 16)
     advantage: Literal["minus_mean", "standardised"] = "minus_mean"
     loss: Literal["clipped", "policy_gradient"] = "clipped"
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
@@ -127,11 +136,11 @@ class EvaluateRecipe(_Section):
     """held_out_tokens: scored for bits per byte. problems: held-out ones for pass@k, with `samples` answers each.
     per_task: problems a task for exact match. all_text_baseline: fit Kneser-Ney to the whole corpus too."""
 
-    share: float = Field(default=0.12, gt=0, lt=1)
-    held_out_tokens: int | None = Field(default=None, ge=1000)
-    problems: int = Field(default=512, ge=1)
-    samples: int = Field(default=8, ge=8)
-    per_task: int = Field(default=40, ge=1)
+    share: float = Field(default=0.1, gt=0, lt=1)
+    held_out_tokens: int | None = Field(default=None, ge=1000, le=10**9)
+    problems: int = Field(default=512, ge=1, le=10**6)
+    samples: int = Field(default=8, ge=8, le=1024)
+    per_task: int = Field(default=40, ge=1, le=10**6)
     all_text_baseline: bool = True
 
 
@@ -139,9 +148,9 @@ class Recipe(_Section):
     """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps."""
 
     budget: str | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     corpus: CorpusRecipe = CorpusRecipe()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     model: ModelRecipe = ModelRecipe()
@@ -157,13 +166,17 @@ class Recipe(_Section):
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 SHORTEST_BUDGET = 120.0
+_LONGEST = 1000 * 86_400.0
 
 
 def parse_duration(text: str) -> float:
     """Seconds of "90s", "10m", "1h30m", "2d". Raises RecipeError."""
     if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
         raise RecipeError(f"The time {text!r} cannot be read.", 'Write it like "90s", "10m", "1h30m" or "2d".')
-    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
+    if seconds > _LONGEST:
+        raise RecipeError(f"The time {text[:40]!r} is too long.", "The longest is 1000d.")
+    return seconds
 
 
 def shipped_recipes() -> list[str]:
@@ -187,7 +200,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise explain(error, Recipe, "The recipe") from None
-    _check(recipe)
+    check(recipe)
     return recipe
 
 
@@ -197,7 +210,7 @@ def _read(name: str | Path) -> dict[str, Any]:
         if str(name) in shipped_recipes():
             text = (resources.files(__package__) / "recipes" / f"{name}.toml").read_text("utf-8")
         elif path.suffix == ".toml" and path.is_file():
-            text = path.read_text("utf-8")
+            text = path.read_text("utf-8-sig")
         else:
             near = difflib.get_close_matches(str(name), shipped_recipes(), 1)
             meant = f"Did you mean {near[0]!r}? " if near else ""
@@ -209,7 +222,7 @@ def _read(name: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{name} cannot be read ({error}).", "A recipe is a TOML file in UTF-8.") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is not valid TOML: {error}.") from None
 
 
@@ -220,7 +233,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r} cannot be read.", "Write it like --set pretrain.steps=200.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     for key in keys[:-1]:
         values = values.setdefault(key, {})
@@ -259,8 +272,8 @@ def _known_keys(section: type[BaseModel], path: Sequence[Any]) -> list[str]:
     return sorted(section.model_fields)
 
 
-def _check(recipe: Recipe) -> None:
-    """What no single key can tell."""
+def check(recipe: Recipe) -> None:
+    """What no single key can tell. Raises RecipeError."""
     seconds = recipe.budget_seconds
     if seconds is None:
         for name in ("pretrain", "sft", "rl"):
@@ -280,7 +293,10 @@ def _check(recipe: Recipe) -> None:
                 "Make the one smaller or the other larger.",
             )
     sizes = {"d_model": 64, "n_layers": 1} | recipe.model.sizes
-    standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)  # refuses what does not fit
+    try:
+        standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)
+    except ModelError as error:
+        raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
     for name in recipe.rl.environments:
         environment = load_environment(name)
         for level in (recipe.rl.levels or {}).get(name, []):
@@ -289,6 +305,8 @@ def _check(recipe: Recipe) -> None:
                     f"rl.levels: {name} has no level {level}.",
                     f"Choose from {environment.levels[0]} to {environment.levels[-1]}.",
                 )
+    if recipe.rl.levels is not None and not any(recipe.rl.levels.values()):
+        raise RecipeError("rl.levels names no level at all.", "Name at least one, or leave it out to have them probed.")
     if strange := sorted(set(recipe.rl.levels or {}) - set(recipe.rl.environments)):
         raise RecipeError(f"rl.levels names {strange[0]!r}, which is not among rl.environments.")
     if recipe.sft.share + recipe.rl.share + recipe.evaluate.share > 0.8:

@@ -13,7 +13,7 @@ from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations
 from athanor.alignment.messages import Conversation, read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
-from athanor.base.errors import RecipeError
+from athanor.base.errors import RecipeError, RunError
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
@@ -25,7 +25,7 @@ from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.planning import plan_control, plan_finetuning, plan_pretraining, plan_reinforcement
-from athanor.pipeline.plans import PretrainPlan, RlPlan, TrainingPlan
+from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import training_example
 from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
@@ -76,7 +76,7 @@ def pretraining_batches(plan: PretrainPlan, text: Shards, seed: int) -> PackedBa
     """The stream of batches that a pre-training plan reads, from its beginning."""
     eot = text.index.end_of_text_id
     pieces = DocumentPieces(text.tokens, text.offsets, plan.length, eot)
-    return PackedBatches(pieces, _rows(plan), plan.length, subseed(seed, "pretrain"), pad_id=eot)
+    return PackedBatches(pieces, plan.rows, plan.length, subseed(seed, "pretrain"), pad_id=eot)
 
 
 def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
@@ -87,7 +87,7 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         encoder = load_tokenizer(tokenizer)
         model = load_model(base.folder / "model")
         counts = _prepare_conversations(life, stage)
-        plan = TrainingPlan.freeze(stage, life.repeats(stage, lambda: plan_finetuning(life, model.config)))
+        plan = SupervisedPlan.freeze(stage, life.repeats(stage, lambda: plan_finetuning(life, model.config)))
         source, dropped = _conversation_batches(life, stage, encoder, plan)
         evaluate = _held_out_loss(stage, encoder, plan)
         stage.beat()
@@ -121,15 +121,17 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, int]:
 
 
 def _conversation_batches(
-    life: Life, stage: Stage, tokenizer: Tokenizer, plan: TrainingPlan
+    life: Life, stage: Stage, tokenizer: Tokenizer, plan: SupervisedPlan
 ) -> tuple[PackedBatches, int]:
     """Packed training conversations, and how many are longer than a row and left out."""
     conversations, _ = read_conversations(stage.folder / "conversations" / "train.jsonl")
+    if not conversations:
+        raise RunError(f"{stage.folder / 'conversations'} is damaged.", f"Remove {stage.folder} to make it again.")
     sequences = _render(conversations, tokenizer, plan.length)
     if not sequences:
         raise RecipeError(f"No conversation fits into sft.length = {plan.length} tokens.", "Make it larger.")
     seed = subseed(life.seed, "sft")
-    batches = PackedBatches(MaskedSequences(sequences), _rows(plan), plan.length, seed, pad_id=tokenizer.pad_id)
+    batches = PackedBatches(MaskedSequences(sequences), plan.rows, plan.length, seed, pad_id=tokenizer.pad_id)
     return batches, len(conversations) - len(sequences)
 
 
@@ -203,9 +205,9 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         model = load_model(sft.folder / "model")
-        plan = TrainingPlan.freeze(
+        plan = SupervisedPlan.freeze(
             stage,
-            life.repeats(stage, lambda: plan_control(TrainingPlan.of(sft), model.config, rl.metrics["flops"])),
+            life.repeats(stage, lambda: plan_control(SupervisedPlan.of(sft), model.config, rl.metrics["flops"])),
         )
         source, _ = _conversation_batches(life, sft, encoder, plan)
         for _ in range(sft.metrics["steps"]):
@@ -216,12 +218,6 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     return life.perform(
         "control", {"seed": life.seed}, {"sft": sft.output_fingerprint, "rl": rl.output_fingerprint}, work
     )
-
-
-def _rows(plan: TrainingPlan) -> int:
-    if plan.rows is None:
-        raise RecipeError("A plan without rows belongs to reinforcement learning only.")
-    return plan.rows
 
 
 def _train(

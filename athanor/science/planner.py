@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,14 +103,6 @@ class Speed:
 
     small: tuple[int, float]
     large: tuple[int, float]
-
-    def as_dict(self) -> dict[str, list[float]]:
-        return {"small": list(self.small), "large": list(self.large)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Speed:
-        (d1, f1), (d2, f2) = values["small"], values["large"]
-        return cls((int(d1), f1), (int(d2), f2))
 
     def flops(self, d_model: int) -> float:
         (d1, f1), (d2, f2) = self.small, self.large

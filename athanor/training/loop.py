@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from athanor.base.errors import AthanorError
+from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, write_json
 from athanor.base.progress import progress, say
 from athanor.base.run import MetricsLog
@@ -83,6 +83,22 @@ class Outcome:
     turns: list[Turn] = field(default_factory=list)
 
 
+def _read_journal(path: Path) -> list[Turn]:
+    if not path.exists():
+        return []
+    found = read_json(path)
+    turns = found.get("turns") if isinstance(found, dict) else None
+    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
+        raise RunError(
+            f"{path} is damaged.", "Remove the stage's folder to train it again, or start over with --fresh."
+        )
+    return [Turn(*turn) for turn in turns]
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, list) and len(turn) == 2 and all(type(step) is int for step in turn)
+
+
 class Trainer:
     """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
 
@@ -143,18 +159,25 @@ class Trainer:
         checkpoint = load_checkpoint(self.folder / "checkpoints")
         if checkpoint is not None:
             tensors, numbers = checkpoint
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            self.model.load_state_dict(weights)
-            self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
-            self.source.set_position(numbers["position"])
-            for name in _COUNTERS:
-                setattr(self.outcome, name, numbers[name])
-            self.outcome.steps = numbers["step"]
+            try:
+                weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+                self.model.load_state_dict(weights)
+                self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
+                self.source.set_position(numbers["position"])
+                for name in _COUNTERS:
+                    setattr(self.outcome, name, int(numbers[name]))
+                self.outcome.steps = int(numbers["step"])
+            except (RuntimeError, KeyError, TypeError, ValueError) as error:
+                raise RunError(
+                    f"The newest checkpoint in {self.folder / 'checkpoints'} does not belong to this stage "
+                    f"({str(error).splitlines()[0]}).",
+                    "Remove that folder to train the stage again, or start over with --fresh.",
+                ) from None
             say(f"Continuing after step {self.outcome.steps}.")
-        journal = self.folder / "journal.json"
-        if journal.exists():
-            self.outcome.turns = [Turn(*turn) for turn in read_json(journal)["turns"]]
-        elif self.config.turns:
+        self.outcome.turns = _read_journal(self.folder / "journal.json")
+        if self.outcome.turns:
+            return
+        if self.config.turns:
             self._turn(*self.config.turns)
         elif self.config.steps is not None:
             steps = self.config.steps
@@ -172,7 +195,7 @@ class Trainer:
         write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
 
     def _decide(self) -> None:
-        """Begins the decay when just enough time is left for it, and shortens it on a machine that slows down."""
+        """Begins the decay when just enough time is left for it, and moves its end on a machine that changes speed."""
         planned = self.config.steps is not None or self.config.turns
         if planned or self.remaining is None or len(self._step_seconds) < 3:
             return
@@ -184,7 +207,7 @@ class Trainer:
             share = self.config.decay_share
             if possible <= max(1.0, share / (1 - share) * step):
                 self._turn(Turn(step, step + possible))
-        elif step >= turns[-1].step and turns[-1].end - step > possible * 1.05 + 2:
+        elif turns[-1].end - step > possible * 1.05 + 2 or turns[-1].end - step < possible * 0.9 - 5:
             self._turn(Turn(step, step + possible))
 
     def _step(self, log: MetricsLog, bar: Any) -> None:

@@ -9,9 +9,8 @@ weight agree in sign (cautious, Chen et al. 2025).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +40,13 @@ class OptimizerConfig:
     adam_epsilon: float = 1e-10
     weight_decay: float = 0.1
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OptimizerConfig:
-        """From JSON, where a pair is a list."""
-        restored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**restored)
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "embedding_lr", "gain_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)} is not a number from 0 on")
+        for share in (self.momentum, self.muon_beta2, *self.adam_betas):
+            if not 0 <= share < 1:
+                raise ValueError(f"{share} is not a decay rate from 0 to below 1")
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

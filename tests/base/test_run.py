@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,47 @@ def test_a_damaged_output_is_made_again(damage: Callable[[Path], Any], tmp_path:
     assert (stage.folder / "out" / "a.txt").read_text() == "made"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("outputs"), lambda record: record.update(outputs={"a": None}),
+        lambda record: record.update(timing=None), lambda record: record["timing"].update(seconds="x"),
+        lambda record: record.pop("metrics"), lambda record: record.update(status="done"),
+        lambda record: record.update(fingerprint=3),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_named_and_removing_the_stage_helps(
+    change: Callable[[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    with open_run(tmp_path / "r") as run:
+        stage, _ = perform(run)
+    record = read_json(stage.folder / "stage.json")
+    change(record)
+    (stage.folder / "stage.json").write_text(json.dumps(record))
+    with open_run(tmp_path / "r") as run, pytest.raises(RunError, match=r"stage\.json is damaged\. Remove .*first"):
+        perform(run)
+    shutil.rmtree(stage.folder)
+    with open_run(tmp_path / "r") as run:
+        assert perform(run)[1]
+
+
+def test_a_damaged_clock_costs_only_time(tmp_path: Path) -> None:
+    with open_run(tmp_path / "r") as run:
+        run.stage("first", {}, {})
+    for text in ('{"seconds": "x"}', "[1]", "{", '{"seconds": null}'):
+        (tmp_path / "r" / "first" / "timing.json").write_text(text)
+        with open_run(tmp_path / "r") as run:
+            assert run.stage("first", {}, {}).seconds == 0
+
+
+def test_fresh_starts_over_whatever_the_record_says(tmp_path: Path) -> None:
+    with open_run(tmp_path / "r") as run:
+        perform(run)
+    (tmp_path / "r" / "run.json").write_text("{")
+    with open_run(tmp_path / "r", fresh=True) as run:
+        assert perform(run)[1]
+
+
 def test_a_half_done_stage_keeps_its_files_and_its_frozen_plan(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "r") as run:
         stage = run.stage("first", {}, {})
@@ -160,13 +202,20 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     open_run(tmp_path / "r").__exit__()
 
 
-@pytest.mark.parametrize("content", ['{"schema_version": 999}', '{"schema_version": "x"}', "{}"])
-@pytest.mark.parametrize("fresh", [False, True])
-def test_a_run_of_a_newer_version_is_refused_untouched(content: str, fresh: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "fresh", "named"),
+    [
+        ('{"schema_version": 999}', False, "newer version"),
+        ('{"schema_version": 999}', True, "newer version"),
+        ('{"schema_version": "x"}', False, "damaged"),
+        ("{}", False, "damaged"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_refused_untouched(content: str, fresh: bool, named: str, tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "stage.json").write_text("{}")
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(RunError, match="newer version"):
+    with pytest.raises(RunError, match=named):
         open_run(tmp_path, fresh=fresh)
     assert (tmp_path / "run.json").read_text() == content
     assert (tmp_path / "first" / "stage.json").exists()
@@ -200,7 +249,7 @@ def test_fresh_removes_stages_and_nothing_else(tmp_path: Path) -> None:
 def test_a_foreign_folder_with_the_name_of_a_stage_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "thesis.txt").write_text("years of work")
-    with open_run(tmp_path) as run, pytest.raises(RunError, match="not a stage"):
+    with open_run(tmp_path) as run, pytest.raises(RunError, match=r"has files but no stage\.json"):
         run.stage("first", {}, {})
     assert (tmp_path / "first" / "thesis.txt").read_text() == "years of work"
 

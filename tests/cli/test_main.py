@@ -113,6 +113,29 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "ZeroDivisionError: bug" in done.stderr
 
 
+@pytest.mark.parametrize("place", ["runs", "runs/smoke"])
+def test_a_file_where_a_folder_should_be_is_named(place: str, athanor: Athanor, tmp_path: Path) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    (tmp_path / "text.txt").write_text("A river walks under the old green house.")
+    own = ("sft.sources=[]", "corpus.decontaminate=false", 'corpus.sources=["text.txt"]')
+    done = athanor("run", "smoke", *(word for setting in own for word in ("--set", setting)))
+    assert done.returncode == 2
+    assert "runs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX file descriptors")
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_traceback(closed: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "athanor", "history"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=closed != 2, text=True, preexec_fn=lambda: os.close(closed)
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in (done.stderr or "")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 def test_a_closed_pipe_is_no_traceback() -> None:
     reading, writing = os.pipe()

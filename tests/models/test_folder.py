@@ -74,6 +74,19 @@ def test_a_folder_written_by_transformers_is_read(
         assert torch.equal(weight, theirs.state_dict()[name])
 
 
+def test_weights_that_are_not_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.norm\.weight has values that are not numbers"):
+        load_model(folder)
+    model = random_model()
+    with torch.no_grad():
+        model.norm.weight[0] = float("inf")
+    with pytest.raises(ModelError, match="diverged"):
+        save_model(model, tmp_path / "out")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saving_and_loading_changes_no_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_model().to(dtype)

@@ -17,7 +17,7 @@ import pytest
 from athanor.base.errors import RecipeError
 from athanor.base.files import write_json
 from athanor.pipeline.folders import STAGES
-from athanor.pipeline.plans import RunPlan, StagePlans, TrainingPlan, read_run_plan
+from athanor.pipeline.plans import RunPlan, StagePlans, SupervisedPlan, read_run_plan
 from athanor.pipeline.recipe import load_recipe
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Turn
@@ -112,6 +112,12 @@ def test_a_life_and_what_it_leaves(tiny_recipe: Path, tmp_path: Path) -> None:
     assert (run / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == weights
     assert json.loads((run / "sft" / "stage.json").read_text())["metrics"]["steps"] == 6
 
+    # The plan of the whole run is written again from those of its stages.
+    plan = (run / "plan.json").read_text()
+    (run / "plan.json").unlink()
+    athanor("run", str(tiny_recipe), "--name", "one", "--set", "sft.steps=6", folder=tmp_path)
+    assert (run / "plan.json").read_text() == plan
+
     answer = json.loads(
         athanor("generate", "one", "--prompt", "Hello", "--chat", "--max-tokens", "8", "--json", folder=tmp_path)
     )
@@ -175,7 +181,7 @@ def test_a_plan_repeats_a_budgeted_run_exactly(tiny_recipe: Path, tmp_path: Path
 )
 def test_a_wrong_plan_file_is_named(change: Callable[[Any], Any], named: str, tmp_path: Path) -> None:
     recipe = load_recipe("smoke")
-    sft = TrainingPlan(
+    sft = SupervisedPlan(
         precision="fp32", rows=4, length=64, micro_rows=4, steps=3, seconds=None, optimizer=OptimizerConfig(), warmup=1,
         decay_share=0.5, clip=1.0, checkpoint_every=1, evaluate_every=1, turns=(Turn(1, 3),),
     )  # fmt: skip

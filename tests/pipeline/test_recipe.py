@@ -98,6 +98,18 @@ def test_later_settings_win_and_options_win_over_all() -> None:
         ("budget=soon", "time 'soon' cannot be read"),
         ("budget=90s", "90s is too small.*2m"),
         ("budget=0s", "too small"),
+        ("budget=99999999999999d", "too long"),
+        ("model.d_model=1000000000000", r"model\.d_model .*less than or equal"),
+        ("model.n_kv_heads=3", "n_heads = 2 is not a multiple of n_kv_heads = 3"),
+        ("rl.prompts=1000000000", r"rl\.prompts"),
+        ("rl.environments=[]", r"rl\.environments"),
+        ("rl.levels={counting=[]}", "names no level"),
+        ("rl.length=32", r"rl\.length = 32"),
+        ("rl.rows=8", r"unknown key 'rl\.rows'"),
+        ("rl.clip_ratio=[1.5, 0.2]", r"rl\.clip_ratio"),
+        ("pretrain.optimizer.muon_lr=1e300", r"muon_lr"),
+        ("threads=100000", "threads"),
+        ("model.max_seq_len=32", r"model\.max_seq_len = 32"),
     ],
 )
 def test_a_wrong_setting_is_named(override: str, named: str) -> None:

@@ -209,6 +209,15 @@ def test_a_clock_driven_run_uses_its_time_and_decays_for_its_share(
     assert rates[-1] == pytest.approx(1 / 21)
 
 
+@pytest.mark.parametrize("journal", ["[]", "null", '{"turns": [[1]]}', '{"turns": [["a", "b"]]}', '{"turns": 3}'])
+def test_a_damaged_journal_is_named(journal: str, start: Start, tmp_path: Path) -> None:
+    (tmp_path / "journal.json").write_text(journal)
+    with pytest.raises(RunError, match=r"journal\.json is damaged"):
+        start(tmp_path, 3).run("test")
+    (tmp_path / "journal.json").write_text('{"turns": []}')
+    assert start(tmp_path, 3).run("test").steps == 3
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9])
 @pytest.mark.parametrize("budget", [0.0, 2.5, 12.5])
 def test_the_clock_ends_a_run_whatever_its_share_of_decay(
@@ -238,6 +247,24 @@ def test_a_machine_that_slows_down_ends_sooner(start: Start, tmp_path: Path, mon
     assert clock.now <= 1.15 * 100.5
     rates = [line["rate"] for line in read_jsonl(tmp_path / "metrics.jsonl")][2:]
     assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+
+
+def test_a_machine_that_speeds_up_goes_on_for_longer(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, budget=100.5)
+
+    def objective(model: Decoder, batch: Batch) -> Loss:
+        clock.pace = 2.0 if clock.now < 55 else 1.0
+        return clock.objective(model, batch)
+
+    outcome = start(tmp_path, None, objective, remaining=clock.remaining).run("test")
+    assert outcome.turns[0].end <= 51
+    assert outcome.steps > 65
+    assert 0.9 * 100.5 <= clock.now <= 1.05 * 100.5
+    rates = [line["rate"] for line in read_jsonl(tmp_path / "metrics.jsonl")][2:]
+    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    assert rates[-1] < 0.1
     assert rates[-1] < 0.25
 
 
