@@ -112,7 +112,7 @@ class Stage:
         elif self.folder.is_dir() and any(not file.name.endswith(".partial") for file in self.folder.iterdir()):
             raise RunError(
                 f"{self.folder} has files but no stage.json.",
-                "A stage of this run is made again once it is removed; move away what is not, or choose another --name.",
+                "A stage of this run is made again once it is removed; move anything else away.",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record = {
