@@ -41,16 +41,16 @@ SOURCES: dict[str, tuple[str, Callable[[Path], list[Conversation]]]] = {
     "wikipedia-summaries": (WIKI_PACKAGE, read_facts),
 }
 
-# Shares of conversations. A quarter are the four kinds of problems that reinforcement learning goes on with by default:
-# enough to learn the form and a first grip, which is what practice with rewards needs (docs/lab.md). Facts are long, so
-# their share of tokens is about twice the one here.
+# Shares of conversations. A tenth are the four kinds of problems that reinforcement learning goes on with by default:
+# enough for the form and a first grip, and practice with rewards does the rest (docs/lab.md). Facts are long, so their
+# share of tokens is about twice the one here.
 DEFAULT_WEIGHTS: dict[str, float] = {
-    "addition": 0.08, "counting": 0.06, "reversing": 0.06, "sorting_letters": 0.05,
-    "subtraction": 0.05, "comparing": 0.04, "sorting_numbers": 0.03, "copying": 0.05, "spelling": 0.05,
-    "number_words": 0.04, "reading": 0.03,
-    "identity": 0.06, "small_talk": 0.05, "unknowable": 0.03, "number_facts": 0.01, "system": 0.04,
-    "several_turns": 0.06,
-    "facts": 0.05, "subject": 0.03, "recipes": 0.01, "idioms": 0.05, "dialogue": 0.02, "user": 0.40,
+    "addition": 0.03, "counting": 0.03, "reversing": 0.02, "sorting_letters": 0.02,
+    "subtraction": 0.06, "comparing": 0.05, "sorting_numbers": 0.04, "copying": 0.07, "spelling": 0.07,
+    "number_words": 0.05, "reading": 0.05,
+    "identity": 0.07, "small_talk": 0.06, "unknowable": 0.04, "number_facts": 0.02, "system": 0.05,
+    "several_turns": 0.07,
+    "facts": 0.07, "subject": 0.03, "recipes": 0.01, "idioms": 0.07, "dialogue": 0.02, "user": 0.40,
 }  # fmt: skip
 
 _POOL_HELD_OUT = 0.05  # facts and a user's own conversations are worth more in training

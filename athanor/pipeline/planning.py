@@ -22,7 +22,7 @@ from athanor.training.optimizers import OptimizerConfig
 
 # Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges.
 SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, weight_decay=0.0)
-RL_OPTIMIZER = OptimizerConfig(muon_lr=0.002, embedding_lr=0.004, gain_lr=0.02, weight_decay=0.0)
+RL_OPTIMIZER = OptimizerConfig(muon_lr=0.002, embedding_lr=0.004, gain_lr=0.01, weight_decay=0.0)
 
 _CHECKPOINT_SECONDS = 30.0
 _LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
