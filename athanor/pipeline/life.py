@@ -81,6 +81,11 @@ class Life:
         seconds = _EVALUATION_SECONDS * max(1.0, _REFERENCE_RATE / self.rates.best)
         return max(share, min(0.35, seconds / budget))
 
+    def share(self, stage: str) -> float:
+        """Of the budget, for "sft" or "rl": the recipe's, less where evaluation needs more than its own."""
+        wanted: float = getattr(self.recipe, stage).share
+        return wanted * (1 - self.evaluation_share) / (1 - self.recipe.evaluate.share)
+
     def tensorboard(self, stage: str) -> Path:
         return self.run.root / "tensorboard" / stage
 

@@ -41,8 +41,8 @@ def expectation(life: Life) -> str:
     end = datetime.datetime.now() + datetime.timedelta(seconds=life.seconds_left())
     shares = {
         "reading text": CORPUS_SHARE,
-        "fine-tuning": recipe.sft.share,
-        "reinforcement learning": recipe.rl.share,
+        "fine-tuning": life.share("sft"),
+        "reinforcement learning": life.share("rl"),
         "evaluation": life.evaluation_share,
     }
     others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items())
@@ -86,8 +86,8 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
 def plan_finetuning(life: Life, config: ModelConfig) -> SupervisedPlan:
     recipe = life.recipe.sft
     seconds = min(
-        life.seconds_left(life.recipe.rl.share + life.evaluation_share),
-        recipe.share * (life.recipe.budget_seconds or math.inf),
+        life.seconds_left(life.share("rl") + life.evaluation_share),
+        life.share("sft") * (life.recipe.budget_seconds or math.inf),
     )
     length = recipe.length or min(config.max_seq_len, _CONVERSATION_LENGTH)
     rows = recipe.rows or 4  # few targets a row: more, smaller updates answered better (docs/lab.md)
@@ -108,7 +108,7 @@ def plan_finetuning(life: Life, config: ModelConfig) -> SupervisedPlan:
 
 def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPlan:
     recipe: RlRecipe = life.recipe.rl
-    seconds = min(life.seconds_left(life.evaluation_share), recipe.share * (life.recipe.budget_seconds or math.inf))
+    seconds = min(life.seconds_left(life.evaluation_share), life.share("rl") * (life.recipe.budget_seconds or math.inf))
     seconds /= 1 + _CONTROL_SECONDS
     difficulty = probe(life, model, tokenizer)
     length = recipe.length or min(model.config.max_seq_len, _CONVERSATION_LENGTH)
@@ -159,7 +159,7 @@ def _pretraining_length(life: Life) -> int:
 
 
 def _pretraining_seconds(life: Life) -> float:
-    others = life.recipe.sft.share + life.recipe.rl.share + life.evaluation_share
+    others = life.share("sft") + life.share("rl") + life.evaluation_share
     seconds = min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
     return max(seconds, _LEAST_SHARE * (life.recipe.budget_seconds or 0.0))
 
