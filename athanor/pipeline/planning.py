@@ -33,7 +33,7 @@ _FIXED_SIZE = (256, 6)  # d_model and layers where neither a budget nor the reci
 
 def expectation(life: Life) -> str:
     """The plan in a sentence, before any work: what the budget is expected to buy, and when it is spent."""
-    budget, recipe = life.recipe.budget_seconds, life.recipe
+    budget = life.recipe.budget_seconds
     if budget is None or life.speed is None:
         raise ValueError("without a budget there is nothing to expect")
     seconds = max(_LEAST_SHARE * budget, _pretraining_seconds(life) - CORPUS_SHARE * budget)
