@@ -152,6 +152,8 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     entry is not).
     """
     parameters = list(parameters)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # Summed in fp64: in fp32 the last bit differed between processes, and clipping carried it into the weights.
+    squares = [p.grad.square().sum(dtype=torch.float64) for p in parameters if p.grad is not None]
+    norm = torch.stack(squares).sum().sqrt().float()
     torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
