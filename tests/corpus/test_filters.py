@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -148,4 +149,4 @@ def test_gram_hashes_agree_exactly_where_grams_do(words: list[str], n: int) -> N
 def test_hashes_are_the_same_in_another_process() -> None:
     code = "from athanor.corpus.terms import gram_hashes; print(gram_hashes('one two 三 four', 3).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert np.array_equal(np.array(eval(other), dtype=np.uint64), gram_hashes("one two 三 four", 3))
+    assert np.array_equal(np.array(json.loads(other), dtype=np.uint64), gram_hashes("one two 三 four", 3))
