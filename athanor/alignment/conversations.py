@@ -28,6 +28,7 @@ from athanor.alignment.dialogues import read_dialogues
 from athanor.alignment.messages import Conversation, exchange, prompt_of, read_conversations, write_conversations
 from athanor.base.errors import DataError, RecipeError
 from athanor.base.files import write_json
+from athanor.base.progress import say
 from athanor.base.randomness import generator
 from athanor.environments import ENVIRONMENTS, Problem, Split, distinct_held_out, is_held_out, load_environment
 
@@ -179,10 +180,11 @@ def sft_evaluation(seed: int, n_per_task: int) -> list[Problem]:
 
 
 def check_own_conversations(sources: Sequence[str]) -> None:
-    """Raises DataError for a .jsonl file without a single conversation that can be used."""
+    """Says which lines of .jsonl files will be left out; raises DataError for a file without a single usable one."""
     for source in expand_sources(sources):
         if source not in SOURCES:
-            _read_own(source)
+            for reason, lines in sorted(_read_own(source)[1].items()):
+                say(f"{source}: {lines} line{'s' * (lines > 1)} left out: {reason}.")
 
 
 def _read_own(source: str) -> tuple[list[Conversation], Mapping[str, int]]:

@@ -321,11 +321,7 @@ class MetricsLog:
     def __init__(self, folder: Path, tensorboard: Path | None, step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [_open_log(folder / name, step) for name in ("metrics.jsonl", "timing.jsonl")]
-        self._events: Any = None
-        if tensorboard is not None:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-            self._events = EventFileWriter(str(tensorboard))
+        self._events = None if tensorboard is None else _Events(tensorboard)
 
     def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
         for file, values in zip(self._files, (metrics, timing), strict=True):
@@ -333,11 +329,7 @@ class MetricsLog:
                 file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
                 file.flush()
         if self._events is not None:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            points = [Summary.Value(tag=k, simple_value=v) for k, v in {**metrics, **(timing or {})}.items()]
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
+            self._events.write(step, {**metrics, **(timing or {})})
 
     def sync(self) -> None:
         """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut."""
@@ -350,6 +342,29 @@ class MetricsLog:
             file.close()
         if self._events is not None:
             self._events.close()
+
+
+class _Events:
+    """A TensorBoard event file. Its own writer works in a thread, where a full disk cannot be told to anyone."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = RecordWriter(open(folder / f"events.out.tfevents.{time.time_ns()}", "wb"))  # noqa: SIM115
+        self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._writer.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _open_log(path: Path, step: int) -> IO[str]:

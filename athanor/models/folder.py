@@ -111,7 +111,7 @@ def _read_weights(model: Decoder, path: Path, family: Family, dtype: torch.dtype
                 state[name] = tensor.to(dtype or tensor.dtype).clone()
                 present.discard(stored)
     except FileNotFoundError:
-        raise ModelError(f"{path} does not exist.") from None
+        raise ModelError(f"{path} cannot be read." if path.exists() else f"{path} does not exist.") from None
     except SafetensorError as error:
         raise ModelError(
             f"{path} is not a valid safetensors file ({error}).", "Copy it again; it may be cut short."

@@ -63,7 +63,7 @@ def evaluate_stage(
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         loaded = {name: load_model(made.folder / "model") for name, made in models.items()}
-        plan = EvaluationPlan.freeze(stage, life.repeats(stage, lambda: _plan(life, loaded["base"])))
+        plan = life.plan(stage, EvaluationPlan, lambda: _plan(life, loaded["base"]))
         measured: dict[str, Any] = {}
         with progress("Evaluating", total=5, unit="part") as bar:
             for name, part in (

@@ -112,7 +112,9 @@ class Life:
             settings = {**settings, "plan": fingerprint(repeated.model_dump(mode="json"))}
         stage = self.run.stage(name, settings, inputs)
         if stage.finished:
-            say(f"{name}: finished before, in {duration(stage.seconds)}.")
+            by = (stage.exactness or {}).get("athanor", athanor.__version__)
+            version = "" if by == athanor.__version__ else f" by Athanor {by}; --fresh makes it anew"
+            say(f"{name}: finished before, in {duration(stage.seconds)}{version}.")
             self._note_plans()
             return stage
         exactness = {**exactness_key(), "athanor": athanor.__version__}
@@ -126,10 +128,10 @@ class Life:
         self._note_plans()
         return stage
 
-    def repeats(self, stage: Stage, decide: Callable[[], P]) -> Callable[[], P]:
-        """`decide`, or what the run that is repeated decided."""
+    def plan(self, stage: Stage, kind: type[P], decide: Callable[[], P]) -> P:
+        """The stage's plan, frozen when it starts: what the run that is repeated decided, else what `decide` says."""
         repeated: P | None = self.repeated.stages.get(stage.name) if self.repeated else None
-        return decide if repeated is None else lambda: repeated
+        return kind.freeze(stage, decide if repeated is None else lambda: repeated)
 
     def _note_plans(self) -> None:
         """Keeps runs/NAME/plan.json up to date: with what the clock decided filled in, `--plan` repeats the run

@@ -15,14 +15,17 @@ from athanor.pipeline.data_stages import CORPUS_SHARE
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan
 from athanor.pipeline.probing import probe
-from athanor.pipeline.recipe import RlRecipe, TrainingRecipe
+from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.optimizers import OptimizerConfig
 
 # Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges.
-SFT_OPTIMIZER = OptimizerConfig(muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, weight_decay=0.0)
-RL_OPTIMIZER = OptimizerConfig(muon_lr=0.002, embedding_lr=0.004, gain_lr=0.01, weight_decay=0.0)
+OPTIMIZERS = {
+    "pretrain": OptimizerConfig(),
+    "sft": OptimizerConfig(muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, weight_decay=0.0),
+    "rl": OptimizerConfig(muon_lr=0.002, embedding_lr=0.004, gain_lr=0.01, weight_decay=0.0),
+}
 
 _CHECKPOINT_SECONDS = 30.0
 _LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
@@ -79,7 +82,7 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
         micro_rows=micro,
         expected_tokens=int(tokens),
         expected_steps=recipe.steps or int(tokens / (rows * length)),
-        **_common(life, recipe, length, seconds, rows * length / rate if rate else None, OptimizerConfig(), 0.5),
+        **_common(life, "pretrain", length, seconds, rows * length / rate if rate else None, decay_share=0.5),
     )
 
 
@@ -102,7 +105,7 @@ def plan_finetuning(life: Life, config: ModelConfig) -> SupervisedPlan:
     )
     step_seconds = rows * length / rate if rate else None
     return SupervisedPlan(
-        rows=rows, micro_rows=micro, **_common(life, recipe, length, seconds, step_seconds, SFT_OPTIMIZER, 0.7)
+        rows=rows, micro_rows=micro, **_common(life, "sft", length, seconds, step_seconds, decay_share=0.7)
     )
 
 
@@ -116,7 +119,7 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPl
         f"Reinforcement learning on {difficulty}: {recipe.prompts} × {recipe.group} answers a step, "
         + (f"{recipe.steps} steps." if recipe.steps is not None else f"{duration(max(seconds, 1.0))}.")
     )
-    common = _common(life, recipe, length, seconds, 2.0 if math.isfinite(seconds) else None, RL_OPTIMIZER, 0.3)
+    common = _common(life, "rl", length, seconds, 2.0 if math.isfinite(seconds) else None, decay_share=0.3)
     return RlPlan(
         micro_rows=recipe.micro_rows or planner.micro_rows(model.config, length, life.memory),
         cells=tuple(difficulty.rates),
@@ -142,6 +145,12 @@ def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> Sup
         "checkpoint_every": max(1, steps // 3),
     }
     return plan.model_copy(update=changed)
+
+
+def optimizer_of(recipe: Recipe, stage: str) -> OptimizerConfig:
+    """The learning rates of "pretrain", "sft" or "rl": the recipe's wishes, and the defaults for the others."""
+    wishes = {name: value for name, value in getattr(recipe, stage).optimizer if value is not None}
+    return replace(OPTIMIZERS[stage], **wishes)
 
 
 def _refuse_what_does_not_fit(life: Life, config: ModelConfig, micro_tokens: int) -> None:
@@ -180,23 +189,17 @@ def _choose(life: Life, seconds: float, unique_tokens: float) -> planner.Choice:
 
 
 def _common(
-    life: Life,
-    recipe: TrainingRecipe,
-    length: int,
-    seconds: float,
-    step_seconds: float | None,
-    default: OptimizerConfig,
-    decay_share: float,
+    life: Life, stage: str, length: int, seconds: float, step_seconds: float | None, *, decay_share: float
 ) -> dict[str, Any]:
     """The fields that all training plans decide alike: the recipe's wish, else the default."""
-    wishes = {name: value for name, value in recipe.optimizer if value is not None}
+    recipe: TrainingRecipe = getattr(life.recipe, stage)
     every = max(1, round(_CHECKPOINT_SECONDS / step_seconds)) if step_seconds else 50
     return {
         "precision": life.precision,
         "length": length,
         "steps": recipe.steps,
         "seconds": max(seconds, 1.0) if recipe.steps is None else None,
-        "optimizer": replace(default, **wishes),
+        "optimizer": optimizer_of(life.recipe, stage),
         "warmup": 10 if recipe.warmup is None else recipe.warmup,
         "decay_share": decay_share if recipe.decay_share is None else recipe.decay_share,
         "clip": recipe.clip,

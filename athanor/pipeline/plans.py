@@ -130,6 +130,17 @@ class RunPlan(Plan):
     recipe: Recipe
     stages: StagePlans = StagePlans()
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        for name in ("pretrain", "sft", "rl", "control"):
+            plan, context = self.stages.get(name), self.recipe.model.max_seq_len
+            if plan is not None and plan.length > context:
+                raise ValueError(f"stages.{name}.length = {plan.length} exceeds recipe.model.max_seq_len = {context}")
+        made, wanted = self.stages.pretrain, self.recipe.tokenizer.vocab_size
+        if made is not None and made.model.vocab_size != wanted:
+            raise ValueError(f"its model has vocab_size = {made.model.vocab_size}, its recipe a tokenizer of {wanted}")
+        return self
+
 
 def read_run_plan(path: Path) -> RunPlan:
     """Raises RecipeError, naming the key, for a file that is no plan."""
@@ -141,10 +152,4 @@ def read_run_plan(path: Path) -> RunPlan:
     except ValidationError as error:
         raise explain(error, RunPlan, f"The plan {path}") from None
     check(plan.recipe)
-    wanted = plan.recipe.tokenizer.vocab_size
-    if plan.stages.pretrain and plan.stages.pretrain.model.vocab_size != wanted:
-        raise RecipeError(
-            f"The plan {path} has a model of vocab_size = {plan.stages.pretrain.model.vocab_size}, but its recipe a "
-            f"tokenizer of {wanted}."
-        )
     return plan

@@ -253,7 +253,12 @@ def explain(error: ValidationError, whole: type[BaseModel], what: str) -> Recipe
         return RecipeError(f"{what} has an unknown key {place!r}.", f"{meant}Known there: {', '.join(known)}.")
     if first["type"] == "missing":
         return RecipeError(f"{what} lacks {place}.")
-    return RecipeError(f"{what}'s {place} = {_short(first['input'])} cannot be used.", f"{first['msg']}.")
+    reason = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return RecipeError(f"{what} cannot be used: {reason}.")
+    return RecipeError(
+        f"{what}'s {place} = {_short(first['input'])} cannot be used.", f"{reason[0].upper()}{reason[1:]}."
+    )
 
 
 def _short(value: Any) -> str:

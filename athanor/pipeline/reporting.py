@@ -35,7 +35,10 @@ def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
         "model": _model(stages["pretrain"]),
         "stages": {name: _work(stage) for name, stage in stages.items()},
         **measured["text"],
-        "sft": {key: measured["exact_match"][key] for key in ("stop_rate", "overall", "exact_match")},
+        "sft": {
+            "conversations": stages["sft"].metrics["conversations"],
+            **{key: measured["exact_match"][key] for key in ("stop_rate", "overall", "exact_match")},
+        },
         "rl": measured["pass_rates"],
         "samples": measured["samples"],
         "tokenizer": _tokenizer(stages["tokenizer"]),

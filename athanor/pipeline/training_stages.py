@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from athanor.alignment.messages import Conversation, read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
 from athanor.base.errors import RecipeError, RunError
+from athanor.base.files import read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
@@ -24,8 +26,9 @@ from athanor.models.folder import load_model, save_model
 from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
-from athanor.pipeline.planning import plan_control, plan_finetuning, plan_pretraining, plan_reinforcement
+from athanor.pipeline.planning import optimizer_of, plan_control, plan_finetuning, plan_pretraining, plan_reinforcement
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
+from athanor.pipeline.recipe import TrainingRecipe
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import training_example
 from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
@@ -37,21 +40,12 @@ _PREVIEW_TOKENS = 8192  # held-out ones, scored while training
 
 
 def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
-    recipe = life.recipe.pretrain
-    settings = {
-        "recipe": recipe.model_dump(mode="json"),
-        "model": life.recipe.model.model_dump(mode="json"),
-        "precision": life.recipe.precision,
-        "seed": life.seed,
-        **_budget_settings(life, recipe.steps),
-    }
+    settings = {**_settings(life, "pretrain"), "model": life.recipe.model.model_dump(mode="json")}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         text = Shards.open(shards.folder / "train")
-        plan = PretrainPlan.freeze(
-            stage, life.repeats(stage, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens))
-        )
+        plan = life.plan(stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens))
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
         preview = sample_held_out(Shards.open(shards.folder / "heldout"), _PREVIEW_TOKENS, life.seed)
@@ -81,18 +75,18 @@ def pretraining_batches(plan: PretrainPlan, text: Shards, seed: int) -> PackedBa
 
 def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
     recipe = life.recipe.sft
-    settings = {"recipe": recipe.model_dump(mode="json"), "seed": life.seed, **_budget_settings(life, recipe.steps)}
+    settings = {**_settings(life, "sft"), "weights": recipe.weights or DEFAULT_WEIGHTS}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         model = load_model(base.folder / "model")
         counts = _prepare_conversations(life, stage)
-        plan = SupervisedPlan.freeze(stage, life.repeats(stage, lambda: plan_finetuning(life, model.config)))
-        source, dropped = _conversation_batches(life, stage, encoder, plan)
+        plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config))
+        source, too_long = _conversation_batches(life, stage, encoder, plan)
         evaluate = _held_out_loss(stage, encoder, plan)
         stage.beat()
         outcome = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate)
-        more = {"conversations": counts, "too_long": dropped}
+        more = {"conversations": {**counts, "too_long": too_long}}
         return _finish(life, stage, model, encoder, outcome, plan, "sft", more)
 
     own = [Path(name).expanduser() for name in expand_sources(recipe.sources) if name.endswith(".jsonl")]
@@ -104,8 +98,8 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
     return life.perform("sft", settings, inputs, work)
 
 
-def _prepare_conversations(life: Life, stage: Stage) -> dict[str, int]:
-    """Writes the conversations once; a resumed stage reads them. Their number by task."""
+def _prepare_conversations(life: Life, stage: Stage) -> dict[str, Any]:
+    """Writes the conversations once; a resumed stage reads them. Their number by task, and what was skipped."""
     recipe, folder = life.recipe.sft, stage.folder / "conversations"
     if not (folder / "conversations.json").exists():
         with progress("Making conversations"):
@@ -114,10 +108,15 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, int]:
             )
             write_conversation_set(folder, made)
         stage.beat()
-    counts: dict[str, int] = {}
-    for conversation in read_conversations(folder / "train.jsonl")[0]:
-        counts[conversation.task] = counts.get(conversation.task, 0) + 1
-    return dict(sorted(counts.items()))
+    written = read_json(folder / "conversations.json")
+    try:
+        return {key: dict(written[key]) for key in ("by_task", "skipped")}
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(stage) from None
+
+
+def _damaged(stage: Stage) -> RunError:
+    return RunError(f"{stage.folder / 'conversations'} is damaged.", f"Remove {stage.folder} to make it again.")
 
 
 def _conversation_batches(
@@ -126,7 +125,7 @@ def _conversation_batches(
     """Packed training conversations, and how many are longer than a row and left out."""
     conversations, _ = read_conversations(stage.folder / "conversations" / "train.jsonl")
     if not conversations:
-        raise RunError(f"{stage.folder / 'conversations'} is damaged.", f"Remove {stage.folder} to make it again.")
+        raise _damaged(stage)
     sequences = _render(conversations, tokenizer, plan.length)
     if not sequences:
         raise RecipeError(f"No conversation fits into sft.length = {plan.length} tokens.", "Make it larger.")
@@ -171,12 +170,11 @@ def _held_out_loss(
 
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
     recipe = life.recipe.rl
-    settings = {"recipe": recipe.model_dump(mode="json"), "seed": life.seed, **_budget_settings(life, recipe.steps)}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         model, start = load_model(sft.folder / "model"), load_model(sft.folder / "model")
-        plan = RlPlan.freeze(stage, life.repeats(stage, lambda: plan_reinforcement(life, model, encoder)))
+        plan = life.plan(stage, RlPlan, lambda: plan_reinforcement(life, model, encoder))
         stage.beat()
         rollouts = RolloutConfig(
             cells=plan.cells,
@@ -196,7 +194,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
         flops = decoded * model.config.flops_per_token(plan.length / 4, training=False)
         return _finish(life, stage, model, encoder, outcome, plan, "rl", {"places_decoded": decoded}, flops)
 
-    return life.perform("rl", settings, {"sft": sft.output_fingerprint}, work)
+    return life.perform("rl", _settings(life, "rl"), {"sft": sft.output_fingerprint}, work)
 
 
 def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
@@ -205,9 +203,10 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         model = load_model(sft.folder / "model")
-        plan = SupervisedPlan.freeze(
+        plan = life.plan(
             stage,
-            life.repeats(stage, lambda: plan_control(SupervisedPlan.of(sft), model.config, rl.metrics["flops"])),
+            SupervisedPlan,
+            lambda: plan_control(SupervisedPlan.of(sft), model.config, rl.metrics["flops"]),
         )
         source, _ = _conversation_batches(life, sft, encoder, plan)
         for _ in range(sft.metrics["steps"]):
@@ -255,6 +254,7 @@ def _train(
         tensorboard=life.tensorboard(stage.name),
         peak_rate=life.peak_rate,
         flops_per_token=model.config.flops_per_token(plan.length / 2),
+        identity=stage.fingerprint,
     )
     return trainer.run(description)
 
@@ -307,6 +307,13 @@ def _finish(
     )
 
 
-def _budget_settings(life: Life, steps: int | None) -> dict[str, Any]:
-    """The budget shapes a stage only where its steps are not fixed."""
-    return {} if steps is not None else {"budget": life.recipe.budget}
+def _settings(life: Life, stage: str) -> dict[str, Any]:
+    """What a training stage is made from, the defaults that this version chooses included."""
+    recipe: TrainingRecipe = getattr(life.recipe, stage)
+    settings = {
+        "recipe": recipe.model_dump(mode="json"),
+        "optimizer": asdict(optimizer_of(life.recipe, stage)),
+        "precision": life.recipe.precision,
+        "seed": life.seed,
+    }
+    return settings if recipe.steps is not None else {**settings, "budget": life.recipe.budget}

@@ -103,7 +103,7 @@ class Trainer:
     """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
 
     objective: (model, batch) → Loss. evaluate: (model) → metrics, called every `evaluate_every` steps.
-    beat: called after each step, to note the time spent.
+    beat: called after each step, to note the time spent. identity: what is trained; a checkpoint of another is refused.
     """
 
     def __init__(
@@ -120,12 +120,13 @@ class Trainer:
         tensorboard: Path | None = None,
         peak_rate: float | None = None,
         flops_per_token: float = 0.0,
+        identity: str = "",
     ) -> None:
         if config.steps is None and remaining is None and not config.turns:
             raise ValueError("a loop without a number of steps needs a clock")
         self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
-        self.peak_rate, self.flops_per_token = peak_rate, flops_per_token
+        self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
         self.optimizer = MuonAdamW(model, config.optimizer)
         self.outcome = Outcome()
         self._step_seconds: list[float] = []
@@ -160,6 +161,8 @@ class Trainer:
         if checkpoint is not None:
             tensors, numbers = checkpoint
             try:
+                if numbers["identity"] != self.identity:
+                    raise ValueError("it was made by another one")
                 weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
                 self.model.load_state_dict(weights)
                 self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
@@ -187,7 +190,7 @@ class Trainer:
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
         numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
-        numbers["position"] = self.source.get_position()
+        numbers |= {"position": self.source.get_position(), "identity": self.identity}
         save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
 
     def _turn(self, *turns: Turn) -> None:

@@ -312,6 +312,8 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         ("stages",),
         ("samples",),
         ("sft", "exact_match"),
+        ("sft", "conversations", "by_task"),
+        ("sft", "conversations", "skipped"),
         ("sft", "overall"),
         ("rl", "by_task"),
     }

@@ -177,6 +177,7 @@ def test_a_plan_repeats_a_budgeted_run_exactly(tiny_recipe: Path, tmp_path: Path
         (lambda plan: plan["stages"]["sft"].pop("rows"), r"lacks stages\.sft\.rows"),
         (lambda plan: plan["stages"]["sft"].update(rows=0), r"stages\.sft\.rows = 0 .*greater than 0"),
         (lambda plan: plan["stages"].update(sft=[]), r"stages\.sft"),
+        (lambda plan: plan["stages"]["sft"].update(length=4096), r"stages\.sft\.length = 4096 exceeds"),
     ],
 )
 def test_a_wrong_plan_file_is_named(change: Callable[[Any], Any], named: str, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def start(make_model: Callable[[int], Decoder], make_batches: Callable[[], Packe
     """A trainer as a new process would make it."""
 
     def make(folder: Path, steps: int | None = 9, objective: Any = next_token, **options: Any) -> Trainer:
-        names = ("remaining", "evaluate", "beat", "tensorboard", "source")
+        names = ("remaining", "evaluate", "beat", "tensorboard", "source", "identity")
         others = {name: options.pop(name) for name in names if name in options}
         source = others.pop("source", None) or make_batches()
         defaults = {"checkpoint_every": 3, "decay_share": 0.5}
@@ -171,6 +171,12 @@ def test_kill_9_while_writing_leaves_a_run_that_continues_exactly(tmp_path: Path
     for name, path in whole.items():
         if name.name != "timing.jsonl":
             assert path.read_bytes() == cut[name].read_bytes(), name
+
+
+def test_a_checkpoint_of_another_stage_is_refused(start: Start, tmp_path: Path) -> None:
+    start(tmp_path, identity="one").run("test")
+    with pytest.raises(RunError, match="does not belong to this stage"):
+        start(tmp_path, identity="another").run("test")
 
 
 def test_a_finished_training_is_not_repeated(start: Start, tmp_path: Path) -> None:

@@ -117,7 +117,16 @@ class Baselines(_Part):
     all_text_tokens: Count | None
 
 
+class ConversationCounts(_Part):
+    """What was trained on, by task; what was not: too long for a row, and lines of the user's files by reason."""
+
+    by_task: dict[str, Count]
+    too_long: Count
+    skipped: dict[str, Count]
+
+
 class FineTuning(_Part):
+    conversations: ConversationCounts
     stop_rate: Proportion
     overall: dict[str, Proportion]
     exact_match: dict[str, dict[str, Proportion]]

@@ -25,7 +25,7 @@ from athanor.evaluation.report.blocks import (
     Verbatim,
 )  # fmt: skip
 from athanor.evaluation.report.figures import Plot
-from athanor.evaluation.report.schema import ByStage, PassAtK, Report, StageWork
+from athanor.evaluation.report.schema import ByStage, FineTuning, PassAtK, Report, StageWork
 from athanor.evaluation.report.words import (
     NOT_MEASURED,
     STAGE_LABELS,
@@ -129,7 +129,7 @@ def _fine_tuning(report: Report, plots: Mapping[str, Plot]) -> Section:
     stop = report.sft.stop_rate
     lead = (
         "Held-out problems, answered greedily; an answer counts only if it is exactly right. "
-        f"{proportion(stop)} of {number(stop.n)} answers ended by themselves (stop rate)."
+        f"{proportion(stop)} of {number(stop.n)} answers ended by themselves (stop rate). {_conversations(report.sft)}"
     )
     rows = []
     for task, results in tasks.items():
@@ -138,6 +138,15 @@ def _fine_tuning(report: Report, plots: Mapping[str, Plot]) -> Section:
     head = ("Task", *(f"{STAGE_LABELS.get(stage, stage)}, %" for stage in stages), "n")
     drawn = (plots["exact-match"],) if "exact-match" in plots else ()
     return Section("fine-tuning", title, lead, (Panels((*drawn, Table("In figures", head, tuple(rows)))),))
+
+
+def _conversations(sft: FineTuning) -> str:
+    """A sentence on what was trained on and what was left out."""
+    found = sft.conversations
+    left_out = [f"{number(found.too_long)} longer than a row"] if found.too_long else []
+    left_out += [f"{number(lines)} of your own: {reason}" for reason, lines in sorted(found.skipped.items())]
+    made = f"{number(sum(found.by_task.values()) - found.too_long)} conversations were there to train on"
+    return f"{made}; left out were {joined(left_out)}." if left_out else f"{made}."
 
 
 def _reinforcement(report: Report, plots: Mapping[str, Plot]) -> Section:
