@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-RUNS = sorted(Path("runs").glob("bench-*/report.json"))
+RUNS = sorted(Path("runs").glob("bench-10m-*/report.json"))
 HEAD = """# Results
 
 Made by `python benchmarks/results_page.py` from the runs of `athanor bench default_job`. Bits per byte are on held-out

@@ -48,7 +48,6 @@ POLICY_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, tuple[float, float]],
     "clipped": clipped,
     "policy_gradient": policy_gradient,
 }
-AGGREGATIONS = ("token_mean", "sequence_mean")
 
 
 @dataclass(frozen=True)

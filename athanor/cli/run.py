@@ -29,7 +29,7 @@ def run(
     """Make a model: corpus, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report card."""
     from athanor.base.errors import RecipeError
     from athanor.base.files import to_json
-    from athanor.pipeline.life import live, run_folder
+    from athanor.pipeline.folders import run_folder
     from athanor.pipeline.plans import read_run_plan
     from athanor.pipeline.recipe import load_recipe
     from athanor.pipeline.summary import summary
@@ -45,5 +45,7 @@ def run(
         chosen = repeated.recipe
         source = plan.resolve()
         root = run_folder(name or f"{source.parent.name if source.name == 'plan.json' else source.stem}-again")
+    from athanor.pipeline.job import live  # after the arguments are checked: it brings torch
+
     report = live(chosen, root, fresh=fresh, repeated=repeated)
     typer.echo(to_json(report) if as_json else summary(report, root), nl=not as_json)

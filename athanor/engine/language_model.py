@@ -24,6 +24,8 @@ from athanor.tokenizer.chat import render
 
 Message = Mapping[str, Any]
 
+_TOGETHER = 64  # prompts that are answered at a time; their cache has to fit into memory
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -113,11 +115,15 @@ class LanguageModel:
 
     def _replies(self, prompts: list[list[int]], changes: Mapping[str, Any]) -> list[Reply]:
         settings = self.sampling(changes)
-        gathered = [_Gathered(self.tokenizer, self.stop_ids, len(ids)) for ids in prompts]
-        keys = request_keys(settings.seed, 1).repeat(len(prompts)) if settings.seed is not None else None
-        for event in decode(self.model, prompts, settings, self.stop_ids, keys) if prompts else ():
-            gathered[event.request].add(event.token, event.finish_reason)
-        return [each.reply() for each in gathered]
+        replies: list[Reply] = []
+        for start in range(0, len(prompts), _TOGETHER):
+            some = prompts[start : start + _TOGETHER]
+            gathered = [_Gathered(self.tokenizer, self.stop_ids, len(ids)) for ids in some]
+            keys = request_keys(settings.seed, 1).repeat(len(some)) if settings.seed is not None else None
+            for event in decode(self.model, some, settings, self.stop_ids, keys):
+                gathered[event.request].add(event.token, event.finish_reason)
+            replies += [each.reply() for each in gathered]
+        return replies
 
 
 class _Gathered:

@@ -102,7 +102,8 @@ def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
         statistics = compression_by_language(tokenizer, by_language)
         return {"fingerprint": tokenizer.fingerprint, **statistics}, ["model"], {}
 
-    return life.perform("tokenizer", {"vocab_size": vocab_size}, {"corpus": corpus.output_fingerprint}, work)
+    settings = {"vocab_size": vocab_size, "max_seq_len": life.recipe.model.max_seq_len}
+    return life.perform("tokenizer", settings, {"corpus": corpus.output_fingerprint}, work)
 
 
 def shards_stage(life: Life, corpus: Stage, tokenizer: Stage) -> Stage:

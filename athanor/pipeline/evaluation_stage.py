@@ -70,7 +70,7 @@ def evaluate_stage(
                 ("text", lambda: _text(life, plan, shards, base, loaded)),
                 ("exact_match", lambda: _exact_match(life, plan, encoder, loaded)),
                 ("pass_rates", lambda: _pass_rates(life, plan, encoder, loaded, RlPlan.of(rl))),
-                ("samples", lambda: _samples(life, encoder, loaded)),
+                ("samples", lambda: _samples(life, plan, encoder, loaded)),
             ):
                 measured[name] = stage.freeze(f"{name}.json", part)  # measured once, also when killed in between
                 stage.beat(0)
@@ -95,7 +95,11 @@ def _plan(life: Life, model: Decoder) -> EvaluationPlan:
         )
         tokens = max(10_000, min(500_000, tokens))
     return EvaluationPlan(
-        held_out_tokens=tokens, problems=recipe.problems, samples=recipe.samples, per_task=recipe.per_task
+        precision=life.precision,
+        held_out_tokens=tokens,
+        problems=recipe.problems,
+        samples=recipe.samples,
+        per_task=recipe.per_task,
     )
 
 
@@ -141,7 +145,7 @@ def _exact_match(
 ) -> dict[str, Any]:
     problems = sft_evaluation(subseed(life.seed, "exact match"), plan.per_task)
     results = {
-        name: examine(models[name], tokenizer, problems, life.recipe.rl.max_tokens * 2, life.precision)
+        name: examine(models[name], tokenizer, problems, life.recipe.rl.max_tokens * 2, plan.precision)
         for name in ("sft", "rl")
     }
     by_task = {name: result.by_task() for name, result in results.items()}
@@ -162,7 +166,7 @@ def _pass_rates(
     correct = {}
     for name, model in names.items():
         correct[name] = count_correct(
-            models[model], tokenizer, problems, plan.samples, life.recipe.rl.max_tokens, seed, life.precision
+            models[model], tokenizer, problems, plan.samples, life.recipe.rl.max_tokens, seed, plan.precision
         )
     cells = [f"{p.task}, level {p.level}" for p in problems]
     by_task = {}
@@ -182,10 +186,10 @@ def _pass_rates(
 
 
 @torch.inference_mode()
-def _samples(life: Life, tokenizer: Tokenizer, models: Mapping[str, Decoder]) -> dict[str, Any]:
+def _samples(life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Mapping[str, Decoder]) -> dict[str, Any]:
     """What the models say, with fixed seeds: completions of the base model, chats with the final one."""
     completions, chats = [], []
-    with autocast(life.precision):
+    with autocast(plan.precision):
         base, final = (LanguageModel(models[name], tokenizer) for name in ("base", "rl"))
         for language, prompt in _COMPLETIONS:
             reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)

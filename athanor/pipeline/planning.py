@@ -62,19 +62,21 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
     length = _pretraining_length(life)
     if life.speed:
         choice = _choose(life, seconds, unique_tokens)
-        config, rate = choice.config, choice.tokens_per_second
-        tokens = recipe.steps * (recipe.rows or 1) * length if recipe.steps else choice.tokens
+        config, rate, tokens = choice.config, choice.tokens_per_second, choice.tokens
     else:
         sizes = dict(zip(("d_model", "n_layers"), _FIXED_SIZE, strict=True)) | life.recipe.model.sizes
-        config, rate = standard_config(vocab_size, life.recipe.model.max_seq_len, **sizes), None
-        tokens = float(recipe.steps or 0) * (recipe.rows or 8) * length
+        config, rate, tokens = standard_config(vocab_size, life.recipe.model.max_seq_len, **sizes), None, 0.0
+    if recipe.steps:
+        tokens = planner.tokens_of(recipe.steps)
     rows = recipe.rows or max(1, planner.batch_tokens(tokens) // length)
+    if recipe.steps:
+        tokens = float(recipe.steps * rows * length)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     _refuse_what_does_not_fit(life, config, micro * length)
     say(
         f"Pre-training: {quantity(config.parameters)} parameters (d_model {config.d_model}, {config.n_layers} layers), "
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
-        + (f", {duration(seconds)}." if math.isfinite(seconds) else f", {recipe.steps} steps.")
+        + (f", {recipe.steps} steps." if recipe.steps else f", {duration(seconds)}.")
     )
     return PretrainPlan(
         model=config,

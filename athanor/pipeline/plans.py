@@ -19,7 +19,7 @@ from athanor.pipeline.recipe import Recipe, check, explain
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Turn
 
-PLAN_SCHEMA_VERSION: Literal[2] = 2
+PLAN_SCHEMA_VERSION: Literal[3] = 3
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
 
@@ -104,6 +104,7 @@ class RlPlan(TrainingPlan):
 class EvaluationPlan(Plan):
     """What is scored: held-out tokens, problems × samples for pass@k, problems a task for exact match."""
 
+    precision: Literal["fp32", "bf16"]
     held_out_tokens: Annotated[int, Field(gt=0, le=10**9)]
     problems: Annotated[int, Field(gt=0, le=10**6)]
     samples: Annotated[int, Field(ge=8, le=1024)]
@@ -126,7 +127,7 @@ class StagePlans(Plan):
 class RunPlan(Plan):
     """runs/NAME/plan.json: the recipe, and what was decided beyond it; together they repeat the run exactly."""
 
-    schema_version: Literal[2] = PLAN_SCHEMA_VERSION
+    schema_version: Literal[3] = PLAN_SCHEMA_VERSION
     recipe: Recipe
     stages: StagePlans = StagePlans()
 

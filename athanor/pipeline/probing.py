@@ -42,11 +42,12 @@ def probe(life: Life, model: Decoder, tokenizer: Tokenizer) -> Difficulty:
     """
     recipe = life.recipe.rl
     rates = _pass_rates(life, model, tokenizer)
-    chosen = rates if recipe.levels is not None else _mixed(rates)
-    if not chosen:
-        best = sorted(rates, key=lambda cell: (-min(rates[cell], 1 - rates[cell]), cell))[:3]
-        chosen = {cell: rates[cell] for cell in best}
-    chosen = _with_enough_problems(chosen, rates, recipe.environments, life.recipe.evaluate.problems)
+    if recipe.levels is not None:
+        chosen: Mapping[Cell, float] = rates
+    else:
+        nearest = sorted(rates, key=lambda cell: (-min(rates[cell], 1 - rates[cell]), cell))[:3]
+        chosen = _mixed(rates) or {cell: rates[cell] for cell in nearest}
+        chosen = _with_enough_problems(chosen, rates, recipe.environments, life.recipe.evaluate.problems)
     reward = "exact" if _LEAST_EXACT <= float(np.mean(list(chosen.values()))) < 1 else "partial"
     return Difficulty(chosen, reward)
 

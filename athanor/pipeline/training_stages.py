@@ -87,7 +87,8 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         stage.beat()
         outcome = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate)
         more = {"conversations": {**counts, "too_long": too_long}}
-        return _finish(life, stage, model, encoder, outcome, plan, "sft", more)
+        metrics, outputs, timing = _finish(life, stage, model, encoder, outcome, plan, "sft", more)
+        return metrics, [*outputs, "conversations"], timing  # the control reads them too
 
     own = [Path(name).expanduser() for name in expand_sources(recipe.sources) if name.endswith(".jsonl")]
     inputs = {
@@ -170,6 +171,7 @@ def _held_out_loss(
 
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
     recipe = life.recipe.rl
+    settings = {**_settings(life, "rl"), "problems": life.recipe.evaluate.problems}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
@@ -194,7 +196,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
         flops = decoded * model.config.flops_per_token(plan.length / 4, training=False)
         return _finish(life, stage, model, encoder, outcome, plan, "rl", {"places_decoded": decoded}, flops)
 
-    return life.perform("rl", _settings(life, "rl"), {"sft": sft.output_fingerprint}, work)
+    return life.perform("rl", settings, {"sft": sft.output_fingerprint}, work)
 
 
 def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
@@ -310,10 +312,10 @@ def _finish(
 def _settings(life: Life, stage: str) -> dict[str, Any]:
     """What a training stage is made from, the defaults that this version chooses included."""
     recipe: TrainingRecipe = getattr(life.recipe, stage)
-    settings = {
+    return {
         "recipe": recipe.model_dump(mode="json"),
         "optimizer": asdict(optimizer_of(life.recipe, stage)),
         "precision": life.recipe.precision,
         "seed": life.seed,
+        "budget": life.recipe.budget,
     }
-    return settings if recipe.steps is not None else {**settings, "budget": life.recipe.budget}

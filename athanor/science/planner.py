@@ -46,6 +46,7 @@ class Law:
 
 
 DEFAULT_LAW = Law(floor=1.394, a=17.5, alpha=0.35, b=71.0, beta=0.35)
+_BATCH = 2048  # places of a batch at a million expected tokens
 _REPEAT_HALF_LIFE = 15.0  # epochs after which repeating has lost most of its worth (Muennighoff et al. 2023, R* = 15)
 
 
@@ -167,9 +168,14 @@ def micro_rows(config: ModelConfig, length: int, memory: float) -> int:
     return rows
 
 
+def tokens_of(steps: int) -> float:
+    """What so many updates read in batches of the size that `batch_tokens` gives them."""
+    return (steps * _BATCH) ** 2 / 1e6
+
+
 def batch_tokens(expected_tokens: float) -> int:
     """Places of a batch: small while tokens are few, since updates are what a short run lacks; grows with their square
     root.
     """
-    wanted = 2048 * (max(expected_tokens, 1.0) / 1e6) ** 0.5
+    wanted = _BATCH * (max(expected_tokens, 1.0) / 1e6) ** 0.5
     return int(2 ** min(19, max(11, round(math.log2(wanted)))))

@@ -220,6 +220,7 @@ class Trainer:
             batch = self.source.next()
         except SourceEnded as reason:
             say(f"Training ends after step {outcome.steps}: {reason}")
+            outcome.turns = [turn for turn in outcome.turns if turn.step < outcome.steps]
             self._turn(Turn(outcome.steps, outcome.steps))
             return
         loss, metrics, n_targets = self._accumulate(batch)

@@ -32,29 +32,40 @@ class Loss:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, differentiable: bool) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        matrix = weight.to(hidden.dtype)
+        hidden_gradient = torch.empty_like(hidden) if differentiable else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
+        dtype = _compute_dtype(hidden)  # autocast does not reach products with an output given
+        matrix = weight.to(dtype)
         for start in range(0, len(hidden), _CHUNK):
-            rows, labels = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+            rows, labels = hidden[start : start + _CHUNK].to(dtype), targets[start : start + _CHUNK, None]
             logprobs = torch.log_softmax((rows @ matrix.T).float(), dim=-1)
             wanted = logprobs.gather(1, labels)
             total -= wanted.sum(dtype=torch.float64).cpu()
-            gradient = logprobs.exp_().scatter_add_(1, labels, torch.full_like(wanted, -1.0)).to(hidden.dtype)
-            torch.mm(gradient, matrix, out=hidden_gradient[start : start + _CHUNK])
-            if weight_gradient.dtype == gradient.dtype:
+            if hidden_gradient is None or weight_gradient is None:
+                continue
+            gradient = logprobs.exp_().scatter_add_(1, labels, torch.full_like(wanted, -1.0)).to(dtype)
+            if dtype == torch.float32:
+                torch.mm(gradient, matrix, out=hidden_gradient[start : start + _CHUNK])
                 weight_gradient.addmm_(gradient.T, rows)
             else:
+                hidden_gradient[start : start + _CHUNK] = gradient @ matrix
                 weight_gradient += gradient.T @ rows
-        context.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+        if hidden_gradient is not None and weight_gradient is not None:
+            context.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
         return total.to(torch.float32)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_gradient, weight_gradient = context.saved_tensors
-        return hidden_gradient * gradients[0].to(hidden_gradient.dtype), weight_gradient * gradients[0], None
+        return hidden_gradient * gradients[0].to(hidden_gradient.dtype), weight_gradient * gradients[0], None, None
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What autocast would multiply `tensor` in."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -62,7 +73,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
     hidden: (n, d_model); weight: (vocabulary, d_model); targets: (n,) int64, all real labels.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, torch.is_grad_enabled())
 
 
 def next_token(model: Decoder, batch: Batch) -> Loss:
