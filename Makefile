@@ -33,7 +33,7 @@ slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m slow -rs
 
 docs: $(VENV)/.installed-test
-	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]" --config-settings editable_mode=compat
 	$(BIN)/mkdocs build --strict
 
 # A Linux machine without an NVIDIA GPU must not fetch gigabytes of CUDA: PyTorch's own index has a CPU build. Where that
@@ -48,11 +48,11 @@ $(VENV)/.torch-$(TORCH_VERSION):
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch-$(TORCH_VERSION) pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e ".[corpus]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[corpus]" --config-settings editable_mode=compat
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[corpus,test]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[corpus,test]" --config-settings editable_mode=compat
 	@touch $@
 
 clean:

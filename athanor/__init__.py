@@ -15,6 +15,9 @@ __all__ = ["AthanorError", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # torch is imported only when a model is asked for
+        from athanor.base.machine import prepare_process
+
+        prepare_process()
         from athanor.engine.language_model import load
 
         return load

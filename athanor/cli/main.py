@@ -123,6 +123,10 @@ def _run() -> int:
             print_error(AthanorError(f"{error.strerror}{_where(error)}.", "Choose a place that can be used."))
         else:
             raise
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        print_error(AthanorError("This machine's memory does not suffice.", "Make the model, rows or length smaller."))
     except KeyboardInterrupt:
         return 130
     return 2

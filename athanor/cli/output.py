@@ -28,9 +28,10 @@ def print_error(error: AthanorError) -> None:
     if "--json" in sys.argv:
         with suppress(OSError):  # a full disk, perhaps the very reason
             print_json({"error": {"message": error.message, "hint": error.hint}})
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(error.hint, file=sys.stderr)
+    with suppress(OSError):
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
 
 
 def console() -> Console:

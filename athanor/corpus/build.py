@@ -90,7 +90,7 @@ def build_corpus(
         held, released = held_out.finish()
         for document in released:
             writer.train(document)
-        writer.hold_out(held)
+        writer.hold_out(held, skipped)
     report = CorpusReport(
         settings, list(writer.counts.values()), writer.tasks, dict(sorted(skipped.skipped.items())), skipped.places
     )
@@ -204,7 +204,7 @@ class _Writer:
         note_grams(document, self._grams)
         self.counts_of(document).training.add(document, times)
 
-    def hold_out(self, documents: list[Document]) -> None:
+    def hold_out(self, documents: list[Document], skipped: ReadReport) -> None:
         """Writes the held-out documents but for near-duplicates of training. Raises DataError if a side is empty."""
         leaking = near_duplicates(documents, self._grams)
         with open(self._documents / "heldout.jsonl", "wb") as file:
@@ -217,9 +217,11 @@ class _Writer:
         training = sum(entry.training.documents for entry in self.counts.values())
         held_out = sum(entry.held_out.documents for entry in self.counts.values())
         if not training or not held_out:
+            unread = "".join(f" {place} was skipped: {reason}." for place, reason in skipped.places[:3])
             raise DataError(
-                f"Too little text is left after the rules: {training} documents to train on, {held_out} held out.",
-                "Give more or longer texts; dropped.jsonl and report.json say why each was dropped.",
+                f"Too little text is left after the rules: {training} documents to train on, {held_out} held out."
+                + unread,
+                "Give more or longer texts; dropped.jsonl says why each was dropped.",
             )
 
 

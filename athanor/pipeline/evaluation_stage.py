@@ -5,6 +5,7 @@ seen.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 
 from athanor.alignment.conversations import sft_evaluation
 from athanor.alignment.rollouts import answer_text
-from athanor.base.progress import progress
+from athanor.base.progress import progress, say
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
 from athanor.corpus.shards import Shards
 from athanor.engine.language_model import LanguageModel
-from athanor.environments import distinct_held_out
+from athanor.engine.sampling import Sampling
+from athanor.environments import ENVIRONMENTS, distinct_held_out
 from athanor.evaluation.baselines import consumed, kneser_ney_bits_per_byte
 from athanor.evaluation.bits_per_byte import (
     HeldOut,
@@ -35,7 +37,7 @@ from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
-from athanor.pipeline.probing import by_environment
+from athanor.pipeline.probing import USUAL_PROBLEMS, by_environment
 from athanor.pipeline.training_stages import pretraining_batches
 from athanor.tokenizer import Tokenizer
 
@@ -51,6 +53,8 @@ _CHATS = (
 )
 _MOST_BASELINE_TOKENS = 20_000_000  # what a 5-gram of all text holds in about 2 GB
 _HELD_OUT_SHARE_OF_TIME = 0.25  # of the evaluation's seconds, for bits per byte
+_ANSWERS_SHARE_OF_TIME = 0.6
+_PROBLEMS, _PER_TASK = (64, USUAL_PROBLEMS), (10, 40)  # at least, and where there is time
 
 
 def evaluate_stage(
@@ -63,9 +67,9 @@ def evaluate_stage(
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         loaded = {name: load_model(made.folder / "model") for name, made in models.items()}
-        plan = life.plan(stage, EvaluationPlan, lambda: _plan(life, loaded["base"]))
+        plan = life.plan(stage, EvaluationPlan, lambda: _plan(life, encoder, loaded, RlPlan.of(rl)))
         measured: dict[str, Any] = {}
-        with progress("Evaluating", total=5, unit="part") as bar:
+        with progress("Evaluating", total=4, unit="part") as bar:
             for name, part in (
                 ("text", lambda: _text(life, plan, shards, base, loaded)),
                 ("exact_match", lambda: _exact_match(life, plan, encoder, loaded)),
@@ -81,8 +85,9 @@ def evaluate_stage(
     return life.perform("evaluate", settings, inputs | {"shards": shards.output_fingerprint}, work)
 
 
-def _plan(life: Life, model: Decoder) -> EvaluationPlan:
-    recipe = life.recipe.evaluate
+def _plan(life: Life, tokenizer: Tokenizer, models: Mapping[str, Decoder], rl_plan: RlPlan) -> EvaluationPlan:
+    recipe, model = life.recipe.evaluate, models["base"]
+    affordable = _affordable(life, tokenizer, models["rl"], rl_plan)
     seconds = life.seconds_left()
     tokens = recipe.held_out_tokens
     if tokens is None:
@@ -97,10 +102,27 @@ def _plan(life: Life, model: Decoder) -> EvaluationPlan:
     return EvaluationPlan(
         precision=life.precision,
         held_out_tokens=tokens,
-        problems=recipe.problems,
+        problems=recipe.problems or max(_PROBLEMS[0], int(_PROBLEMS[1] * affordable)),
         samples=recipe.samples,
-        per_task=recipe.per_task,
+        per_task=recipe.per_task or max(_PER_TASK[0], int(_PER_TASK[1] * affordable)),
     )
+
+
+def _affordable(life: Life, tokenizer: Tokenizer, model: Decoder, rl_plan: RlPlan) -> float:
+    """Which part of the problems there is time for, at most 1: by the time that a few answers take."""
+    recipe, left = life.recipe, life.seconds_left()
+    if not math.isfinite(left):
+        return 1.0
+    problems = list(islice(distinct_held_out(*by_environment(rl_plan.cells), 0), 32))
+    started = time.monotonic()
+    count_correct(model, tokenizer, problems, recipe.evaluate.samples, recipe.rl.max_tokens, 0, life.precision)
+    answer = (time.monotonic() - started) / (len(problems) * recipe.evaluate.samples)
+    # Three models answer each problem; two of them, at twice the length, a few of every task.
+    answers = 3 * _PROBLEMS[1] * recipe.evaluate.samples + 2 * 2 * _PER_TASK[1] * len(ENVIRONMENTS)
+    affordable = min(1.0, max(0.0, left * _ANSWERS_SHARE_OF_TIME / (answers * answer)))
+    if affordable < 1:
+        say(f"Evaluation: the time left suffices for {affordable:.0%} of the usual problems.")
+    return affordable
 
 
 def _text(
@@ -189,8 +211,9 @@ def _pass_rates(
 def _samples(life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Mapping[str, Decoder]) -> dict[str, Any]:
     """What the models say, with fixed seeds: completions of the base model, chats with the final one."""
     completions, chats = [], []
+    said = Sampling(suppress_tokens=tokenizer.never_said)
     with autocast(plan.precision):
-        base, final = (LanguageModel(models[name], tokenizer) for name in ("base", "rl"))
+        base, final = (LanguageModel(models[name], tokenizer, said) for name in ("base", "rl"))
         for language, prompt in _COMPLETIONS:
             reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)
             completions.append({"language": language, "stage": "base", "prompt": prompt, "text": reply.text})

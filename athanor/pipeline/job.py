@@ -39,7 +39,7 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan |
 
     repeated: another run's plan, to be followed wherever it decides; its recipe is the one to give.
     """
-    torch.set_num_threads(recipe.threads or usable_cores())
+    torch.set_num_threads(_threads(recipe))
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
     check_own_conversations(recipe.sft.sources)
@@ -58,6 +58,14 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan |
         control = control_stage(life, tokenizer, sft, rl)
         evaluation = evaluate_stage(life, tokenizer, shards, base, sft, rl, control)
         return report_card(life, evaluation)
+
+
+def _threads(recipe: Recipe) -> int:
+    """No more than there are cores: each further one only waits for the others."""
+    cores = usable_cores()
+    if recipe.threads and recipe.threads > cores:
+        say(f"threads = {recipe.threads} is more than this machine has cores; {cores} are used.")
+    return min(recipe.threads or cores, cores)
 
 
 def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from athanor.base.files import fingerprint, read_json, write_json
+from athanor.base.files import fingerprint, write_json
 from athanor.base.machine import Machine, Rates, exactness_key, peak_memory, source_fingerprint
 from athanor.base.progress import duration, say
 from athanor.base.run import Run, Stage
@@ -127,11 +127,10 @@ class Life:
         """
         plans = {}
         for name, stage in self.run.stages.items():
-            path, journal = stage.folder / "plan.json", stage.folder / "journal.json"
-            if stage.finished and path.exists():
-                plans[name] = read_json(path)
-                if journal.exists():
-                    plans[name]["turns"] = read_json(journal)["turns"]
+            if stage.finished and (stage.folder / "plan.json").exists():
+                plans[name] = stage.read("plan.json")
+                if (stage.folder / "journal.json").exists():
+                    plans[name]["turns"] = stage.read("journal.json").get("turns")
         recipe = self.recipe.model_dump(mode="json")
         write_json(
             self.run.root / "plan.json", {"schema_version": PLAN_SCHEMA_VERSION, "recipe": recipe, "stages": plans}

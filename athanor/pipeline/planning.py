@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from athanor.models.config import ModelConfig, standard_config
 from athanor.models.decoder import Decoder
 from athanor.pipeline.data_stages import CORPUS_SHARE
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
-from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan
+from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.pipeline.probing import probe
 from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
@@ -30,6 +31,9 @@ OPTIMIZERS = {
 _CHECKPOINT_SECONDS = 30.0
 _LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
 _CONVERSATION_LENGTH = 256
+_FEW_TOKENS = 200_000
+_BATCH_BYTES = 32  # a place of a batch: four columns of int64
+_CONVERSATIONS_A_SECOND = 50  # of the budget
 _CONTROL_SECONDS = 0.7  # of the control, a second of reinforcement learning: the same compute without the sampling
 _FIXED_SIZE = (256, 6)  # d_model and layers where neither a budget nor the recipe decides
 
@@ -40,7 +44,7 @@ def expectation(life: Life) -> str:
     if budget is None or life.speed is None:
         raise ValueError("without a budget there is nothing to expect")
     seconds = max(_LEAST_SHARE * budget, _pretraining_seconds(life) - CORPUS_SHARE * budget)
-    choice = _choose(life, seconds, math.inf)
+    choice = _choose(life, seconds, math.inf, life.recipe.tokenizer.vocab_size)
     end = datetime.datetime.now() + datetime.timedelta(seconds=life.seconds_left())
     shares = {
         "reading text": CORPUS_SHARE,
@@ -59,9 +63,11 @@ def expectation(life: Life) -> str:
 
 def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> PretrainPlan:
     recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life)
+    if unique_tokens < _FEW_TOKENS:
+        say(f"There are only {quantity(unique_tokens)} tokens to learn from: the model will only know them by heart.")
     length = _pretraining_length(life)
     if life.speed:
-        choice = _choose(life, seconds, unique_tokens)
+        choice = _choose(life, seconds, unique_tokens, vocab_size)
         config, rate, tokens = choice.config, choice.tokens_per_second, choice.tokens
     else:
         sizes = dict(zip(("d_model", "n_layers"), _FIXED_SIZE, strict=True)) | life.recipe.model.sizes
@@ -72,7 +78,6 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
     if recipe.steps:
         tokens = float(recipe.steps * rows * length)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
-    _refuse_what_does_not_fit(life, config, micro * length)
     say(
         f"Pre-training: {quantity(config.parameters)} parameters (d_model {config.d_model}, {config.n_layers} layers), "
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
@@ -88,10 +93,19 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
     )
 
 
-def plan_finetuning(life: Life, config: ModelConfig) -> SupervisedPlan:
+def conversations(life: Life) -> int:
+    """How many conversations to make: what a short budget has no time to read need not be made."""
+    wanted, budget = life.recipe.sft.conversations, life.recipe.budget_seconds
+    if wanted is not None:
+        return wanted
+    return 30_000 if budget is None else int(min(100_000, max(5_000, _CONVERSATIONS_A_SECOND * budget)))
+
+
+def plan_finetuning(life: Life, config: ModelConfig, spent: float) -> SupervisedPlan:
+    """spent: seconds that the stage has taken so far; they count in its share and in its plan's seconds."""
     recipe = life.recipe.sft
     seconds = min(
-        life.seconds_left(life.share("rl") + life.evaluation_share),
+        life.seconds_left(life.share("rl") + life.evaluation_share) + spent,
         life.share("sft") * (life.recipe.budget_seconds or math.inf),
     )
     length = recipe.length or min(config.max_seq_len, _CONVERSATION_LENGTH)
@@ -100,28 +114,33 @@ def plan_finetuning(life: Life, config: ModelConfig) -> SupervisedPlan:
     rate = None
     if math.isfinite(seconds):
         rate = planner.measure_training(config, micro, length, life.precision, steps=1)
-    extent = f"{duration(max(seconds, 1.0))}, about {quantity((rate or 0.0) * seconds)} tokens"
+    training = max(seconds - spent, 1.0)
+    extent = f"{duration(training)}, about {quantity((rate or 0.0) * training)} tokens"
     say(
         f"Fine-tuning: {life.precision}, batches of {rows} × {length}, "
         + (f"{recipe.steps} steps." if recipe.steps is not None else f"{extent}.")
     )
     step_seconds = rows * length / rate if rate else None
     return SupervisedPlan(
-        rows=rows, micro_rows=micro, **_common(life, "sft", length, seconds, step_seconds, decay_share=0.7)
+        rows=rows, micro_rows=micro, **_common(life, "sft", length, training + spent, step_seconds, decay_share=0.7)
     )
 
 
-def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer) -> RlPlan:
+def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer, spent: Callable[[], float]) -> RlPlan:
+    """spent: says the seconds that the stage has taken so far; probing takes some."""
     recipe: RlRecipe = life.recipe.rl
-    seconds = min(life.seconds_left(life.evaluation_share), life.share("rl") * (life.recipe.budget_seconds or math.inf))
-    seconds /= 1 + _CONTROL_SECONDS
     difficulty = probe(life, model, tokenizer)
+    seconds = min(
+        life.seconds_left(life.evaluation_share) + spent(),
+        life.share("rl") * (life.recipe.budget_seconds or math.inf),
+    )
+    training = max((seconds - spent()) / (1 + _CONTROL_SECONDS), 1.0)
     length = recipe.length or min(model.config.max_seq_len, _CONVERSATION_LENGTH)
     say(
         f"Reinforcement learning on {difficulty}: {recipe.prompts} × {recipe.group} answers a step, "
-        + (f"{recipe.steps} steps." if recipe.steps is not None else f"{duration(max(seconds, 1.0))}.")
+        + (f"{recipe.steps} steps." if recipe.steps is not None else f"{duration(training)}.")
     )
-    common = _common(life, "rl", length, seconds, 2.0 if math.isfinite(seconds) else None, decay_share=0.3)
+    common = _common(life, "rl", length, training + spent(), 2.0 if math.isfinite(seconds) else None, decay_share=0.3)
     return RlPlan(
         micro_rows=recipe.micro_rows or planner.micro_rows(model.config, length, life.memory),
         cells=tuple(difficulty.rates),
@@ -155,13 +174,16 @@ def optimizer_of(recipe: Recipe, stage: str) -> OptimizerConfig:
     return replace(OPTIMIZERS[stage], **wishes)
 
 
-def _refuse_what_does_not_fit(life: Life, config: ModelConfig, micro_tokens: int) -> None:
-    needed = planner.training_memory(config, micro_tokens)
+def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan) -> None:
+    """Raises RecipeError for a plan, repeated or new, that needs more memory than the machine has."""
+    places = plan.micro_rows * plan.length
+    batch = plan.rows * plan.length if isinstance(plan, SupervisedPlan) else places
+    needed = planner.training_memory(config, places) + _BATCH_BYTES * batch
     if needed > life.machine.memory > 0:
         raise RecipeError(
-            f"Training {quantity(config.parameters)} parameters on {quantity(micro_tokens)} places at a time takes "
-            f"about {size(needed)}, and this machine has {size(life.machine.memory)}.",
-            "Make model.d_model, model.n_layers, model.d_ff, pretrain.micro_rows or pretrain.length smaller.",
+            f"Training {quantity(config.parameters)} parameters on {quantity(places)} places at a time, "
+            f"{quantity(batch)} a batch, takes about {size(needed)}, and this machine has {size(life.machine.memory)}.",
+            "Make the model, micro_rows, rows or length smaller.",
         )
 
 
@@ -175,14 +197,14 @@ def _pretraining_seconds(life: Life) -> float:
     return max(seconds, _LEAST_SHARE * (life.recipe.budget_seconds or 0.0))
 
 
-def _choose(life: Life, seconds: float, unique_tokens: float) -> planner.Choice:
+def _choose(life: Life, seconds: float, unique_tokens: float, vocab_size: int) -> planner.Choice:
     if life.speed is None:
         raise ValueError("without a measured speed there is nothing to choose by")
     return planner.choose_model(
         seconds,
         life.speed,
         unique_tokens,
-        life.recipe.tokenizer.vocab_size,
+        vocab_size,
         life.recipe.model.max_seq_len,
         _pretraining_length(life),
         life.memory,
@@ -200,7 +222,7 @@ def _common(
         "precision": life.precision,
         "length": length,
         "steps": recipe.steps,
-        "seconds": max(seconds, 1.0) if recipe.steps is None else None,
+        "seconds": seconds if recipe.steps is None else None,
         "optimizer": optimizer_of(life.recipe, stage),
         "warmup": 10 if recipe.warmup is None else recipe.warmup,
         "decay_share": decay_share if recipe.decay_share is None else recipe.decay_share,

@@ -22,6 +22,7 @@ from athanor.training.schedules import Turn
 PLAN_SCHEMA_VERSION: Literal[3] = 3
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
+Rows = Annotated[int, Field(gt=0, le=1 << 20)]
 
 
 class Plan(BaseModel):
@@ -36,11 +37,10 @@ class Plan(BaseModel):
     @classmethod
     def of(cls, stage: Stage) -> Self:
         """The frozen plan of a stage that has one."""
-        path = stage.folder / "plan.json"
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(stage.read("plan.json"))
         except ValidationError as error:
-            reason = explain(error, cls, str(path))
+            reason = explain(error, cls, str(stage.folder / "plan.json"))
             raise RunError(
                 reason.message, f"Remove {stage.folder} to make the stage again, or start over with --fresh."
             ) from None
@@ -53,7 +53,7 @@ class TrainingPlan(Plan):
 
     precision: Literal["fp32", "bf16"]
     length: Annotated[int, Field(ge=16, le=1 << 20)]
-    micro_rows: Count
+    micro_rows: Rows
     steps: Count | None
     seconds: Annotated[float, Field(gt=0)] | None
     optimizer: OptimizerConfig
@@ -77,7 +77,7 @@ class TrainingPlan(Plan):
 class SupervisedPlan(TrainingPlan):
     """rows × length: places of a batch."""
 
-    rows: Count
+    rows: Rows
 
 
 class PretrainPlan(SupervisedPlan):
@@ -137,9 +137,13 @@ class RunPlan(Plan):
             plan, context = self.stages.get(name), self.recipe.model.max_seq_len
             if plan is not None and plan.length > context:
                 raise ValueError(f"stages.{name}.length = {plan.length} exceeds recipe.model.max_seq_len = {context}")
-        made, wanted = self.stages.pretrain, self.recipe.tokenizer.vocab_size
-        if made is not None and made.model.vocab_size != wanted:
-            raise ValueError(f"its model has vocab_size = {made.model.vocab_size}, its recipe a tokenizer of {wanted}")
+        if self.stages.pretrain is not None:
+            made = self.stages.pretrain.model
+            if made.max_seq_len != self.recipe.model.max_seq_len:
+                raise ValueError(
+                    f"stages.pretrain.model.max_seq_len = {made.max_seq_len}, its recipe says "
+                    f"{self.recipe.model.max_seq_len}"
+                )
         return self
 
 

@@ -17,6 +17,7 @@ from athanor.models.decoder import Decoder
 from athanor.pipeline.life import Life
 from athanor.tokenizer import Tokenizer
 
+USUAL_PROBLEMS = 512  # held-out ones that pass@k is measured on
 Cell = tuple[str, int]  # environment and level
 
 _PROBLEMS, _SAMPLES = 12, 4  # a cell
@@ -33,7 +34,8 @@ class Difficulty:
     reward: str
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} level {level} ({rate:.0%})" for (name, level), rate in self.rates.items())
+        cells = ", ".join(f"{name} level {level} ({rate:.0%})" for (name, level), rate in self.rates.items())
+        return cells if self.reward == "exact" else f"{cells}, with partial credit, since hardly any answer is right"
 
 
 def probe(life: Life, model: Decoder, tokenizer: Tokenizer) -> Difficulty:
@@ -47,7 +49,9 @@ def probe(life: Life, model: Decoder, tokenizer: Tokenizer) -> Difficulty:
     else:
         nearest = sorted(rates, key=lambda cell: (-min(rates[cell], 1 - rates[cell]), cell))[:3]
         chosen = _mixed(rates) or {cell: rates[cell] for cell in nearest}
-        chosen = _with_enough_problems(chosen, rates, recipe.environments, life.recipe.evaluate.problems)
+        chosen = _with_enough_problems(
+            chosen, rates, recipe.environments, life.recipe.evaluate.problems or USUAL_PROBLEMS
+        )
     reward = "exact" if _LEAST_EXACT <= float(np.mean(list(chosen.values()))) < 1 else "partial"
     return Difficulty(chosen, reward)
 

@@ -102,14 +102,14 @@ class PretrainRecipe(TrainingRecipe):
 
 class SftRecipe(TrainingRecipe):
     """rows × length: places of a batch. sources: "default", names of conversation sources, or .jsonl files of
-    {"messages": [...]}. conversations: how many are made.
+    {"messages": [...]}. conversations: how many are made; planned where absent.
     """
 
     length: int | None = Field(default=None, ge=_LEAST_CONVERSATION, le=1 << 20)
     rows: Size | None = None
     share: float = Field(default=0.2, gt=0, lt=1)
     sources: list[str] = ["default"]
-    conversations: int = Field(default=30_000, ge=100, le=10**7)
+    conversations: int | None = Field(default=None, ge=100, le=10**7)
     weights: dict[str, Weight] | None = None
 
 
@@ -134,13 +134,15 @@ class RlRecipe(TrainingRecipe):
 
 class EvaluateRecipe(_Section):
     """held_out_tokens: scored for bits per byte. problems: held-out ones for pass@k, with `samples` answers each.
-    per_task: problems a task for exact match. all_text_baseline: fit Kneser-Ney to the whole corpus too."""
+    per_task: problems a task for exact match; both are fewer where a budget has no time for them. all_text_baseline:
+    fit Kneser-Ney to the whole corpus too.
+    """
 
     share: float = Field(default=0.1, gt=0, lt=1)
     held_out_tokens: int | None = Field(default=None, ge=1000, le=10**9)
-    problems: int = Field(default=512, ge=1, le=10**6)
+    problems: int | None = Field(default=None, ge=1, le=10**6)
     samples: int = Field(default=8, ge=8, le=1024)
-    per_task: int = Field(default=40, ge=1, le=10**6)
+    per_task: int | None = Field(default=None, ge=1, le=10**6)
     all_text_baseline: bool = True
 
 
@@ -256,9 +258,8 @@ def explain(error: ValidationError, whole: type[BaseModel], what: str) -> Recipe
     reason = first["msg"].removeprefix("Value error, ")
     if not place:
         return RecipeError(f"{what} cannot be used: {reason}.")
-    return RecipeError(
-        f"{what}'s {place} = {_short(first['input'])} cannot be used.", f"{reason[0].upper()}{reason[1:]}."
-    )
+    value = "" if isinstance(first["input"], dict) else f" = {_short(first['input'])}"
+    return RecipeError(f"{what}'s {place}{value} cannot be used.", f"{reason[0].upper()}{reason[1:]}.")
 
 
 def _short(value: Any) -> str:

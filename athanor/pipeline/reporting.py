@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import athanor
-from athanor.base.files import read_json
 from athanor.base.progress import say
 from athanor.base.run import Stage
 from athanor.evaluation.report import write_report
@@ -21,9 +20,7 @@ _TRAINED = ("pretrain", "sft", "rl", "control")
 def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
     """The report as a dictionary; also written as report.json, report.md and report.html into the run folder."""
     stages = life.run.stages
-    measured = {
-        name: read_json(evaluation.folder / f"{name}.json") for name in ("text", "exact_match", "pass_rates", "samples")
-    }
+    measured = {name: evaluation.read(f"{name}.json") for name in ("text", "exact_match", "pass_rates", "samples")}
     report = {
         "schema_version": REPORT_SCHEMA_VERSION,
         "athanor": athanor.__version__,
@@ -59,7 +56,7 @@ def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
 
 
 def _plan(stages: Mapping[str, Stage]) -> dict[str, Any]:
-    plans = {name: read_json(stages[name].folder / "plan.json") for name in _TRAINED}
+    plans = {name: stages[name].read("plan.json") for name in _TRAINED}
     del plans["pretrain"]["model"]  # stands beside them
     config = PretrainPlan.of(stages["pretrain"]).model
     return {"precision": plans["pretrain"]["precision"], "model": _sizes(config), **plans}

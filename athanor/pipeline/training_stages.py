@@ -14,11 +14,11 @@ from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations
 from athanor.alignment.messages import Conversation, read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
-from athanor.base.errors import RecipeError, RunError
+from athanor.base.errors import RecipeError
 from athanor.base.files import read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
-from athanor.base.run import Stage
+from athanor.base.run import Stage, damaged
 from athanor.corpus.shards import Shards
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.models.decoder import Decoder, build
@@ -26,7 +26,15 @@ from athanor.models.folder import load_model, save_model
 from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
-from athanor.pipeline.planning import optimizer_of, plan_control, plan_finetuning, plan_pretraining, plan_reinforcement
+from athanor.pipeline.planning import (
+    check_that_it_fits,
+    conversations,
+    optimizer_of,
+    plan_control,
+    plan_finetuning,
+    plan_pretraining,
+    plan_reinforcement,
+)
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.pipeline.recipe import TrainingRecipe
 from athanor.tokenizer import Tokenizer
@@ -36,6 +44,7 @@ from athanor.training.loop import LoopConfig, Outcome, Trainer
 from athanor.training.objectives import next_token
 from athanor.training.schedules import Schedule
 
+_GENERATION = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.1}
 _PREVIEW_TOKENS = 8192  # held-out ones, scored while training
 
 
@@ -46,6 +55,13 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         encoder = load_tokenizer(tokenizer)
         text = Shards.open(shards.folder / "train")
         plan = life.plan(stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens))
+        if plan.model.vocab_size != encoder.vocab_size:
+            raise RecipeError(
+                f"The plan's model has vocab_size = {plan.model.vocab_size}, the tokenizer of this text "
+                f"{encoder.vocab_size}.",
+                "A plan repeats a run on the text that it was made for.",
+            )
+        check_that_it_fits(life, plan.model, plan)
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
         preview = sample_held_out(Shards.open(shards.folder / "heldout"), _PREVIEW_TOKENS, life.seed)
@@ -81,7 +97,8 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         encoder = load_tokenizer(tokenizer)
         model = load_model(base.folder / "model")
         counts = _prepare_conversations(life, stage)
-        plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config))
+        plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config, stage.seconds))
+        check_that_it_fits(life, model.config, plan)
         source, too_long = _conversation_batches(life, stage, encoder, plan)
         evaluate = _held_out_loss(stage, encoder, plan)
         stage.beat()
@@ -105,7 +122,7 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, Any]:
     if not (folder / "conversations.json").exists():
         with progress("Making conversations"):
             made = build_conversations(
-                recipe.sources, seed=life.seed, total=recipe.conversations, weights=recipe.weights or DEFAULT_WEIGHTS
+                recipe.sources, seed=life.seed, total=conversations(life), weights=recipe.weights or DEFAULT_WEIGHTS
             )
             write_conversation_set(folder, made)
         stage.beat()
@@ -113,39 +130,35 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, Any]:
     try:
         return {key: dict(written[key]) for key in ("by_task", "skipped")}
     except (KeyError, TypeError, ValueError):
-        raise _damaged(stage) from None
-
-
-def _damaged(stage: Stage) -> RunError:
-    return RunError(f"{stage.folder / 'conversations'} is damaged.", f"Remove {stage.folder} to make it again.")
+        raise damaged(folder) from None
 
 
 def _conversation_batches(
     life: Life, stage: Stage, tokenizer: Tokenizer, plan: SupervisedPlan
 ) -> tuple[PackedBatches, int]:
     """Packed training conversations, and how many are longer than a row and left out."""
-    conversations, _ = read_conversations(stage.folder / "conversations" / "train.jsonl")
-    if not conversations:
-        raise _damaged(stage)
-    sequences = _render(conversations, tokenizer, plan.length)
+    found, _ = read_conversations(stage.folder / "conversations" / "train.jsonl")
+    if not found:
+        raise damaged(stage.folder / "conversations")
+    sequences = _render(found, tokenizer, plan.length)
     if not sequences:
         raise RecipeError(f"No conversation fits into sft.length = {plan.length} tokens.", "Make it larger.")
     seed = subseed(life.seed, "sft")
     batches = PackedBatches(MaskedSequences(sequences), plan.rows, plan.length, seed, pad_id=tokenizer.pad_id)
-    return batches, len(conversations) - len(sequences)
+    return batches, len(found) - len(sequences)
 
 
-def _render(
-    conversations: Sequence[Conversation], tokenizer: Tokenizer, length: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and loss masks of the conversations that fit into `length` places."""
-    sequences = []
-    with progress("Rendering conversations", total=len(conversations)) as bar:
-        for conversation in conversations:
+def _render(found: Sequence[Conversation], tokenizer: Tokenizer, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and loss masks of the conversations found that fit into `length` places."""
+    sequences, longest = [], length * int(tokenizer.byte_lengths.max())
+    with progress("Rendering conversations", total=len(found)) as bar:
+        for conversation in found:
+            bar.update(1)
+            if sum(len(message["content"]) for message in conversation.messages) > longest:
+                continue  # whatever its tokens are
             rendered = training_example(tokenizer, conversation.messages)
             if len(rendered.ids) - 1 <= length:
                 sequences.append((np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask)))
-            bar.update(1)
     return sequences
 
 
@@ -153,8 +166,8 @@ def _held_out_loss(
     stage: Stage, tokenizer: Tokenizer, plan: TrainingPlan
 ) -> Callable[[Decoder], dict[str, float]] | None:
     """Nats a target over a few rows of held-out conversations."""
-    conversations, _ = read_conversations(stage.folder / "conversations" / "heldout.jsonl")
-    sequences = _render(conversations, tokenizer, plan.length)
+    found, _ = read_conversations(stage.folder / "conversations" / "heldout.jsonl")
+    sequences = _render(found, tokenizer, plan.length)
     if not sequences:
         return None
     rows = _PREVIEW_TOKENS // plan.length + 1
@@ -176,7 +189,8 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         model, start = load_model(sft.folder / "model"), load_model(sft.folder / "model")
-        plan = life.plan(stage, RlPlan, lambda: plan_reinforcement(life, model, encoder))
+        plan = life.plan(stage, RlPlan, lambda: plan_reinforcement(life, model, encoder, lambda: stage.seconds))
+        check_that_it_fits(life, model.config, plan)
         stage.beat()
         rollouts = RolloutConfig(
             cells=plan.cells,
@@ -210,6 +224,7 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
             SupervisedPlan,
             lambda: plan_control(SupervisedPlan.of(sft), model.config, rl.metrics["flops"]),
         )
+        check_that_it_fits(life, model.config, plan)
         source, _ = _conversation_batches(life, sft, encoder, plan)
         for _ in range(sft.metrics["steps"]):
             source.next_rows()  # goes on where fine-tuning stopped
@@ -297,7 +312,7 @@ def _finish(
         folder,
         end_of_text_id=tokenizer.end_of_text_id,
         stop_ids=tokenizer.stop_ids,
-        generation={"do_sample": True, "temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.1},
+        generation={**_GENERATION, "suppress_tokens": list(tokenizer.never_said)},
         lineage=lineage,
     )
     tokenizer.save(folder, max_length=model.config.max_seq_len)

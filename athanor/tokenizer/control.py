@@ -37,6 +37,9 @@ NAMED = (
     MASK,
 )
 
+SAID = frozenset({END_OF_TEXT, TURN_END, TOOL_CALL, TOOL_CALL_END, THINK, THINK_END})
+"""Those that an assistant's answer may hold."""
+
 CONTROL_TOKENS = 64
 """How many ids are set aside at least: the named ones and, with those that exist today, 51 spare ones."""
 

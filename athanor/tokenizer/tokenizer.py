@@ -53,6 +53,8 @@ class Tokenizer:
         self.end_of_text_id = self.control[names.END_OF_TEXT]
         self.end_of_turn_id = self.control[names.TURN_END]
         self.stop_ids = (self.end_of_turn_id, self.end_of_text_id)
+        self.never_said = tuple(i for name, i in self.control.items() if name not in names.SAID)
+        """Control tokens that no answer holds: generation leaves them out."""
         self.byte_lengths = np.array([*map(len, tokens), *(0 for _ in control_names)], dtype=np.int32)
         """(vocab_size,) bytes of text that each token stands for; 0 for control tokens."""
         self.byte_lengths.setflags(write=False)

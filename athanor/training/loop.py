@@ -20,7 +20,7 @@ from torch import Tensor
 from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, write_json
 from athanor.base.progress import progress, say
-from athanor.base.run import MetricsLog
+from athanor.base.run import MetricsLog, damaged
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
@@ -89,14 +89,13 @@ def _read_journal(path: Path) -> list[Turn]:
     found = read_json(path)
     turns = found.get("turns") if isinstance(found, dict) else None
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
-        raise RunError(
-            f"{path} is damaged.", "Remove the stage's folder to train it again, or start over with --fresh."
-        )
+        raise damaged(path)
     return [Turn(*turn) for turn in turns]
 
 
 def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, list) and len(turn) == 2 and all(type(step) is int for step in turn)
+    pair = isinstance(turn, list) and len(turn) == 2 and all(type(step) is int for step in turn)
+    return pair and 0 <= turn[0] <= turn[1]
 
 
 class Trainer:
@@ -248,8 +247,9 @@ class Trainer:
         self.beat()
         shown = {k: f"{v:.3f}" for k, v in values.items() if k in ("loss", "reward", "bits_per_byte", "heldout_loss")}
         rate = f"{timing['tokens_per_second']:,.0f} tokens/s"
-        peak = f"{timing['share_of_peak']:.0%} of peak" if self.peak_rate else ""
-        bar.update(completed=outcome.steps, **shown, speed=rate, peak=peak)
+        if self.peak_rate:
+            rate += f", {timing['share_of_peak']:.0%} of the machine's peak"
+        bar.update(completed=outcome.steps, **shown, speed=rate)
         if outcome.turns:
             bar.set_total(outcome.turns[-1].end)
 

@@ -74,9 +74,9 @@ def _panels(plots: Mapping[str, Plot], *names: str, small: bool = False) -> tupl
 
 def _dimensions(report: Report) -> Facts:
     model = report.model
-    heads = f"{model.n_heads} of {model.head_dim}"
+    heads = f"{model.n_heads}, each {model.head_dim} wide"
     if model.n_kv_heads != model.n_heads:
-        heads += f", sharing {model.n_kv_heads} for keys and values"
+        heads += f", sharing {model.n_kv_heads} key-value head{'s' * (model.n_kv_heads > 1)}"
     rows = (
         ("Parameters", f"{number(model.parameters)}, of which {number(model.matrix_parameters)} in matrices"),
         ("Layers", f"{model.n_layers}, width {model.d_model}, feed-forward {model.d_ff}"),

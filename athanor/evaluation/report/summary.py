@@ -178,7 +178,7 @@ def _answers(report: Report) -> str:
         return f"{ends}."
     (worst_rate, worst), (best_rate, best) = rates[0], rates[-1]
     if best_rate == 0:
-        return f"{ends}, but solves none of the exercises it was taught."
+        return f"{ends} and solves none of the exercises it was taught."
     tasks = f"of the exercises it was taught, its best is {best} ({percent(best_rate)} right)"
     return f"{ends}; {tasks}" + (f", its worst {worst} ({percent(worst_rate)})." if len(rates) > 1 else ".")
 
@@ -187,6 +187,8 @@ def _gain(report: Report) -> str:
     if report.rl is None or report.rl.pass_at_1.before is None or report.rl.pass_at_1.after is None:
         return ""
     found = report.rl.pass_at_1
+    if not _tokens(report, "rl"):
+        return "Reinforcement learning found nothing to learn from and changed nothing."
     if found.before == found.after:
         return f"Reinforcement learning left it at {percent(found.after)} of held-out problems."
     change = (
