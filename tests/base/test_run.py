@@ -92,7 +92,7 @@ def test_a_damaged_output_is_made_again(damage: Callable[[Path], Any], tmp_path:
         lambda record: record.pop("outputs"), lambda record: record.update(outputs={"a": None}),
         lambda record: record.update(timing=None), lambda record: record["timing"].update(seconds="x"),
         lambda record: record.pop("metrics"), lambda record: record.update(status="done"),
-        lambda record: record.update(fingerprint=3),
+        lambda record: record.update(fingerprint=3), lambda record: record["metrics"].update(tokens=4),
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_named_and_removing_the_stage_helps(
@@ -108,6 +108,29 @@ def test_a_damaged_record_is_named_and_removing_the_stage_helps(
     shutil.rmtree(stage.folder)
     with open_run(tmp_path / "r") as run:
         assert perform(run)[1]
+
+
+def test_a_stage_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    with open_run(tmp_path / "r") as run:
+        stage, _ = perform(run)
+    record = read_json(stage.folder / "stage.json")
+    (stage.folder / "stage.json").write_text(json.dumps({**record, "schema_version": 99}))
+    with open_run(tmp_path / "r") as run, pytest.raises(RunError, match="newer version"):
+        perform(run)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 2}', None])
+def test_a_stage_reads_only_what_it_wrote(content: str | None, tmp_path: Path) -> None:
+    with open_run(tmp_path / "r") as run:
+        stage = run.stage("first", {}, {})
+        with stage.working():
+            assert stage.freeze("found.json", lambda: {"a": 1}) == {"a": 1}
+            stage.finish({}, ["found.json"])
+        assert stage.read("found.json") == {"a": 1}
+        path = stage.folder / "found.json"
+        path.unlink() if content is None else path.write_text(content)
+        with pytest.raises(RunError, match=r"found\.json is (damaged|missing)\. Remove .*first"):
+            stage.read("found.json")
 
 
 def test_a_damaged_clock_costs_only_time(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_doctor(athanor: Athanor, tmp_path: Path) -> None:
     assert found["precision"] in ("fp32", "bf16")
     assert found["cache"]["folder"] == str(tmp_path / "cache")
     assert not any(found["cache"]["packages"].values())
-    assert any("not fetched" in entry["problem"] for entry in found["problems"])
+    assert any("Not fetched" in entry["problem"] for entry in found["problems"])
     assert all(entry["advice"] for entry in found["problems"])
 
 

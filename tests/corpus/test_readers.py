@@ -279,7 +279,7 @@ def test_readers_of_packages() -> None:
 
 
 def test_default_packages_are_pinned() -> None:
-    assert len(PACKAGES) == 9
+    assert len(PACKAGES) == 8
     for package in PACKAGES.values():
         assert len(bytes.fromhex(package.sha256)) == 32
         assert package.filename.startswith(f"{package.name.replace('-', '_')}-{package.version}-")

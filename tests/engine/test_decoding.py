@@ -65,6 +65,16 @@ def test_batches_of_any_size_say_the_same(model: Decoder) -> None:
     assert [c.tokens for c in whole] == [c.tokens for c in parts]
 
 
+def test_suppressed_tokens_are_never_drawn(model: Decoder) -> None:
+    free = complete(model, PROMPTS, Sampling(temperature=0.0, max_tokens=8), NO_STOP)
+    said = tuple({token for completion in free for token in completion.tokens})
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(temperature=temperature, seed=1, max_tokens=8, suppress_tokens=said)
+        assert not {t for c in complete(model, PROMPTS, sampling, NO_STOP) for t in c.tokens} & set(said)
+    with pytest.raises(AthanorError, match="suppress_tokens"):
+        complete(model, PROMPTS, Sampling(suppress_tokens=(10**6,)), NO_STOP)
+
+
 def test_samples_follow_their_prompt_and_differ(model: Decoder) -> None:
     sampling = Sampling(temperature=1.0, top_p=1.0, seed=2, max_tokens=10)
     keys = request_keys(2, 4 * len(PROMPTS))

@@ -10,6 +10,7 @@ import pytest
 
 import athanor
 from athanor.base.errors import AthanorError, ModelError
+from athanor.engine import language_model
 from athanor.engine.language_model import LanguageModel, load
 from athanor.engine.sampling import Sampling
 from athanor.tokenizer import Tokenizer, train_tokenizer
@@ -43,7 +44,7 @@ def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.Mo
     assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
 
 
-def test_many_equal_one_by_one(lm: LanguageModel) -> None:
+def test_many_equal_one_by_one(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["the old", "火", "numbers and letters aloud"]
     together = lm.generate_many(prompts, seed=3, max_tokens=12)
     assert [reply.tokens for reply in together] == [lm.generate(p, seed=3, max_tokens=12).tokens for p in prompts]
@@ -51,6 +52,8 @@ def test_many_equal_one_by_one(lm: LanguageModel) -> None:
     chats = lm.chat_many(conversations, seed=3, max_tokens=12)
     assert [reply.tokens for reply in chats] == [lm.chat(c, seed=3, max_tokens=12).tokens for c in conversations]
     assert lm.generate_many([]) == []
+    monkeypatch.setattr(language_model, "_TOGETHER", 2)
+    assert [reply.tokens for reply in lm.generate_many(prompts, seed=3, max_tokens=12)] == [r.tokens for r in together]
 
 
 def test_timings_count(lm: LanguageModel) -> None:
@@ -63,8 +66,9 @@ def test_timings_count(lm: LanguageModel) -> None:
 def test_the_folder_gives_the_defaults(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
-    (copy / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 7, "eos_token_id": [1]}')
-    assert load(copy).defaults == Sampling(temperature=0.3, top_k=7)
+    written = {"temperature": 0.3, "top_k": 7, "eos_token_id": [1], "suppress_tokens": [3]}
+    (copy / "generation_config.json").write_text(json.dumps(written))
+    assert load(copy).defaults == Sampling(temperature=0.3, top_k=7, suppress_tokens=(3,))
     (copy / "generation_config.json").unlink()
     assert load(copy).defaults == Sampling()
 

@@ -162,6 +162,9 @@ def test_a_plan_repeats_a_budgeted_run_exactly(tiny_recipe: Path, tmp_path: Path
         weights = Path(stage) / "model" / "model.safetensors"
         assert (first / weights).read_bytes() == (again / weights).read_bytes()
     assert contents(first)["plan.json"] == contents(again)["plan.json"]
+    for name in ("text", "exact_match", "pass_rates", "samples"):
+        measured = Path("evaluate") / f"{name}.json"
+        assert (first / measured).read_bytes() == (again / measured).read_bytes()
     for run in (first, again):
         timing = json.loads((run / "report.json").read_text())["timing"]
         assert timing["seconds"] < 1.15 * 120

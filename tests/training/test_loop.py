@@ -23,7 +23,7 @@ from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, read_jsonl
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch, PackedBatches
-from athanor.training.loop import LoopConfig, Trainer
+from athanor.training.loop import LoopConfig, SourceEnded, Trainer
 from athanor.training.objectives import Loss, next_token
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule, Turn
@@ -116,7 +116,7 @@ import numpy as np, torch
 from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import build
 from athanor.training.batches import DocumentPieces, PackedBatches
-from athanor.training.loop import LoopConfig, Trainer
+from athanor.training.loop import LoopConfig, SourceEnded, Trainer
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule
@@ -486,3 +486,35 @@ def test_what_the_source_and_the_objective_report_is_logged(start: Start, tmp_pa
     assert ["bits_per_byte" in line for line in lines] == [False, True, False, True]
     assert len(beats) == 4
     assert all({"tokens_per_second", "seconds"} <= line.keys() for line in read_jsonl(tmp_path / "timing.jsonl"))
+
+
+class Ending:
+    """A source that has nothing left after `last` batches."""
+
+    def __init__(self, source: PackedBatches, last: int) -> None:
+        self.source, self.last, self.given = source, last, 0
+
+    def next(self) -> Batch:
+        if self.given == self.last:
+            raise SourceEnded("all is learnt.")
+        self.given += 1
+        return self.source.next()
+
+    def get_position(self) -> dict[str, Any]:
+        return {"given": self.given, "source": self.source.get_position()}
+
+    def set_position(self, position: Mapping[str, Any]) -> None:
+        self.given = position["given"]
+        self.source.set_position(position["source"])
+
+
+def test_turns_of_a_source_that_ended_early_can_be_repeated(
+    start: Start, make_batches: Callable[[], PackedBatches], tmp_path: Path
+) -> None:
+    ended = start(tmp_path / "ended", 9, source=Ending(make_batches(), 3))
+    turns = ended.run("test").turns
+    assert turns == [Turn(3, 3)]
+    again = start(tmp_path / "again", None, turns=tuple(turns))
+    again.run("test")
+    for name, weight in weights(ended).items():
+        assert torch.equal(weight, weights(again)[name])

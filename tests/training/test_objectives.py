@@ -49,6 +49,24 @@ def test_value_and_gradients_equal_torchs_at_every_chunk_boundary(
         torch.testing.assert_close(got, wanted, atol=1e-4 * scale, rtol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_under_autocast_every_product_is_in_its_type(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "_CHUNK", 7)
+    hidden, weight, targets = case(20)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        value = linear_cross_entropy(hidden, weight, targets)
+    wanted = value_and_gradients(plain, *case(20))
+    assert value.item() == pytest.approx(wanted[0].item(), rel=0.01)
+    if grad:
+        value.backward()
+        same = linear_cross_entropy(hidden.to(torch.bfloat16), weight.to(torch.bfloat16), targets)
+        assert value.item() == same.item()
+        for got, right in zip((hidden.grad, weight.grad), wanted[1:], strict=True):
+            assert got is not None
+            assert got.dtype == torch.float32
+            assert F.cosine_similarity(got.flatten(), right.flatten(), dim=0) > 0.999
+
+
 def test_bf16_is_close_and_gives_an_fp32_weight_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives, "_CHUNK", 7)
     ours, theirs = (value_and_gradients(f, *case(40, torch.bfloat16)) for f in (linear_cross_entropy, plain))
