@@ -45,9 +45,11 @@ def rows() -> Iterator[dict[str, Any]]:
         yield row(
             f"base model against a 5-gram on the same tokens, seed {seed}", ours, "bits/byte", peer=theirs, most=True
         )
-    yield row(
-        "base model against a 5-gram on all text, median", median(base), "bits/byte", peer=median(whole), most=True
-    )
+    # What a longer run must beat; no target of this one.
+    yield {
+        **row("base model against a 5-gram on all text, median", median(base), "bits/byte", peer=median(whole)),
+        "met": None,
+    }
     stop = min(report["sft"]["stop_rate"]["value"] for report in found)
     yield row("answers that stop by themselves, worst seed", stop, "share", target=0.95)
     for name in ("before", "control"):

@@ -74,9 +74,11 @@ def training_memory(config: ModelConfig, micro_tokens: int) -> float:
     return 20.0 * config.parameters + activations + 3 * 4.0 * 1024 * config.vocab_size
 
 
-def measure_training(config: ModelConfig, rows: int, length: int, precision: str, steps: int = 2) -> float:
+def measure_training(
+    config: ModelConfig, rows: int, length: int, precision: str, steps: int = 2, micro_rows: int | None = None
+) -> float:
     """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of
-    them.
+    them. micro_rows: of them go through the model at a time, by default all.
     """
     model = build(config, seed=0)
     optimizer = MuonAdamW(model, OptimizerConfig())
@@ -86,9 +88,10 @@ def measure_training(config: ModelConfig, rows: int, length: int, precision: str
     seconds = []
     for number in range(1, steps + 2):
         start = time.perf_counter()
-        with autocast(precision):
-            loss = next_token(model, batch)
-        (loss.sum / loss.count).backward()
+        for part in batch.split(micro_rows or rows):
+            with autocast(precision):
+                loss = next_token(model, part)
+            (loss.sum / batch.n_targets).backward()
         clip_gradients(model.parameters(), 1.0)
         optimizer.step(number, 1e-3)
         model.zero_grad(set_to_none=True)
