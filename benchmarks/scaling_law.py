@@ -20,8 +20,8 @@ from athanor.base.machine import usable_cores
 from athanor.base.randomness import subseed
 from athanor.corpus.shards import Shards
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, sample_held_out
+from athanor.models.build import build
 from athanor.models.config import standard_config
-from athanor.models.decoder import build
 from athanor.science.planner import DEFAULT_LAW, batch_tokens, block_parameters
 from athanor.training.batches import DocumentPieces, PackedBatches
 from athanor.training.loop import LoopConfig, Trainer

@@ -13,8 +13,8 @@ from typing import Any
 
 from _rows import row
 
+from athanor.models.build import build, count_parameters
 from athanor.models.config import standard_config
-from athanor.models.decoder import build
 from athanor.models.folder import save_model
 from athanor.tokenizer import train_tokenizer
 
@@ -30,7 +30,9 @@ def rows() -> Iterator[dict[str, Any]]:
         config = standard_config(8192, 1024, d_model=384, n_layers=8)
         save_model(build(config, 0), folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
         tokenizer.save(Path(folder))
-        yield measured(f"athanor chat, to its prompt and back ({config.parameters / 1e6:.0f} M)", ("chat", folder), 4.0)
+        yield measured(
+            f"athanor chat, to its prompt and back ({count_parameters(config) / 1e6:.0f} M)", ("chat", folder), 4.0
+        )
 
 
 def measured(metric: str, arguments: tuple[str, ...], target: float) -> dict[str, Any]:

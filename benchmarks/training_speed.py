@@ -18,6 +18,7 @@ import torch
 from _rows import row
 
 from athanor.base.machine import measure, usable_cores
+from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig, standard_config
 from athanor.models.families.qwen3 import write_config
 from athanor.science.planner import measure_training
@@ -32,7 +33,7 @@ def rows() -> Iterator[dict[str, Any]]:
     precision = measure().precision
     for d_model, n_layers, target in SIZES:
         config = standard_config(8192, LENGTH, d_model=d_model, n_layers=n_layers)
-        size = f"{config.parameters / 1e6:.1f} M parameters"
+        size = f"{count_parameters(config) / 1e6:.1f} M parameters"
         flops = config.flops_per_token(LENGTH / 2)
         shares, speeds, peers = [], [], []
         for _ in range(REPEATS):

@@ -30,6 +30,7 @@ def chat(
 
     from athanor.engine.language_model import load
     from athanor.engine.terminal_chat import TerminalChat, printable
+    from athanor.models.build import count_parameters
 
     lm = load(folder)
     settings = sampling.chosen(
@@ -39,7 +40,9 @@ def chat(
     if sys.stdin.isatty() and sys.stdout.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and history
-        print(printable(f"{folder} · {lm.model.config.parameters / 1e6:.1f} M parameters · /help, Ctrl-D leaves"))
+        print(
+            printable(f"{folder} · {count_parameters(lm.model.config) / 1e6:.1f} M parameters · /help, Ctrl-D leaves")
+        )
         TerminalChat(lm, settings, system, sys.stdout, sys.stdout).converse()
     else:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

@@ -13,13 +13,12 @@ from athanor.models.config import ModelConfig
 
 
 class KeyValueCache:
-    """One block a layer of (rows, kv_heads, capacity, head_dim) for keys and for values."""
+    """One block a layer for keys and one for values, each (rows, kv_heads, capacity, size)."""
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype) -> None:
-        attention = config.attention
-        shape = (rows, attention.n_kv_heads, capacity, attention.head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(config.n_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(config.n_layers)]
+        layers = [layer.attention for layer in config.layers]
+        self.keys = [torch.zeros(rows, a.n_kv_heads, capacity, a.key_dim, dtype=dtype) for a in layers]
+        self.values = [torch.zeros(rows, a.n_kv_heads, capacity, a.value_dim, dtype=dtype) for a in layers]
         self.lengths = torch.zeros(rows, dtype=torch.int64)
         self.capacity = capacity
 

@@ -18,7 +18,7 @@ from athanor.engine.decoding import decode, request_keys
 from athanor.engine.locate import find_model
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
-from athanor.models.folder import load_model
+from athanor.models.folder import load_decoder
 from athanor.tokenizer import StreamDecoder, Tokenizer
 from athanor.tokenizer.chat import render
 
@@ -166,7 +166,7 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
     folder = find_model(name)
-    return LanguageModel(load_model(folder, dtype), Tokenizer.load(folder), _defaults(folder))
+    return LanguageModel(load_decoder(folder, dtype), Tokenizer.load(folder), _defaults(folder))
 
 
 def _defaults(folder: Path) -> Sampling:

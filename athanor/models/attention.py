@@ -1,4 +1,4 @@
-"""Grouped-query attention with normalised queries and keys."""
+"""Grouped-query attention, and the one function that mixes values by scores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athanor.models.config import ModelConfig
-from athanor.models.norm import RMSNorm
+from athanor.models.config import Alibi, AttentionConfig, NormConfig, RopeConfig
+from athanor.models.norm import norm
 from athanor.models.rope import rotate
+from athanor.models.where import Where
 
 
 class LayerCache(Protocol):
@@ -21,42 +22,98 @@ class LayerCache(Protocol):
         ...
 
 
-class Attention(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        attention = config.attention
-        self.n_heads, self.n_kv_heads, self.head_dim = attention.n_heads, attention.n_kv_heads, attention.head_dim
-        self.query = nn.Linear(config.d_model, self.n_heads * self.head_dim, bias=False)
-        self.key = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
-        self.output = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
-        self.query_norm = RMSNorm(self.head_dim, config.norm) if attention.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(self.head_dim, config.norm) if attention.qk_norm else nn.Identity()
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    soft_cap: float | None,
+) -> Tensor:
+    """(batch, heads, time, value_dim). queries: (batch, heads, time, dim); keys, values: (batch, kv_heads, attended, …)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None = None
-    ) -> Tensor:
-        """x: (batch, time, d_model). mask: (batch, 1, time, attended) bool, True where attended; None means causal."""
-        batch, time, _ = x.shape
-        queries = self.query_norm(self.query(x).view(batch, time, self.n_heads, self.head_dim))
-        keys = self.key_norm(self.key(x).view(batch, time, self.n_kv_heads, self.head_dim))
-        values = self.value(x).view(batch, time, self.n_kv_heads, self.head_dim)
-        queries, keys = rotate(queries, *angles).transpose(1, 2), rotate(keys, *angles).transpose(1, 2)
-        values = values.transpose(1, 2)
+    mask: bool, True where attended, or an additive bias; None means everything, or the triangle if is_causal.
+    """
+    shared = queries.shape[1] // keys.shape[1]
+    if soft_cap is None:
+        return F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=is_causal and mask is None,
+            scale=scale,
+            enable_gqa=shared > 1,
+        )
+    if shared > 1:
+        keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
+    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+    if mask is None and is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+class Attention(nn.Module):
+    def __init__(self, d_model: int, config: AttentionConfig, norms: NormConfig) -> None:
+        super().__init__()
+        self.config = config
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.query = nn.Linear(d_model, queries, bias=config.bias)
+        self.key = nn.Linear(d_model, keys, bias=config.bias)
+        self.value = nn.Linear(d_model, keys, bias=config.bias)
+        self.output = nn.Linear(queries, d_model, bias=config.output_bias)
+        whole = config.qk_norm == "projection"
+        sizes = (queries, keys) if whole else (config.head_dim, config.head_dim)
+        self.query_norm, self.key_norm = (norm(size, norms if config.qk_norm else None) for size in sizes)
+        self.scale = config.head_dim**-0.5 if config.scale is None else config.scale
+
+    def forward(self, x: Tensor, where: Where, cache: LayerCache | None = None, bias: Tensor | None = None) -> Tensor:
+        """x: (batch, time, d_model). bias: of the scores, masked already."""
+        config = self.config
+        queries, keys, values = self.query(x), self.key(x), self.value(x)
+        if config.qk_norm == "projection":
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys, values = (part.unflatten(-1, (-1, config.head_dim)) for part in (queries, keys, values))
+        if config.qk_norm == "head":
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if isinstance(config.position, RopeConfig):
+            angles = where.angles(config.position, config.rotary_dim)
+            queries, keys = (rotate(part, *angles, config.position.interleaved) for part in (queries, keys))
+        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(keys, values)
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.n_heads != self.n_kv_heads
+        if isinstance(config.position, Alibi):
+            bias = where.bias(config.window, config.position, config.n_heads, self.scale)
+        mask = where.mask(config.window) if bias is None else bias.to(queries.dtype)
+        mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, config.soft_cap)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the states of an encoder; its keys and values are made once for a source."""
+
+    def __init__(self, d_model: int, config: AttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.n_heads * config.head_dim
+        self.query = nn.Linear(d_model, width, bias=config.bias)
+        self.key = nn.Linear(d_model, width, bias=config.bias)
+        self.value = nn.Linear(d_model, width, bias=config.bias)
+        self.output = nn.Linear(width, d_model, bias=config.output_bias)
+        self.scale = config.head_dim**-0.5 if config.scale is None else config.scale
+
+    def read(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of an encoder's states (batch, source, d_model)."""
+        keys, values = (
+            part.unflatten(-1, (-1, self.config.head_dim)) for part in (self.key(states), self.value(states))
         )
-        return self.output(mixed.transpose(1, 2).reshape(batch, time, -1))
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
-
-def document_mask(document_ids: Tensor) -> Tensor:
-    """Packed rows: a token attends to itself and to earlier tokens of its own document.
-
-    document_ids: (batch, time) int, any number that tells the documents of a row apart; returns (batch, 1, time, time)
-    bool.
-    """
-    time = document_ids.shape[1]
-    same = document_ids[:, :, None] == document_ids[:, None, :]
-    return (same & torch.ones(time, time, dtype=torch.bool, device=document_ids.device).tril()).unsqueeze(1)
+    def forward(self, x: Tensor, source: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """mask: (batch, 1, 1, source) bool, True where the source is no padding."""
+        queries = self.query(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        mixed = attend(queries, *source, mask, False, self.scale, None)
+        return self.output(mixed.transpose(1, 2).flatten(2))

@@ -1,26 +1,129 @@
-"""What a model is, as plain data: small frozen dataclasses that `Decoder` is built from.
+"""What a model is, as plain data: small frozen dataclasses that the modules are built from.
 
-Sizes are checked here, once, so that an impossible model is refused with a sentence before any memory is taken.
+A model is an embedding, a tuple of layers, a final norm and a head. Every layer says for itself what its attention, its
+feed-forward part and its norms are, so that models whose layers differ (sliding windows, dense layers before experts)
+need nothing special. Sizes are checked here, once, so that an impossible model is refused with a sentence before any
+memory is taken.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Literal
 
 from athanor.base.errors import ModelError
 
 _MOST_LAYERS, _LARGEST = 10_000, 1 << 31  # beyond these a file is damaged or hostile
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """RMSNorm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016). offset: added to the gain, 1 for Gemma."""
+
+    epsilon: float = 1e-6
+    kind: Literal["rms", "layer"] = "rms"
+    bias: bool = False
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.epsilon, Real) or not self.epsilon >= 0:
+            raise ModelError(f"norm epsilon = {self.epsilon!r} is not a number from 0 upwards.")
+        if self.bias and self.kind == "rms":
+            raise ModelError("RMSNorm has no bias.")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for longer contexts.
+
+    linear (Chen et al. 2023), dynamic (NTK-aware, grows with the sequence), llama3 (Llama 3.1), yarn (Peng et al.
+    2023), longrope (Ding et al. 2024: a factor a frequency, one set below and one above `original_length`).
+    attention_factor: of cosines and sines; None for the method's own.
+    """
+
+    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+    factor: float
+    original_length: int
+    low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
+    high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast
+    attention_factor: float | None = None
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive("original_max_position_embeddings", self.original_length)
+        for name in ("factor", "low", "high"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ModelError(f"rope scaling: {name} = {value!r} is not a positive number.")
+        if self.kind == "longrope" and not (self.short_factors and len(self.short_factors) == len(self.long_factors)):
+            raise ModelError("rope scaling: longrope needs short_factor and long_factor of one length.")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions (Su et al. 2021). share: of each head that is turned. interleaved: neighbours are turned against
+    each other (GPT-J), else the halves (GPT-NeoX).
+    """
+
+    theta: float = 10_000.0
+    share: float = 1.0
+    interleaved: bool = False
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.theta, Real) or not 0 < self.theta < float("inf"):
+            raise ModelError(f"rope_theta = {self.theta!r} is not a positive number.")
+        if not isinstance(self.share, Real) or not 0 < self.share <= 1:
+            raise ModelError(f"partial_rotary_factor = {self.share!r} is not above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Scores fall linearly with distance, at a slope a head (Press et al. 2022). scaled: the penalty is divided by
+    √head_dim like the scores (Falcon).
+    """
+
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A learned bias a head for each bucket of distances (T5, Raffel et al. 2020); the stack's layers share one."""
+
+    buckets: int = 32
+    farthest: int = 128
+
+    def __post_init__(self) -> None:
+        _positive("relative_attention_num_buckets", self.buckets)
+        _positive("relative_attention_max_distance", self.farthest)
+
+
+Position = RopeConfig | Alibi | RelativeBias | None
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key-value heads of size `head_dim`."""
+    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key-value heads of size `head_dim`.
+
+    qk_norm: RMSNorm of queries and keys, a "head" at a time or over the whole "projection". scale: of the scores, None
+    for 1/√head_dim. soft_cap: scores are bent by tanh below it (Gemma 2). window: keys further back are not seen.
+    """
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    qk_norm: bool = True
+    position: Position = field(default_factory=RopeConfig)
+    qk_norm: Literal["head", "projection"] | None = None
+    bias: bool = False
+    output_bias: bool = False
+    scale: float | None = None
+    soft_cap: float | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -30,92 +133,290 @@ class AttentionConfig:
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}.",
                 f"Choose n_kv_heads among {_divisors(self.n_heads)}.",
             )
-        if self.head_dim % 2:
+        if isinstance(self.position, RopeConfig) and self.rotary_dim % 2:
             raise ModelError(
-                f"head_dim = {self.head_dim} is odd.", "Rotary positions turn pairs: choose an even number."
+                f"{self.rotary_dim} of head_dim = {self.head_dim} are turned, an odd number.",
+                "Rotary positions turn pairs: choose an even number.",
             )
+        if self.window is not None:
+            _positive("sliding_window", self.window)
+
+    @property
+    def rotary_dim(self) -> int:
+        """How much of each head is turned."""
+        return int(self.head_dim * self.position.share) if isinstance(self.position, RopeConfig) else 0
+
+    @property
+    def key_dim(self) -> int:
+        """Of a cached key head."""
+        return self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Of a cached value head."""
+        return self.head_dim
+
+    def matrix_parameters(self, d_model: int) -> int:
+        return d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
+
+    @property
+    def score_width(self) -> int:
+        """Multiplications a position attended to: for its score, and for its share of the value."""
+        return 2 * self.n_heads * self.head_dim
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions (Su et al. 2021), halves rotated against each other."""
+class LatentAttentionConfig:
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values come from one narrow vector of `kv_rank`; a part
+    of each key carries the position and is shared by all heads. q_rank None: queries come straight from the input.
+    norm: of the narrow vectors.
+    """
 
-    theta: float = 10_000.0
+    n_heads: int
+    kv_rank: int
+    plain_dim: int
+    rotary_dim: int
+    value_dim: int
+    position: RopeConfig = field(default_factory=RopeConfig)
+    q_rank: int | None = None
+    bias: bool = False
+    scale: float | None = None
+    window: int | None = None
+    norm: NormConfig = field(default_factory=NormConfig)
 
     def __post_init__(self) -> None:
-        if not self.theta > 0:
-            raise ModelError(f"rope_theta = {self.theta} is not positive.")
+        for name in ("n_heads", "kv_rank", "plain_dim", "rotary_dim", "value_dim"):
+            _positive(name, getattr(self, name))
+        if self.rotary_dim % 2:
+            raise ModelError(f"qk_rope_head_dim = {self.rotary_dim} is odd.")
 
+    @property
+    def n_kv_heads(self) -> int:
+        return self.n_heads
 
-@dataclass(frozen=True)
-class NormConfig:
-    """RMSNorm (Zhang and Sennrich 2019) before attention, before the MLP, and before the head."""
+    @property
+    def key_dim(self) -> int:
+        return self.plain_dim + self.rotary_dim
 
-    epsilon: float = 1e-6
+    def matrix_parameters(self, d_model: int) -> int:
+        queries = self.n_heads * self.key_dim
+        into = d_model * queries if self.q_rank is None else self.q_rank * (d_model + queries)
+        keys = d_model * (self.kv_rank + self.rotary_dim)
+        return (
+            into + keys + self.n_heads * (self.kv_rank * (self.plain_dim + self.value_dim) + self.value_dim * d_model)
+        )
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.epsilon, Real) or not self.epsilon >= 0:
-            raise ModelError(f"norm epsilon = {self.epsilon!r} is not a number from 0 upwards.")
+    @property
+    def score_width(self) -> int:
+        return self.n_heads * (self.key_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) · up(x)) with inner width `d_ff`."""
+    """down(activation(up(x))), or gated (Shazeer 2020): down(activation(gate(x)) · up(x)); inner width `d_ff`."""
 
     d_ff: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
 
     def __post_init__(self) -> None:
         _positive("d_ff", self.d_ff)
 
+    def matrix_parameters(self, d_model: int) -> int:
+        """That a token is multiplied with."""
+        return (3 if self.gated else 2) * d_model * self.d_ff
+
+    def all_matrix_parameters(self, d_model: int) -> int:
+        return self.matrix_parameters(d_model)
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """A router sends each token to `top_k` of `n_experts` (Shazeer et al. 2017).
+
+    expert: each of them. shared: one that sees every token (DeepSeekMoE). scores: how the router's logits become
+    weights. normalise: the chosen weights sum to one. groups, top_groups: experts are first chosen by group.
+    correction: a bias that balances the choice and is not part of the weight (DeepSeek-V3). scale: of the routed sum.
+    """
+
+    n_experts: int
+    top_k: int
+    expert: MlpConfig
+    shared: MlpConfig | None = None
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    groups: int = 1
+    top_groups: int = 1
+    correction: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_experts", "top_k", "groups", "top_groups"):
+            _positive(name, getattr(self, name))
+        if self.top_k > self.n_experts:
+            raise ModelError(f"top_k = {self.top_k} exceeds n_experts = {self.n_experts}.")
+        if self.n_experts % self.groups or self.top_groups > self.groups:
+            raise ModelError(
+                f"{self.n_experts} experts cannot be chosen from {self.top_groups} of {self.groups} groups."
+            )
+
+    @property
+    def gated(self) -> bool:
+        return self.expert.gated
+
+    def matrix_parameters(self, d_model: int) -> int:
+        """That a token is multiplied with: the router, the chosen experts, the shared one."""
+        shared = self.shared.matrix_parameters(d_model) if self.shared else 0
+        return d_model * self.n_experts + self.top_k * self.expert.matrix_parameters(d_model) + shared
+
+    def all_matrix_parameters(self, d_model: int) -> int:
+        more = (self.n_experts - self.top_k) * self.expert.matrix_parameters(d_model)
+        return self.matrix_parameters(d_model) + more
+
+
+Placement = Literal["pre", "post", "sandwich", "after", "parallel", "parallel_shared"]
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """One block. placement: where its norms stand.
+
+    pre: x + f(norm(x)) (GPT-2, Llama). post: norm(x + f(x)) (the original Transformer, BERT). sandwich: x +
+    norm(f(norm(x))) (Gemma 2). after: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + mlp(norm'(x))
+    (GPT-NeoX); parallel_shared: with one norm for both (Falcon 7B). cross_attention: to an encoder's states.
+    """
+
+    attention: AttentionConfig | LatentAttentionConfig
+    mlp: MlpConfig | MoeConfig
+    norm: NormConfig = field(default_factory=NormConfig)
+    placement: Placement = "pre"
+    cross_attention: AttentionConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.cross_attention is not None and self.placement not in ("pre", "post"):
+            raise ModelError(f"Cross-attention stands in pre- or post-norm layers, not in {self.placement} ones.")
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """From ids to states.
+
+    size: of a token's vector where it is not d_model; a matrix then widens it, after positions and norm (ALBERT) or
+    before them (widen_first, OPT). scale: it is multiplied with. positions: rows of a learned table of positions, 0 for
+    none; position_offset: where the first stands in it (OPT, RoBERTa); positions_from_text: padding on the left does
+    not count. sinusoidal: fixed sines and cosines instead (Vaswani et al. 2017). token_types: rows of a table of
+    segments. norm: of the sum.
+    """
+
+    size: int | None = None
+    widen_bias: bool = True
+    widen_first: bool = False
+    scale: float = 1.0
+    positions: int = 0
+    position_offset: int = 0
+    positions_from_text: bool = False
+    sinusoidal: bool = False
+    token_types: int = 0
+    norm: NormConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            _positive("embedding size", self.size)
+        for name in ("positions", "position_offset", "token_types"):
+            _count(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """From states to logits. tied: the matrix is the embedding's. transform: a dense layer, activation and norm before
+    it (BERT). narrow: a matrix to the embedding's size (OPT). scale: of the logits. soft_cap: they are bent by tanh
+    below it.
+    """
+
+    tied: bool = True
+    bias: bool = False
+    transform: Activation | None = None
+    narrow: bool = False
+    scale: float = 1.0
+    soft_cap: float | None = None
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Qwen3 shape; with tied embeddings the head is the embedding matrix."""
+    """A decoder or an encoder; an `EncoderDecoderConfig` has one of each.
+
+    norm: after the last layer, None for models whose layers end in a norm. causal: tokens see only earlier ones.
+    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT). groups: the layers share
+    the weights of so many (ALBERT). family: the name in `families` under which it is saved.
+    """
 
     vocab_size: int
     d_model: int
-    n_layers: int
     max_seq_len: int
-    attention: AttentionConfig
-    mlp: MlpConfig
-    rope: RopeConfig = field(default_factory=RopeConfig)
-    norm: NormConfig = field(default_factory=NormConfig)
-    tied_embeddings: bool = True
+    layers: tuple[LayerConfig, ...]
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    norm: NormConfig | None = field(default_factory=NormConfig)
+    head: HeadConfig | None = field(default_factory=HeadConfig)
+    causal: bool = True
+    pooler: bool = False
+    next_sentence: bool = False
+    groups: int | None = None
+    family: str = "qwen3"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "max_seq_len"):
+        for name in ("vocab_size", "d_model", "max_seq_len"):
             _positive(name, getattr(self, name))
+        if not 0 < len(self.layers) <= _MOST_LAYERS:
+            raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {_MOST_LAYERS}.")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
 
     @property
     def matrix_parameters(self) -> int:
         """Weights that are multiplied with each token: the layers' matrices and the head; looking up embeddings is
         free.
         """
-        attention = self.attention
-        queries = attention.n_heads * attention.head_dim
-        keys = attention.n_kv_heads * attention.head_dim
-        layer = self.d_model * (2 * queries + 2 * keys + 3 * self.mlp.d_ff)
-        return self.n_layers * layer + self.vocab_size * self.d_model
-
-    @property
-    def parameters(self) -> int:
-        """All trained numbers."""
-        norms = (
-            self.n_layers * (2 * self.d_model + (2 * self.attention.head_dim if self.attention.qk_norm else 0))
-            + self.d_model
-        )
-        return self.matrix_parameters + norms + (0 if self.tied_embeddings else self.vocab_size * self.d_model)
+        total = self.vocab_size * (self.embedding.size or self.d_model) if self.head else 0
+        if self.embedding.size:
+            total += self.embedding.size * self.d_model
+        for layer in self.layers:
+            total += layer.attention.matrix_parameters(self.d_model) + layer.mlp.matrix_parameters(self.d_model)
+            if layer.cross_attention:
+                total += layer.cross_attention.matrix_parameters(self.d_model)
+        return total
 
     def flops_per_token(self, context: float, training: bool = True) -> float:
-        """Floating-point operations a token: 2 a matrix weight and 4 · heads · head_dim a position attended to, three
-        times in training.
+        """Floating-point operations a token: 2 a matrix weight and 2 a multiplication for each position attended to,
+        three times in training.
 
         context: mean number of positions that a token attends to (about half the sequence under a causal mask).
         """
-        forward = (
-            2 * self.matrix_parameters + 4 * self.n_layers * self.attention.n_heads * self.attention.head_dim * context
-        )
-        return (3 if training else 1) * forward
+        attention = 0.0
+        for layer in self.layers:
+            attention += layer.attention.score_width * min(context, layer.attention.window or context)
+        return (3 if training else 1) * 2 * (self.matrix_parameters + attention)
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """start_id: the token that a decoder's input begins with."""
+
+    encoder: ModelConfig
+    decoder: ModelConfig
+    start_id: int
+    shared_embedding: bool = True
+    family: str = "t5"
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @property
+    def d_model(self) -> int:
+        return self.decoder.d_model
 
 
 def standard_config(
@@ -129,15 +430,16 @@ def standard_config(
     head_dim: int | None = None,
     d_ff: int | None = None,
 ) -> ModelConfig:
-    """A model of usual proportions: heads of 64, half as many key-value heads (or the next divisor below), d_ff about
-    8/3 of d_model, a multiple of 64. What is given is kept.
+    """A decoder of the Qwen3 shape and usual proportions: heads of 64, half as many key-value heads (or the next
+    divisor below), d_ff about 8/3 of d_model, a multiple of 64. What is given is kept.
     """
+    _positive("n_layers", n_layers)
     head_dim = head_dim or 64
     n_heads = n_heads or max(1, d_model // head_dim)
     n_kv_heads = n_kv_heads or max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
     d_ff = d_ff or max(64, round(d_model * 8 / 3 / 64) * 64)
-    attention = AttentionConfig(n_heads, n_kv_heads, head_dim)
-    return ModelConfig(vocab_size, d_model, n_layers, max_seq_len, attention, MlpConfig(d_ff))
+    layer = LayerConfig(AttentionConfig(n_heads, n_kv_heads, head_dim, qk_norm="head"), MlpConfig(d_ff))
+    return ModelConfig(vocab_size, d_model, max_seq_len, (layer,) * n_layers)
 
 
 def _positive(name: str, value: int) -> None:
@@ -145,6 +447,11 @@ def _positive(name: str, value: int) -> None:
         raise ModelError(f"{name} = {value!r} is not a positive whole number.")
     if value > (_MOST_LAYERS if name == "n_layers" else _LARGEST):
         raise ModelError(f"{name} = {value} is larger than any model's.")
+
+
+def _count(name: str, value: int) -> None:
+    if value != 0:
+        _positive(name, value)
 
 
 def _divisors(number: int) -> str:

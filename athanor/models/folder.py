@@ -1,12 +1,14 @@
-"""The model folder, as Hugging Face lays it out: `config.json`, `model.safetensors`, `generation_config.json`, and our
-`athanor.json`.
+"""The model folder, as Hugging Face lays it out: `config.json`, `model.safetensors` (or shards with an index),
+`generation_config.json`, and our `athanor.json`.
 
 The tokenizer's files are written beside these by the tokenizer itself. Nothing here executes what it loads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,18 @@ from torch import Tensor
 
 from athanor.base.errors import ModelError
 from athanor.base.files import atomic_path, read_json, write_json
+from athanor.models.build import Model, empty
+from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
-from athanor.models.families import FAMILIES, Family, family_of, qwen3
+from athanor.models.families import Config, Family, families, read_config, write_config
+from athanor.models.families.weights import applicable
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def save_model(
-    model: Decoder,
+    model: Model,
     folder: Path | str,
     *,
     end_of_text_id: int | None = None,
@@ -37,23 +42,30 @@ def save_model(
     `athanor.json`.
     """
     folder = Path(folder)
-    family = FAMILIES[qwen3.ARCHITECTURE]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
-    weights = {family.weight_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    weights = their_weights(model)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    write_json(
-        folder / "config.json", {**family.write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype}
-    )
+    write_json(folder / "config.json", {**write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype})
     write_json(
         folder / "generation_config.json",
         {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id},
     )
     write_json(folder / "athanor.json", lineage or {})
+
+
+def their_weights(model: Model) -> dict[str, Tensor]:
+    """The weights under the names, and in the shapes, of the model's family."""
+    config = model.config
+    ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    written: dict[str, Tensor] = {}
+    for rule in applicable(families()[config.family].rules(config), ours, _depth(config)):
+        written |= zip(rule.theirs, rule.write([ours[name] for name in rule.ours]), strict=True)
+    return written
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -65,8 +77,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ModelError(f"{shown} could not be written ({error}).", "Is there space left on the disk?") from None
 
 
-def load_model(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:
-    """Reads a model folder; weights are memory-mapped and then copied once.
+def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Model:
+    """Reads a model folder; weights are memory-mapped.
 
     dtype: of the module's weights, by default as on disk. Raises ModelError on a missing, corrupt or unknown file.
     """
@@ -76,49 +88,101 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:
     settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
-    family = family_of(settings, str(folder / "config.json"))
     try:
-        config = family.read_config(settings)
-    except (TypeError, ValueError, AttributeError) as error:
+        family, config = read_config(settings, str(folder / "config.json"))
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
-    with torch.device("meta"):
-        model = Decoder(config)
-    state = _read_weights(model, folder / WEIGHTS, family, dtype)
+    model = empty(config)
+    with _open_weights(folder) as files:
+        state = _read_weights(model, files, family, dtype, torch.device(device))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def _read_weights(model: Decoder, path: Path, family: Family, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:
+    """`load_model` where only a decoder will do. Raises ModelError for another kind."""
+    model = load_model(folder, dtype)
+    if not isinstance(model, Decoder):
+        raise ModelError(f"{folder} holds a {type(model).__name__}, which does not continue a text.", "Take a decoder.")
+    return model
+
+
+def _depth(config: Config) -> int:
+    if isinstance(config, ModelConfig):
+        return config.n_layers
+    return max(config.encoder.n_layers, config.decoder.n_layers)
+
+
+@contextmanager
+def _open_weights(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
+    """Tensor names → the file that holds each, open."""
+    index = folder / INDEX
+    paths = _shards(index) if index.is_file() else [folder / WEIGHTS]
+    found: dict[str, tuple[Path, Any]] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except FileNotFoundError:
+                reason = "cannot be read" if path.exists() else "does not exist"
+                raise ModelError(f"{path} {reason}.") from None
+            except (SafetensorError, OSError) as error:
+                raise _invalid(path, error) from None
+            found |= dict.fromkeys(file.keys(), (path, file))
+        yield found
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files an index names; they lie beside it."""
+    found = read_json(index)
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+        raise ModelError(f"{index} has no weight_map of file names.")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def _invalid(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} is not a valid safetensors file ({error}).", "Copy it again; it may be cut short.")
+
+
+def _read_weights(
+    model: Model, files: dict[str, tuple[Path, Any]], family: Family, dtype: torch.dtype | None, device: torch.device
+) -> dict[str, Tensor]:
+    wanted = dict(model.named_parameters())
+    left = set(files)
+    bare = not any(name.startswith(family.prefix) for name in files)  # saved without a head, and without its prefix
     state = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            present = set(file.keys())
-            for name, parameter in model.named_parameters():
-                stored = family.weight_name(name)
-                if stored not in present:
-                    raise ModelError(f"{path} lacks the weight {stored}.")
-                tensor = file.get_tensor(stored)
-                if tensor.shape != parameter.shape:
-                    raise ModelError(
-                        f"{path}: {stored} has shape {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}."
-                    )
-                if tensor.dtype not in _DTYPES:
-                    raise ModelError(
-                        f"{path}: {stored} is stored as {tensor.dtype}.", "Read are float32, float16 and bfloat16."
-                    )
-                if not torch.isfinite(tensor).all():
-                    raise ModelError(f"{path}: {stored} has values that are not numbers.", "The file is damaged.")
-                state[name] = tensor.to(dtype or tensor.dtype).clone()
-                present.discard(stored)
-    except FileNotFoundError:
-        raise ModelError(f"{path} cannot be read." if path.exists() else f"{path} does not exist.") from None
-    except SafetensorError as error:
+    for rule in applicable(family.rules(model.config), wanted, _depth(model.config)):
+        names = [name.removeprefix(family.prefix) if bare else name for name in rule.theirs]
+        made = rule.read([_tensor(files, name) for name in names])
+        left -= set(names)
+        for ours, tensor in zip(rule.ours, made, strict=True):
+            if tensor.shape != wanted[ours].shape:
+                raise ModelError(
+                    f"{files[names[0]][0]}: {names[0]} makes a weight of shape {tuple(tensor.shape)}, config.json says "
+                    f"{tuple(wanted[ours].shape)}."
+                )
+            state[ours] = tensor.to(device, dtype or tensor.dtype)
+    strange = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in family.unused)]
+    if strange:
         raise ModelError(
-            f"{path} is not a valid safetensors file ({error}).", "Copy it again; it may be cut short."
-        ) from None
-    present -= {"lm_head.weight"} if model.head is None else set()
-    if present:
-        raise ModelError(
-            f"{path} holds weights that {family.architecture} does not have: {', '.join(sorted(present)[:3])}."
+            f"{files[min(strange)][0]} holds weights that {family.architectures[0]} does not have: "
+            f"{', '.join(sorted(strange)[:3])}."
         )
     return state
+
+
+def _tensor(files: dict[str, tuple[Path, Any]], name: str) -> Tensor:
+    if name not in files:
+        place = next((path for path, _ in files.values()), None)
+        raise ModelError(f"{place} lacks the weight {name}.")
+    path, file = files[name]
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _invalid(path, error) from None
+    if tensor.dtype not in _DTYPES:
+        raise ModelError(f"{path}: {name} is stored as {tensor.dtype}.", "Read are float32, float16 and bfloat16.")
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"{path}: {name} has values that are not numbers.", "The file is damaged.")
+    return tensor

@@ -1,19 +1,42 @@
-"""The gated feed-forward layer."""
+"""The feed-forward layer, gated or not."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athanor.models.config import ModelConfig
+from athanor.models.config import Activation, MlpConfig
 
 
-class SwiGLU(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * (1.702 * x).sigmoid()
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu, "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu, "relu_squared": _relu_squared,
+    "quick_gelu": _quick_gelu, "tanh": F.tanh,
+}  # fmt: skip
+
+
+class Mlp(nn.Module):
+    def __init__(self, d_model: int, config: MlpConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.mlp.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.mlp.d_ff, bias=False)
-        self.down = nn.Linear(config.mlp.d_ff, config.d_model, bias=False)
+        self.gate = nn.Linear(d_model, config.d_ff, bias=config.bias) if config.gated else None
+        self.up = nn.Linear(d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, d_model, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))

@@ -1,4 +1,4 @@
-"""RMSNorm with a hand-written backward pass: eager autograd would walk memory three times as often, and on a CPU
+"""Norms. RMSNorm has a hand-written backward pass: eager autograd would walk memory three times as often, and on a CPU
 walking memory is the cost.
 """
 
@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athanor.models.config import NormConfig
@@ -34,12 +35,32 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last dimension of (…, size)."""
+    """x / rms(x) · (weight + offset) over the last dimension of (…, size)."""
 
     def __init__(self, size: int, config: NormConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon, self.offset = config.epsilon, config.offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RmsNorm.apply(x, self.weight + self.offset if self.offset else self.weight, self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    """(x − mean) / deviation · weight + bias over the last dimension of (…, size)."""
+
+    def __init__(self, size: int, config: NormConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if config.bias else None
         self.epsilon = config.epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RmsNorm.apply(x, self.weight, self.epsilon)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+def norm(size: int, config: NormConfig | None) -> nn.Module:
+    """The module for `config`; without one, nothing is done."""
+    if config is None:
+        return nn.Identity()
+    return RMSNorm(size, config) if config.kind == "rms" else LayerNorm(size, config)

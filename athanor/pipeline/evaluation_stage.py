@@ -32,7 +32,7 @@ from athanor.evaluation.bits_per_byte import (
 )
 from athanor.evaluation.problems import compare_pass_rates, count_correct, examine, proportion
 from athanor.models.decoder import Decoder
-from athanor.models.folder import load_model
+from athanor.models.folder import load_decoder
 from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
@@ -66,7 +66,7 @@ def evaluate_stage(
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        loaded = {name: load_model(made.folder / "model") for name, made in models.items()}
+        loaded = {name: load_decoder(made.folder / "model") for name, made in models.items()}
         plan = life.plan(stage, EvaluationPlan, lambda: _plan(life, encoder, loaded, RlPlan.of(rl)))
         measured: dict[str, Any] = {}
         with progress("Evaluating", total=4, unit="part") as bar:

@@ -10,6 +10,7 @@ from typing import Any
 
 from athanor.base.errors import RecipeError
 from athanor.base.progress import duration, quantity, say, size
+from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig, standard_config
 from athanor.models.decoder import Decoder
 from athanor.pipeline.data_stages import CORPUS_SHARE
@@ -55,7 +56,7 @@ def expectation(life: Life) -> str:
     others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items())
     return (
         f"Plan for {duration(budget)} on {life.machine.cores} cores, {life.precision} at "
-        f"{life.peak_rate / 1e9:.0f} GFLOP/s: {quantity(choice.config.parameters)} parameters, pre-training "
+        f"{life.peak_rate / 1e9:.0f} GFLOP/s: {quantity(count_parameters(choice.config))} parameters, pre-training "
         f"{duration(seconds)} on about {quantity(int(choice.tokens))} tokens; at most {others}. "
         f"Done at about {end:%H:%M}."
     )
@@ -79,7 +80,8 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
         tokens = float(recipe.steps * rows * length)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     say(
-        f"Pre-training: {quantity(config.parameters)} parameters (d_model {config.d_model}, {config.n_layers} layers), "
+        f"Pre-training: {quantity(count_parameters(config))} parameters (d_model {config.d_model}, "
+        f"{config.n_layers} layers), "
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
         + (f", {recipe.steps} steps." if recipe.steps else f", {duration(seconds)}.")
     )
@@ -181,7 +183,7 @@ def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan) -> N
     needed = planner.training_memory(config, places) + _BATCH_BYTES * batch
     if needed > life.machine.memory > 0:
         raise RecipeError(
-            f"Training {quantity(config.parameters)} parameters on {quantity(places)} places at a time, "
+            f"Training {quantity(count_parameters(config))} parameters on {quantity(places)} places at a time, "
             f"{quantity(batch)} a batch, takes about {size(needed)}, and this machine has {size(life.machine.memory)}.",
             "Make the model, micro_rows, rows or length smaller.",
         )

@@ -9,7 +9,8 @@ import athanor
 from athanor.base.progress import say
 from athanor.base.run import Stage
 from athanor.evaluation.report import write_report
-from athanor.models.config import ModelConfig
+from athanor.models.build import count_parameters
+from athanor.models.config import MlpConfig, ModelConfig, RopeConfig
 from athanor.pipeline.life import Life
 from athanor.pipeline.plans import PretrainPlan
 
@@ -63,15 +64,16 @@ def _plan(stages: Mapping[str, Stage]) -> dict[str, Any]:
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:
+    attention, mlp = config.layers[0].attention, config.layers[0].mlp
     return {
         "d_model": config.d_model,
         "n_layers": config.n_layers,
-        "n_heads": config.attention.n_heads,
-        "n_kv_heads": config.attention.n_kv_heads,
-        "head_dim": config.attention.head_dim,
-        "d_ff": config.mlp.d_ff,
+        "n_heads": attention.n_heads,
+        "n_kv_heads": attention.n_kv_heads,
+        "head_dim": attention.key_dim,
+        "d_ff": mlp.d_ff if isinstance(mlp, MlpConfig) else mlp.expert.d_ff,
         "max_seq_len": config.max_seq_len,
-        "rope_theta": config.rope.theta,
+        "rope_theta": attention.position.theta if isinstance(attention.position, RopeConfig) else None,
     }
 
 
@@ -85,7 +87,7 @@ def _model(pretrain: Stage) -> dict[str, Any]:
     return {
         **_sizes(config),
         "vocab_size": config.vocab_size,
-        "parameters": config.parameters,
+        "parameters": count_parameters(config),
         "matrix_parameters": config.matrix_parameters,
     }
 

@@ -21,8 +21,9 @@ from athanor.base.randomness import subseed
 from athanor.base.run import Stage, damaged
 from athanor.corpus.shards import Shards
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
-from athanor.models.decoder import Decoder, build
-from athanor.models.folder import load_model, save_model
+from athanor.models.build import build, count_parameters
+from athanor.models.decoder import Decoder
+from athanor.models.folder import load_decoder, save_model
 from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
@@ -95,7 +96,7 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        model = load_model(base.folder / "model")
+        model = load_decoder(base.folder / "model")
         counts = _prepare_conversations(life, stage)
         plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config, stage.seconds))
         check_that_it_fits(life, model.config, plan)
@@ -188,7 +189,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        model, start = load_model(sft.folder / "model"), load_model(sft.folder / "model")
+        model, start = load_decoder(sft.folder / "model"), load_decoder(sft.folder / "model")
         plan = life.plan(stage, RlPlan, lambda: plan_reinforcement(life, model, encoder, lambda: stage.seconds))
         check_that_it_fits(life, model.config, plan)
         stage.beat()
@@ -218,7 +219,7 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        model = load_model(sft.folder / "model")
+        model = load_decoder(sft.folder / "model")
         plan = life.plan(
             stage,
             SupervisedPlan,
@@ -295,7 +296,7 @@ def _finish(
         "tokens": outcome.tokens,
         "places": places,
         "skipped_steps": outcome.skipped,
-        "parameters": model.config.parameters,
+        "parameters": count_parameters(model.config),
         "flops": flops,
         **more,
     }

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from athanor.models.config import ModelConfig, standard_config
-from athanor.models.decoder import build
+from athanor.models.build import build, count_parameters
+from athanor.models.config import MlpConfig, ModelConfig, standard_config
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.objectives import next_token
@@ -66,12 +66,11 @@ def training_memory(config: ModelConfig, micro_tokens: int) -> float:
     """Bytes: weights, gradients and two moments in fp32, activations kept for the backward pass, and one chunk of
     logits.
     """
-    attention = config.attention
-    per_place = (
-        8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.head_dim + 4 * config.mlp.d_ff
-    )
+    attention, mlp = config.layers[0].attention, config.layers[0].mlp
+    width = mlp.d_ff if isinstance(mlp, MlpConfig) else mlp.top_k * mlp.expert.d_ff
+    per_place = 8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.key_dim + 4 * width
     activations = 4.0 * micro_tokens * config.n_layers * per_place
-    return 20.0 * config.parameters + activations + 3 * 4.0 * 1024 * config.vocab_size
+    return 20.0 * count_parameters(config) + activations + 3 * 4.0 * 1024 * config.vocab_size
 
 
 def measure_training(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from athanor.models.decoder import Decoder
@@ -80,5 +81,7 @@ def next_token(model: Decoder, batch: Batch) -> Loss:
     """The loss of pre-training and of supervised fine-tuning alike: what differs is which targets a batch has."""
     hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
     labelled = batch.targets != IGNORED
-    targets = batch.targets[labelled]
-    return Loss(linear_cross_entropy(hidden[labelled], model.head_weight, targets), len(targets))
+    hidden, targets = hidden[labelled], batch.targets[labelled]
+    if not model.head.is_plain:
+        return Loss(F.cross_entropy(model.logits(hidden).float(), targets, reduction="sum"), len(targets))
+    return Loss(linear_cross_entropy(hidden, model.head_weight, targets), len(targets))

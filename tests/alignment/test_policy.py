@@ -18,8 +18,9 @@ from athanor.alignment.policy import (
     policy_objective,
 )
 from athanor.base.errors import AthanorError
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
-from athanor.models.decoder import Decoder, build
+from athanor.models.build import build
+from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED
 
 ROLLOUTS = [
@@ -30,7 +31,9 @@ ROLLOUTS = [
 
 
 def tiny_model() -> Decoder:
-    model = build(ModelConfig(20, 16, 2, 32, AttentionConfig(2, 1, 8), MlpConfig(24)), 1)
+    model = build(
+        ModelConfig(20, 16, 32, (LayerConfig(AttentionConfig(2, 1, 8, qk_norm="head"), MlpConfig(24)),) * 2), 1
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(

@@ -15,8 +15,9 @@ from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, answer_text, divergence, prompt_ids
 from athanor.base.files import read_jsonl
 from athanor.environments import ENVIRONMENTS, Problem
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
-from athanor.models.decoder import Decoder, build
+from athanor.models.build import build
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.training.loop import LoopConfig, SourceEnded, Trainer
@@ -66,7 +67,14 @@ def tokenizer() -> Tokenizer:
 def model(tokenizer: Tokenizer) -> Decoder:
     """Says a few tokens far more often than the others, so that chance alone gives mixed results."""
     model = build(
-        ModelConfig(tokenizer.vocab_size, 32, 2, 96, AttentionConfig(2, 1, 16), MlpConfig(48), tied_embeddings=False), 3
+        ModelConfig(
+            tokenizer.vocab_size,
+            32,
+            96,
+            (LayerConfig(AttentionConfig(2, 1, 16, qk_norm="head"), MlpConfig(48)),) * 2,
+            head=HeadConfig(tied=False),
+        ),
+        3,
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -114,27 +122,27 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_a_batch_is_a_function_of_seed_position_and_weights(common: str, model: Decoder, tokenizer: Tokenizer) -> None:
-    one, other = make(model, tokenizer), make(model, tokenizer)
+    one, other = without_stopping(make(model, tokenizer)), without_stopping(make(model, tokenizer))
     first = one.next()
     assert same(first, other.next())
     position = one.get_position()
     second = one.next()
     assert not same(first, second)
-    resumed = make(model, tokenizer)
+    resumed = without_stopping(make(model, tokenizer))
     resumed.set_position(position)
     assert same(second, resumed.next())
     assert resumed.get_position() == one.get_position()
-    assert not same(first, make(model, tokenizer, seed=1).next())
+    assert not same(first, without_stopping(make(model, tokenizer, seed=1)).next())
     with torch.no_grad():
         model.head_weight.mul_(1.5)  # type: ignore[operator]
-    assert not same(first, make(model, tokenizer).next())
+    assert not same(first, without_stopping(make(model, tokenizer)).next())
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.01)])
 def test_rollout_logprobs_are_the_trainers(
     precision: str, bound: float, common: str, model: Decoder, tokenizer: Tokenizer
 ) -> None:
-    source = make(model, tokenizer, precision=precision)
+    source = without_stopping(make(model, tokenizer, precision=precision))
     batch = source.next()
     with autocast(precision), torch.no_grad():
         hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
@@ -194,7 +202,7 @@ def test_policy_optimisation_raises_the_reward_and_resumes_exactly(
     def train(folder: Path, steps: int, stop: int | None = None) -> Decoder:
         mine = Decoder(model.config)
         mine.load_state_dict(start)
-        source = make(mine, tokenizer)
+        source = without_stopping(make(mine, tokenizer))
         objective = policy_objective("clipped", (0.2, 0.28))
         optimizer = OptimizerConfig(muon_lr=0.001, embedding_lr=0.0005, gain_lr=0.0002, weight_decay=0.0)
         config = LoopConfig(

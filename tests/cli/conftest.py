@@ -42,18 +42,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, so that answers are noise: control tokens, half characters and all."""
     import torch
 
-    from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
+    from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
     from athanor.models.decoder import Decoder
     from athanor.models.folder import save_model
     from athanor.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["the old furnace burns slowly", "炉火慢慢燃烧，孩子们在读书。"] * 3, 384)
-    model = Decoder(ModelConfig(tokenizer.vocab_size, 32, 2, 4096, AttentionConfig(4, 2, 8), MlpConfig(48)))
+    model = Decoder(
+        ModelConfig(
+            tokenizer.vocab_size, 32, 4096, (LayerConfig(AttentionConfig(4, 2, 8, qk_norm="head"), MlpConfig(48)),) * 2
+        )
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = generator(3, "test model", name).standard_normal(parameter.shape, dtype=np.float32)
             parameter.copy_(torch.from_numpy(draw) * 0.3 + (parameter.dim() == 1))
-        model.embedding.weight[list(tokenizer.stop_ids)] = 0.0  # rarely said
+        model.embedding.tokens.weight[list(tokenizer.stop_ids)] = 0.0  # rarely said
     folder = tmp_path_factory.mktemp("cli") / "model"
     tokenizer.save(folder, 4096)
     save_model(model, folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)

@@ -10,7 +10,7 @@ import torch
 
 from athanor.base.randomness import generator
 from athanor.engine.language_model import LanguageModel, load
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import save_model
 from athanor.tokenizer import Tokenizer, train_tokenizer
@@ -22,9 +22,8 @@ TEXTS = [
 
 
 def random_model(seed: int, vocab_size: int = 384, max_seq_len: int = 64, tied: bool = True) -> Decoder:
-    config = ModelConfig(
-        vocab_size, 32, 2, max_seq_len, AttentionConfig(4, 2, 8), MlpConfig(48), tied_embeddings=tied
-    )  # fmt: skip
+    layer = LayerConfig(AttentionConfig(4, 2, 8, qk_norm="head"), MlpConfig(48))
+    config = ModelConfig(vocab_size, 32, max_seq_len, (layer,) * 2, head=HeadConfig(tied=tied))
     model = Decoder(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -21,8 +21,9 @@ from athanor.evaluation.bits_per_byte import (
     grouped_bits_per_byte,
     sample_held_out,
 )
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
-from athanor.models.decoder import Decoder, build
+from athanor.models.build import build
+from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import Decoder
 from athanor.tokenizer import train_tokenizer
 from athanor.training.batches import IGNORED
 
@@ -41,7 +42,9 @@ def held_out(sizes: list[int], length_of_token: int = 3) -> HeldOut:
 
 @pytest.fixture(scope="module")
 def model() -> Decoder:
-    model = build(ModelConfig(64, 16, 2, 256, AttentionConfig(2, 1, 8), MlpConfig(24)), 1)
+    model = build(
+        ModelConfig(64, 16, 256, (LayerConfig(AttentionConfig(2, 1, 8, qk_norm="head"), MlpConfig(24)),) * 2), 1
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = generator(2, name).standard_normal(parameter.shape, dtype=np.float32)
@@ -162,9 +165,11 @@ def test_the_sample_is_keyed_and_counts_bytes_of_text_not_of_tokens(shards: Shar
 
 def test_tokens_that_are_parts_of_characters_are_counted_like_others(shards: Shards) -> None:
     """A uniform model costs log2(vocabulary) bits a token; Chinese has three bytes a character and as many tokens."""
-    model = build(ModelConfig(320, 16, 1, 64, AttentionConfig(1, 1, 8), MlpConfig(8)), 0)
+    model = build(
+        ModelConfig(320, 16, 64, (LayerConfig(AttentionConfig(1, 1, 8, qk_norm="head"), MlpConfig(8)),) * 1), 0
+    )
     with torch.no_grad():
-        model.embedding.weight.zero_()
+        model.embedding.tokens.weight.zero_()
     documents = sample_held_out(shards, 10**9, 1)
     nats = document_nats(model, documents, 32)
     groups = grouped_bits_per_byte({"uniform": nats}, documents, documents.languages)

@@ -18,15 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.randomness import generator
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig, RopeConfig
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_model, save_model
 
 
 def random_model(tied: bool = True, theta: float = 10_000.0) -> Decoder:
-    config = ModelConfig(
-        128, 32, 2, 64, AttentionConfig(4, 2, 12), MlpConfig(48), RopeConfig(theta), tied_embeddings=tied
-    )  # fmt: skip
+    layer = LayerConfig(AttentionConfig(4, 2, 12, position=RopeConfig(theta), qk_norm="head"), MlpConfig(48))
+    config = ModelConfig(128, 32, 64, (layer,) * 2, head=HeadConfig(tied=tied))
     model = Decoder(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -146,30 +145,30 @@ NORM = "model.norm.weight"
         (_edit_config(architectures=...), "no architecture"),
         (_edit_config(architectures=3), "no architecture"),
         (_edit_config(logit_softcapping=30.0), "logit_softcapping"),
-        (_edit_config(attention_bias=True), "attention_bias"),
-        (_edit_config(hidden_act="gelu"), "hidden_act"),
+        (_edit_config(attention_bias=True), r"lacks the weight model\.layers\.0\.self_attn\.q_proj\.bias"),
+        (_edit_config(hidden_act="guess"), "hidden_act"),
         (_edit_config(rope_scaling={"rope_type": "yarn"}, rope_parameters=...), "yarn"),
         (_edit_config(rope_parameters=5), "config.json"),
         (_edit_config(rope_parameters={"rope_theta": "big"}), "config.json"),
         (_edit_config(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
         (_edit_config(hidden_size=...), "hidden_size"),
-        (_edit_config(hidden_size="32"), "d_model = '32'"),
-        (_edit_config(hidden_size=32.5), "d_model = 32.5"),
+        (_edit_config(hidden_size="32"), "hidden_size = '32'"),
+        (_edit_config(hidden_size=32.5), "hidden_size = 32.5"),
         (_edit_config(vocab_size=0), "vocab_size = 0"),
         (_edit_config(num_key_value_heads=3), "n_kv_heads = 3"),
         (_edit_config(num_attention_heads=0), "n_heads = 0"),
         (_edit_config(head_dim=13), "head_dim = 13"),
-        (_edit_config(rms_norm_eps="small"), "epsilon = 'small'"),
-        (_edit_config(intermediate_size=64), "model.layers.0.mlp.gate_proj.weight has shape"),
-        (_edit_config(num_hidden_layers=3), "lacks the weight model.layers.2"),
-        (_edit_config(num_hidden_layers=1), "does not have: model.layers.1"),
+        (_edit_config(rms_norm_eps="small"), "rms_norm_eps = 'small'"),
+        (_edit_config(intermediate_size=64), "model.layers.0.mlp.gate_proj.weight makes a weight of shape"),
+        (_edit_config(num_hidden_layers=3, layer_types=...), "lacks the weight model.layers.2"),
+        (_edit_config(num_hidden_layers=1, layer_types=...), "does not have: model.layers.1"),
         (_edit_config(tie_word_embeddings=False), "lacks the weight lm_head.weight"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors does not exist"),
         (_cut, "not a valid safetensors file"),
         (_write("model.safetensors", b""), "not a valid safetensors file"),
         (_write("model.safetensors", os.urandom(500)), "not a valid safetensors file"),
         (_edit_weights(lambda weights: weights.pop(NORM)), f"lacks the weight {NORM}"),
-        (_edit_weights(lambda weights: weights.update({NORM: torch.ones(31)})), f"{NORM} has shape"),
+        (_edit_weights(lambda weights: weights.update({NORM: torch.ones(31)})), f"{NORM} makes a weight of shape"),
         (_edit_weights(lambda weights: weights.update({NORM: torch.ones(32, dtype=torch.int64)})), NORM),
         (_edit_weights(lambda weights: weights.update(extra=torch.ones(1))), "does not have: extra"),
     ],
@@ -185,8 +184,16 @@ def test_loading_executes_nothing(folder: Path) -> None:
     (folder / "modeling_custom.py").write_text("raise SystemExit('executed')")
     shutil.copy(folder / "model.safetensors", folder / "pytorch_model.bin")
     _edit_config(auto_map={"AutoModelForCausalLM": "modeling_custom.Model"})(folder)
-    with pytest.raises(ModelError, match="auto_map"):
-        load_model(folder)
+    load_model(folder)
+
+
+def test_loaded_weights_can_be_trained_without_touching_the_file(folder: Path) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    model = load_model(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_disk_that_cannot_take_the_weights_leaves_what_was_there(folder: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from athanor.models.build import build, count_parameters
 from athanor.models.config import ModelConfig, standard_config
-from athanor.models.decoder import Decoder, build
+from athanor.models.decoder import Decoder
 from athanor.science import planner
 from athanor.science.planner import Choice, Law, Speed, choose_model, effective_tokens
 from athanor.training.batches import Batch
@@ -45,7 +46,7 @@ def test_every_rung_can_be_built_and_quantised() -> None:
         config = standard_config(8192, 1024, d_model=d_model, n_layers=n_layers)
         with torch.device("meta"):
             model = Decoder(config)
-        assert config.parameters == sum(p.numel() for p in model.parameters())
+        assert count_parameters(config) == sum(p.numel() for p in model.parameters())
         blocks = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks"))
         assert planner.block_parameters(config) == blocks
         for name, parameter in model.named_parameters():
@@ -57,7 +58,7 @@ def test_every_rung_can_be_built_and_quantised() -> None:
 
 @pytest.mark.parametrize("d_model", [8, 32, 64, 100, 700])
 def test_a_width_that_a_recipe_asks_for_gives_a_model(d_model: int) -> None:
-    assert standard_config(512, 64, d_model=d_model, n_layers=1).attention.n_heads >= 1
+    assert standard_config(512, 64, d_model=d_model, n_layers=1).layers[0].attention.n_heads >= 1
 
 
 @pytest.mark.parametrize(("d_model", "n_layers"), [(128, 4), (256, 4)])
@@ -75,8 +76,8 @@ def test_predicted_memory_is_what_training_takes(d_model: int, n_layers: int) ->
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         next_token(model, Batch(tokens, tokens, torch.zeros_like(tokens), positions))
-    states = 16 * config.parameters  # weights, gradients, two moments
-    actual = states + sum(kept.values()) - 4 * config.parameters  # the weights are among what is kept
+    states = 16 * count_parameters(config)  # weights, gradients, two moments
+    actual = states + sum(kept.values()) - 4 * count_parameters(config)  # the weights are among what is kept
     assert 0.6 * actual < planner.training_memory(config, rows * time) < 2 * actual
 
 

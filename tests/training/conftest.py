@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from athanor.base.randomness import generator
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
-from athanor.models.decoder import Decoder, build
+from athanor.models.build import build
+from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from athanor.models.decoder import Decoder
 from athanor.training.batches import DocumentPieces, PackedBatches
 
 VOCABULARY = 64
@@ -26,7 +27,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def make_model() -> Callable[[int], Decoder]:
-    config = ModelConfig(VOCABULARY, 16, 2, 32, AttentionConfig(2, 1, 8), MlpConfig(24))
+    config = ModelConfig(
+        VOCABULARY, 16, 32, (LayerConfig(AttentionConfig(2, 1, 8, qk_norm="head"), MlpConfig(24)),) * 2
+    )
     return lambda seed: build(config, seed)
 
 

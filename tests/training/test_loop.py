@@ -113,8 +113,8 @@ _PROCESS = """
 import os, sys
 from pathlib import Path
 import numpy as np, torch
-from athanor.models.config import AttentionConfig, MlpConfig, ModelConfig
-from athanor.models.decoder import build
+from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from athanor.models.build import build
 from athanor.training.batches import DocumentPieces, PackedBatches
 from athanor.training.loop import LoopConfig, SourceEnded, Trainer
 from athanor.training.objectives import next_token
@@ -137,7 +137,7 @@ os.replace, os.fsync, os.rmdir, os.unlink = dying(os.replace), dying(os.fsync), 
 os.open = dying(os.open)
 
 def make():
-    return build(ModelConfig(8, 8, 1, 16, AttentionConfig(1, 1, 8), MlpConfig(8)), 0)
+    return build(ModelConfig(8, 8, 16, (LayerConfig(AttentionConfig(1, 1, 8, qk_norm="head"), MlpConfig(8)),) * 1), 0)
 
 def train(folder):
     tokens = np.arange(300) % 7

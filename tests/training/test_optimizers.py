@@ -127,7 +127,7 @@ def test_weight_decay_never_works_against_the_step() -> None:
 
 def test_the_embedding_and_vectors_go_to_adam_and_the_matrices_to_muon(make_model: Callable[[int], Decoder]) -> None:
     optimizer = MuonAdamW(make_model(0), OptimizerConfig())
-    assert all(name == "embedding.weight" or "norm" in name for name in optimizer.singles)
+    assert all(name == "embedding.tokens.weight" or "norm" in name for name in optimizer.singles)
     assert sum(map(len, optimizer.stacks.values())) == 2 * 7
 
 

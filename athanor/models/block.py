@@ -1,0 +1,62 @@
+"""One layer: attention and feed-forward part, each added to what passes by, with norms where the placement says."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from athanor.models.attention import Attention, CrossAttention, LayerCache
+from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, NormConfig
+from athanor.models.latent_attention import LatentAttention
+from athanor.models.mlp import Mlp
+from athanor.models.moe import Moe
+from athanor.models.norm import norm
+from athanor.models.where import Where
+
+
+class Norms(nn.Module):
+    """The norms around one part of a layer: of its input, of its output, and of their sum."""
+
+    def __init__(self, d_model: int, config: NormConfig, placement: str) -> None:
+        super().__init__()
+        self.input = norm(d_model, config if placement in ("pre", "sandwich", "parallel") else None)
+        self.output = norm(d_model, config if placement in ("sandwich", "after") else None)
+        self.sum = norm(d_model, config if placement == "post" else None)
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, config: LayerConfig) -> None:
+        super().__init__()
+        attention, mlp, placement = config.attention, config.mlp, config.placement
+        self.parallel = placement.startswith("parallel")
+        self.attention_norms = Norms(d_model, config.norm, "pre" if self.parallel else placement)
+        self.attention = (
+            Attention(d_model, attention, config.norm)
+            if isinstance(attention, AttentionConfig)
+            else LatentAttention(d_model, attention)
+        )
+        if config.cross_attention is not None:
+            self.cross_norms = Norms(d_model, config.norm, placement)
+            self.cross_attention = CrossAttention(d_model, config.cross_attention)
+        self.mlp_norms = Norms(d_model, config.norm, placement)
+        self.mlp = Mlp(d_model, mlp) if isinstance(mlp, MlpConfig) else Moe(d_model, mlp)
+
+    def forward(
+        self,
+        x: Tensor,
+        where: Where,
+        cache: LayerCache | None = None,
+        bias: Tensor | None = None,
+        source: tuple[tuple[Tensor, Tensor], Tensor | None] | None = None,
+    ) -> Tensor:
+        """source: keys and values of an encoder's states for this layer, and their mask."""
+        norms = self.attention_norms
+        normed = norms.input(x)
+        mixed = norms.output(self.attention(normed, where, cache, bias))
+        if self.parallel:
+            shared = isinstance(self.mlp_norms.input, nn.Identity)
+            return x + mixed + self.mlp(normed if shared else self.mlp_norms.input(x))
+        x = norms.sum(x + mixed)
+        if source is not None:
+            x = self.cross_norms.sum(x + self.cross_attention(self.cross_norms.input(x), *source))
+        norms = self.mlp_norms
+        return norms.sum(x + norms.output(self.mlp(norms.input(x))))

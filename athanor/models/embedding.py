@@ -1,0 +1,59 @@
+"""From ids to the states of the first layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from athanor.base.errors import ModelError
+from athanor.models.config import ModelConfig
+from athanor.models.norm import norm
+from athanor.models.positions import sinusoids
+
+
+def table(rows: int, size: int) -> nn.Embedding:
+    """Made from a tensor, because drawing initial values on the meta device costs 1.5 s of imports (torch._dynamo)."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, size), freeze=False)
+
+
+class Embedding(nn.Module):
+    """tokens (batch, time) int64 → states (batch, time, d_model)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        embedding = config.embedding
+        self.config, size = embedding, embedding.size or config.d_model
+        self.tokens = table(config.vocab_size, size)
+        self.widen = nn.Linear(size, config.d_model, bias=embedding.widen_bias) if embedding.size else None
+        size = config.d_model if embedding.widen_first else size
+        self.positions = table(embedding.positions, size) if embedding.positions else None
+        self.types = table(embedding.token_types, size) if embedding.token_types else None
+        self.norm = norm(size, embedding.norm)
+
+    def forward(self, tokens: Tensor, positions: Tensor, types: Tensor | None = None) -> Tensor:
+        """positions: (batch, time) int. types: (batch, time) segments, 0 by default."""
+        config = self.config
+        x = self.tokens(tokens)
+        if config.scale != 1:
+            x = x * torch.tensor(config.scale, dtype=x.dtype)
+        if self.widen is not None and config.widen_first:
+            x = self.widen(x)
+        if self.positions is not None:
+            places = positions + config.position_offset
+            if int(places.max()) >= len(self.positions.weight):
+                most = len(self.positions.weight) - config.position_offset
+                raise ModelError(f"The text has {int(positions.max()) + 1} tokens; this model has {most} positions.")
+            x = x + self.positions(places)
+        if config.sinusoidal:
+            x = x + sinusoids(int(positions.max()) + 1 + config.position_offset, x.shape[-1])[
+                positions + config.position_offset
+            ].to(x)
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
+        x = self.norm(x)
+        return x if self.widen is None or config.widen_first else self.widen(x)
+
+    def scores(self, states: Tensor) -> Tensor:
+        """How well each token fits the states, for a head that shares the matrix."""
+        return F.linear(states, self.tokens.weight)

@@ -1,0 +1,45 @@
+"""The encoder: every token sees the whole text. Its heads predict hidden words, or say what two sentences have to do
+with each other (BERT, Devlin et al. 2019).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from athanor.models.config import ModelConfig
+from athanor.models.head import Head
+from athanor.models.stack import Stack
+from athanor.models.where import Where
+
+
+class Encoder(Stack):
+    """tokens (batch, time) int64 → masked-word logits (batch, time, vocab_size); `encode` gives the states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.head = Head(config) if config.head else None
+        self.pooler = nn.Linear(config.d_model, config.d_model) if config.pooler else None
+        self.next_sentence = nn.Linear(config.d_model, 2) if config.next_sentence else None
+
+    def encode(self, tokens: Tensor, attention_mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+        """The final states (batch, time, d_model). attention_mask: (batch, time), 0 for padding. types: segments."""
+        valid = None if attention_mask is None else attention_mask.bool()
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        if self.config.embedding.positions_from_text and valid is not None:
+            positions = (valid.long().cumsum(-1) - 1).clamp(min=0)
+        where = Where(positions, causal=False, valid=None if valid is None or valid.all() else valid)
+        return super().forward(tokens, where, types=types)
+
+    def pool(self, states: Tensor) -> Tensor:
+        """The first token's state, through a dense layer and tanh: (batch, d_model)."""
+        if self.pooler is None:
+            raise ValueError("this encoder has no pooler")
+        return self.pooler(states[:, 0]).tanh()
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, **text: Any) -> Tensor:  # type: ignore[override]
+        if self.head is None:
+            raise ValueError("this encoder has no head; ask it to `encode`")
+        return self.head(self.encode(tokens, attention_mask, **text), self.embedding)

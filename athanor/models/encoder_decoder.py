@@ -1,0 +1,82 @@
+"""Encoder and decoder together: one reads a source, the other writes a target and looks at what was read (Vaswani et
+al. 2017; T5, Raffel et al. 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from athanor.models.attention import CrossAttention
+from athanor.models.cache import Cache
+from athanor.models.config import EncoderDecoderConfig
+from athanor.models.head import Head
+from athanor.models.stack import Stack
+from athanor.models.where import Where
+
+
+class EncoderDecoder(nn.Module):
+    """source (batch, time) and target (batch, time') int64 → logits (batch, time', vocab_size) of each next target
+    token.
+
+    The target begins with `config.start_id`; see `shifted`.
+    """
+
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Stack(config.encoder)
+        self.decoder = Stack(config.decoder, self.encoder.embedding if config.shared_embedding else None)
+        self.head = Head(config.decoder)
+
+    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        """States (batch, time, d_model). source_mask: (batch, time), 0 for padding."""
+        positions = torch.arange(source.shape[1], device=source.device).expand_as(source)
+        return self.encoder(source, Where(positions, causal=False, valid=_some(source_mask)))
+
+    def read(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each decoder layer's keys and values of the source; made once, and used for every token written."""
+        layers: Sequence[CrossAttention] = [block.cross_attention for block in self.decoder.blocks]  # type: ignore
+        return [layer.read(states) for layer in layers]
+
+    def decode(
+        self,
+        target: Tensor,
+        source: Sequence[tuple[Tensor, Tensor]],
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits of each next token. source: as `read` gives it. target_mask: (batch, all target tokens so far)."""
+        before = cache.length if cache else 0
+        batch, time = target.shape
+        positions = torch.arange(before, before + time, device=target.device)
+        where = Where(
+            positions.expand(batch, time),
+            causal=True,
+            slots=positions[None] if before else None,
+            attended=before + time,
+            valid=_some(target_mask),
+        )
+        allowed = _some(source_mask)
+        allowed = None if allowed is None else allowed[:, None, None, :]
+        states = self.decoder(target, where, cache.layers if cache else None, None, source, allowed)
+        if cache:
+            cache.length += time
+        return self.head(states, self.decoder.embedding)
+
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> Tensor:
+        return self.decode(target, self.read(self.encode(source, source_mask)), source_mask, target_mask)
+
+    def shifted(self, target: Tensor) -> Tensor:
+        """What the decoder is given to predict `target`: the same, one place later, after the start token."""
+        return torch.cat([torch.full_like(target[:, :1], self.config.start_id), target[:, :-1]], dim=1)
+
+
+def _some(mask: Tensor | None) -> Tensor | None:
+    """None where nothing is padding."""
+    return None if mask is None or mask.bool().all() else mask.bool()

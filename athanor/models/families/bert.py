@@ -1,0 +1,112 @@
+"""BERT: post-norms, learned positions and segments; with its heads for masked words and for the next sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from athanor.models.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    HeadConfig,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    NormConfig,
+)
+from athanor.models.families.family import Family
+from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.weights import Rule, parameter, same
+
+_MASKED, _BOTH, _BARE = "BertForMaskedLM", "BertForPreTraining", "BertModel"
+
+
+def layer_of(keys: Keys) -> LayerConfig:
+    """A layer as BERT and its heirs write it."""
+    d_model, n_heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
+    activation = keys.activation("hidden_act", "gelu")
+    keys.fixed(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    return LayerConfig(
+        AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=True, output_bias=True),
+        MlpConfig(keys.whole("intermediate_size"), activation, gated=False, bias=True),
+        NormConfig(keys.number("layer_norm_eps", 1e-12), "layer", bias=True),
+        "post",
+    )
+
+
+def _read(keys: Keys) -> ModelConfig:
+    layer, length = layer_of(keys), keys.whole("max_position_embeddings", 512)
+    tied = keys.flag("tie_word_embeddings", True)
+    return ModelConfig(
+        keys.whole("vocab_size"),
+        keys.whole("hidden_size"),
+        length,
+        (layer,) * keys.whole("num_hidden_layers"),
+        EmbeddingConfig(positions=length, token_types=keys.whole("type_vocab_size", 2), norm=layer.norm),
+        norm=None,
+        head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),  # type: ignore
+        causal=False,
+        pooler=keys.architecture != _MASKED,
+        next_sentence=keys.architecture == _BOTH,
+        family="bert",
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The keys that BERT's heirs share."""
+    layer = config.layers[0]
+    assert isinstance(layer.mlp, MlpConfig)
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": layer.attention.n_heads,
+        "intermediate_size": layer.mlp.d_ff,
+        "hidden_act": next(name for name, kind in ACTIVATION_NAMES.items() if kind == layer.mlp.activation),
+        "max_position_embeddings": config.embedding.positions,
+        "type_vocab_size": config.embedding.token_types,
+        "layer_norm_eps": layer.norm.epsilon,
+        "tie_word_embeddings": config.head is None or config.head.tied,
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    architecture = _BARE if config.head is None else _BOTH if config.next_sentence else _MASKED
+    return write(config) | {"architectures": [architecture]}
+
+
+def rules(prefix: str) -> list[Rule]:
+    """The names of BERT's heirs but for their heads."""
+    layer, embedding = f"{prefix}encoder.layer.*", f"{prefix}embeddings"
+    return [
+        *same("embedding.tokens", f"{embedding}.word_embeddings"),
+        *same("embedding.positions", f"{embedding}.position_embeddings"),
+        *same("embedding.types", f"{embedding}.token_type_embeddings"),
+        *same("embedding.norm", f"{embedding}.LayerNorm"),
+        *same("blocks.*.attention.query", f"{layer}.attention.self.query"),
+        *same("blocks.*.attention.key", f"{layer}.attention.self.key"),
+        *same("blocks.*.attention.value", f"{layer}.attention.self.value"),
+        *same("blocks.*.attention.output", f"{layer}.attention.output.dense"),
+        *same("blocks.*.attention_norms.sum", f"{layer}.attention.output.LayerNorm"),
+        *same("blocks.*.mlp.up", f"{layer}.intermediate.dense"),
+        *same("blocks.*.mlp.down", f"{layer}.output.dense"),
+        *same("blocks.*.mlp_norms.sum", f"{layer}.output.LayerNorm"),
+        *same("pooler", f"{prefix}pooler.dense"),
+    ]
+
+
+def _rules(config: ModelConfig) -> list[Rule]:
+    head = "cls.predictions"
+    return [
+        *rules("bert."),
+        *same("head.dense", f"{head}.transform.dense"),
+        *same("head.norm", f"{head}.transform.LayerNorm"),
+        *parameter("head.bias", f"{head}.bias"),
+        *parameter("head.weight", f"{head}.decoder.weight"),
+        *same("next_sentence", "cls.seq_relationship"),
+    ]
+
+
+FAMILY = Family(
+    "bert", (_MASKED, _BOTH, _BARE), _read, _write, _rules, "bert.",
+    (r".*embeddings\.position_ids", r"cls\.predictions\.decoder\.(weight|bias)"),
+)  # fmt: skip

@@ -1,0 +1,155 @@
+"""Reading a `config.json` so that nothing in it is silently ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from athanor.base.errors import ModelError
+from athanor.models.config import Activation, RopeConfig, RopeScaling
+
+# Keys without an effect on what is computed here, in any family.
+_WITHOUT_EFFECT = {
+    "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "_name_or_path",
+    "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "id2label", "label2id",
+    "problem_type", "task_specific_params", "attn_implementation", "_attn_implementation", "gradient_checkpointing",
+    "pretraining_tp", "tokenizer_class", "prefix", "decoder_start_token_id", "finetuning_task", "auto_map",
+    "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",
+    "attention_probs_dropout_prob", "dropout", "activation_dropout", "classifier_dropout", "layerdrop", "dropout_rate",
+}  # fmt: skip
+
+ACTIVATION_NAMES: dict[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu_squared",
+    "quick_gelu": "quick_gelu", "tanh": "tanh",
+}  # fmt: skip
+
+
+class Keys:
+    """The settings of a `config.json`, taken one by one; `finish` refuses what was not taken.
+
+    place: the file, for messages. architecture: the one that is read.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], place: str, architecture: str) -> None:
+        self.settings, self.place, self.architecture = dict(settings), place, architecture
+        self._taken: set[str] = set()
+
+    def take(self, name: str, default: Any = None, *, required: bool = False) -> Any:
+        """The setting, or `default` where it is absent or null."""
+        self._taken.add(name)
+        value = self.settings.get(name)
+        if value is None and required:
+            raise ModelError(f"{self.place} lacks {name}.")
+        return default if value is None else value
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A whole number; required unless there is a default."""
+        value = self.take(name, default, required=default is None)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ModelError(f"{self.place}: {name} = {value!r} is not a whole number.")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        value = self.take(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ModelError(f"{self.place}: {name} = {value!r} is not a number.")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise ModelError(f"{self.place}: {name} = {value!r} is neither true nor false.")
+        return value
+
+    def activation(self, name: str, default: str) -> Activation:
+        value = self.take(name, default)
+        if value not in ACTIVATION_NAMES:
+            raise ModelError(
+                f"{self.place}: {name} = {value!r} is not known.", f"Known: {', '.join(sorted(ACTIVATION_NAMES))}."
+            )
+        return ACTIVATION_NAMES[value]
+
+    def fixed(self, **accepted: Any) -> None:
+        """Settings that must be absent or have the one value that is computed here."""
+        for name, value in accepted.items():
+            if self.take(name, value) != value:
+                raise ModelError(
+                    f"{self.place}: {name} = {self.settings[name]!r} is not supported for {self.architecture}.",
+                    f"Supported: {value!r}.",
+                )
+
+    def ignore(self, *names: str) -> None:
+        """Settings that are known to have no effect here."""
+        self._taken.update(names)
+
+    def rope(self, default_theta: float = 10_000.0, share: float = 1.0, nested: str | None = None) -> RopeConfig:
+        """`rope_parameters`, or the older `rope_theta`, `rope_scaling`, `partial_rotary_factor`. nested: the kind of
+        layer whose parameters are wanted, where each has its own.
+        """
+        found = self.take("rope_parameters") or self.take("rope_scaling") or {}
+        self.ignore("rope_scaling", "rope_theta", "partial_rotary_factor")
+        if nested is not None and isinstance(found.get(nested), dict):
+            found = found[nested]
+        if not isinstance(found, dict):
+            raise ModelError(f"{self.place}: rope_parameters = {found!r} cannot be read.")
+        theta = found.get("rope_theta") or self.number("rope_theta", default_theta)
+        share = found.get("partial_rotary_factor") or self.number("partial_rotary_factor", share)
+        return RopeConfig(float(theta), float(share), scaling=self._scaling(found))
+
+    def _scaling(self, found: Mapping[str, Any]) -> RopeScaling | None:
+        kind = found.get("rope_type", found.get("type", "default"))
+        longest: Any = self.settings.get("max_position_embeddings")
+        original: Any = found.get("original_max_position_embeddings") or self.settings.get(
+            "original_max_position_embeddings"
+        )
+        try:
+            match kind:
+                case "default":
+                    return None
+                case "linear" | "dynamic":
+                    return RopeScaling(kind, found["factor"], longest or 2048)
+                case "llama3":
+                    low, high = found["low_freq_factor"], found["high_freq_factor"]
+                    return RopeScaling("llama3", found["factor"], original or longest, low, high)
+                case "yarn":
+                    factor = found.get("factor") or longest / original
+                    return RopeScaling(
+                        "yarn", factor, original or longest, found.get("beta_slow") or 1, found.get("beta_fast") or 32,
+                        _yarn_attention(found, factor), found.get("truncate", True),
+                    )  # fmt: skip
+                case "longrope":
+                    factor = longest / original if original and longest else found.get("factor", 1.0)
+                    return RopeScaling(
+                        "longrope", factor, original or longest, attention_factor=found.get("attention_factor"),
+                        short_factors=tuple(found["short_factor"]), long_factors=tuple(found["long_factor"]),
+                    )  # fmt: skip
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{self.place}: the rope parameters of kind {kind!r} are incomplete ({error}).") from None
+        raise ModelError(
+            f"{self.place}: rope type {kind!r} is not known.",
+            "Known: default, linear, dynamic, llama3, yarn, longrope.",
+        )
+
+    def finish(self) -> None:
+        """Raises ModelError for a setting that was not read and is not off."""
+        for name, value in self.settings.items():
+            if name not in self._taken and name not in _WITHOUT_EFFECT and value not in (None, False, {}, [], ""):
+                raise ModelError(
+                    f"{self.place} has a setting that {self.architecture} is not known to have: {name} = {value!r}.",
+                    "It would change the model in a way not known here.",
+                )
+
+
+def _yarn_attention(found: Mapping[str, Any], factor: float) -> float | None:
+    """YaRN's factor of cosines and sines; None for the usual one. DeepSeek gives two numbers whose ratio it is."""
+    import math
+
+    def growth(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    given, scale, all_dims = found.get("attention_factor"), found.get("mscale"), found.get("mscale_all_dim")
+    if given is not None:
+        return float(given)
+    return growth(scale) / growth(all_dims) if scale and all_dims else None

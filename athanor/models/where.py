@@ -1,0 +1,111 @@
+"""Where the tokens of a forward pass stand, and what each may attend to.
+
+All layers of a model share one `Where`; what several of them need (rotary angles, masks) is made once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from athanor.models.config import Alibi, RopeConfig
+from athanor.models.positions import alibi_slopes
+from athanor.models.rope import rotary_angles
+
+T = TypeVar("T")
+
+
+class Where:
+    """positions: (batch, time) int, of the tokens. slots: (batch or 1, time), their places among the keys, and
+    `attended`, the number of keys; without a cache simply 0 … time − 1. valid: (batch, attended) bool, keys that are no
+    padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of all of
+    these.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        *,
+        causal: bool,
+        slots: Tensor | None = None,
+        attended: int | None = None,
+        valid: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.positions, self.causal, self.valid = positions, causal, valid
+        self.document_ids, self.given = document_ids, mask
+        time = positions.shape[1]
+        self.slots = torch.arange(time, device=positions.device)[None] if slots is None else slots
+        self.attended = time if attended is None else attended
+        self._continues = slots is not None
+        self._kept: dict[Hashable, object] = {}
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]  # type: ignore[return-value]
+
+    def angles(self, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
+        return self._once(("angles", rope, dim), lambda: rotary_angles(self.positions, dim, rope))
+
+    def mask(self, window: int | None = None) -> Tensor | None:
+        """(batch or 1, 1, time, attended) bool, True where attended; None where `is_causal` says all."""
+        return self._once(("mask", window), lambda: self._mask(window))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a mask of None means the triangle."""
+        return self.causal and self.positions.shape[1] > 1
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        reaches = window is None or window >= self.attended
+        if self.given is not None:
+            return self.given if reaches else self.given & self._near(window)
+        parts = []
+        if self.causal and (self._continues or not reaches or self.valid is not None or self.document_ids is not None):
+            parts.append(self.distance() >= 0)
+        if not reaches:
+            parts.append(self._near(window))
+        if self.valid is not None:
+            parts.append(self.valid[:, None, None, :])
+        if self.document_ids is not None:
+            parts.append((self.document_ids[:, :, None] == self.document_ids[:, None, :])[:, None])
+        if not parts:
+            return None
+        allowed = parts[0]
+        for part in parts[1:]:
+            allowed = allowed & part
+        if self.valid is not None:  # a padding token would attend to nothing, and give what is no number
+            allowed = allowed | ((self.distance() == 0) & ~self.valid[:, None, None, :])
+        return allowed
+
+    def distance(self) -> Tensor:
+        """(batch or 1, 1, time, attended): how far back a key lies."""
+        keys = torch.arange(self.attended, device=self.positions.device)
+        return (self.slots[:, :, None] - keys)[:, None]
+
+    def _near(self, window: int | None) -> Tensor:
+        """Within the window: only backwards where causal, to both sides in an encoder."""
+        assert window is not None
+        return (self.distance() < window) if self.causal else (self.distance().abs() <= window // 2)
+
+    def bias(self, window: int | None, alibi: Alibi, n_heads: int, scale: float) -> Tensor:
+        """The scores' additive bias (batch or 1, heads, time, attended), −inf where nothing may be attended to."""
+        return self._once(("alibi", window, alibi, n_heads), lambda: self._alibi(window, n_heads, scale, alibi))
+
+    def _alibi(self, window: int | None, n_heads: int, scale: float, alibi: Alibi) -> Tensor:
+        slopes = alibi_slopes(n_heads).to(self.positions.device)[:, None, None] * (scale if alibi.scaled else 1.0)
+        return self.masked(-slopes * self.distance().float(), window)
+
+    def masked(self, bias: Tensor, window: int | None = None) -> Tensor:
+        """`bias` (batch or 1, heads, time, attended) with −inf where nothing may be attended to."""
+        allowed = self.mask(window)
+        if allowed is None:
+            if not self.is_causal:
+                return bias
+            allowed = self.distance() >= 0
+        return bias.masked_fill(~allowed, -torch.inf)

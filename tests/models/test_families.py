@@ -1,0 +1,246 @@
+"""Every family against its reference in transformers: logits, padding on both sides, the cache, and the way back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import athanor.models as models
+from athanor.models.cache import Cache
+
+transformers = pytest.importorskip("transformers")
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+PLAIN = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
+OPT: dict[str, Any] = {name: value for name, value in PLAIN.items() if name != "intermediate_size"} | {"ffn_dim": 80}
+BLOOM: dict[str, Any] = {"vocab_size": 96, "hidden_size": 48, "n_layer": 3, "n_head": 6}
+FALCON: dict[str, Any] = {name: value for name, value in PLAIN.items() if name != "intermediate_size"}
+GPT2: dict[str, Any] = {"vocab_size": 96, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "longrope": {
+        "rope_type": "longrope", "short_factor": [1.0 + i / 9 for i in range(6)],
+        "long_factor": [1.0 + i for i in range(6)], "original_max_position_embeddings": 16,
+    },
+}  # fmt: skip
+MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 40}
+DEEPSEEK: dict[str, Any] = {
+    **SMALL, **MOE, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "kv_lora_rank": 16, "q_lora_rank": 24,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10, "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "gpt2, untied, wide": ("GPT2LMHeadModel", {**GPT2, "n_inner": 100, "tie_word_embeddings": False}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {**PLAIN, "hidden_size": 64}),
+    "gpt_neox, in sequence": ("GPTNeoXForCausalLM", {
+        **PLAIN, "rotary_pct": 1.0, "use_parallel_residual": False, "attention_bias": False}),
+    "opt": ("OPTForCausalLM", {**OPT, "word_embed_proj_dim": 48}),
+    "opt, 350M": ("OPTForCausalLM", {**OPT, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    "bloom": ("BloomForCausalLM", BLOOM),
+    "falcon, one key–value head": ("FalconForCausalLM", FALCON),
+    "falcon, groups": ("FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, ALiBi": ("FalconForCausalLM", {
+        **FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_kv_heads": 4}),
+    "gpt_bigcode": ("GPTBigCodeForCausalLM", GPT2),
+    "gpt_bigcode, many": ("GPTBigCodeForCausalLM", {**GPT2, "multi_query": False}),
+    "llama": ("LlamaForCausalLM", SMALL),
+    "llama, odd head": ("LlamaForCausalLM", {**SMALL, "head_dim": 20, "attention_bias": True, "mlp_bias": True}),
+    "llama, one key–value head, tied": ("LlamaForCausalLM", {
+        **SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    **{f"llama, {kind}": ("LlamaForCausalLM", {**SMALL, "rope_parameters": {"rope_theta": 1e4, **scaling}})
+       for kind, scaling in SCALINGS.items()},
+    "mistral": ("MistralForCausalLM", {**SMALL, "sliding_window": 7}),
+    "mistral, no window": ("MistralForCausalLM", {**SMALL, "sliding_window": None}),
+    "mixtral": ("MixtralForCausalLM", {**SMALL, "num_local_experts": 5}),
+    "qwen2": ("Qwen2ForCausalLM", SMALL),
+    "qwen2, windows": ("Qwen2ForCausalLM", {
+        **SMALL, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("Qwen3ForCausalLM", {**SMALL, "head_dim": 16}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {
+        **SMALL, **MOE, "num_experts": 6, "head_dim": 16, "mlp_only_layers": [1], "norm_topk_prob": True}),
+    "gemma": ("GemmaForCausalLM", {**SMALL, "head_dim": 16}),
+    "gemma2": ("Gemma2ForCausalLM", {**SMALL, "head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 20}),
+    "gemma3": ("Gemma3ForCausalLM", {
+        **SMALL, "num_hidden_layers": 7, "head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 20}),
+    "phi3": ("Phi3ForCausalLM", SMALL),
+    "phi3, long": ("Phi3ForCausalLM", {
+        **SMALL, "original_max_position_embeddings": 16,
+        "rope_parameters": {"rope_theta": 1e4, **SCALINGS["longrope"]}}),
+    "olmo2": ("Olmo2ForCausalLM", SMALL),
+    "glm4": ("Glm4ForCausalLM", {**SMALL, "head_dim": 16}),
+    "smollm3": ("SmolLM3ForCausalLM", {**SMALL, "num_hidden_layers": 5}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", DEEPSEEK),
+    "deepseek_v3, YaRN": ("DeepseekV3ForCausalLM", {
+        **DEEPSEEK, "q_lora_rank": None,
+        "rope_parameters": {"rope_theta": 1e4, **SCALINGS["yarn"], "mscale": 1.0, "mscale_all_dim": 0.7}}),
+}  # fmt: skip
+
+
+def reference(architecture: str, settings: dict[str, Any], seed: int = 0) -> Any:
+    """A small model with every parameter perturbed, so that none is neutral."""
+    torch.manual_seed(seed)
+    kind = getattr(transformers, architecture)
+    model = kind(kind.config_class(**settings)).eval()
+    for _, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and "inv_freq" not in _ and "scale" not in _:
+            tensor.data += 0.1 * torch.randn_like(tensor)
+    return model
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def pair(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """Theirs, ours, and the folder between them."""
+    architecture, settings = DECODERS[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    theirs = reference(architecture, settings)
+    theirs.save_pretrained(folder)
+    return theirs, models.load(folder), folder
+
+
+def tokens(rows: int = 2, time: int = 24) -> Tensor:
+    return torch.randint(3, 96, (rows, time), generator=torch.Generator().manual_seed(1))
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@torch.inference_mode()
+def test_logits(pair: Any) -> None:
+    theirs, ours, _ = pair
+    assert_close(ours(tokens()), theirs(tokens()).logits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding(pair: Any, side: str) -> None:
+    theirs, ours, _ = pair
+    ids, mask = tokens(), torch.ones(2, 24, dtype=torch.long)
+    mask[0, slice(0, 5) if side == "left" else slice(19, None)] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    accepted = {"position_ids": positions} if "position_ids" in inspect.signature(theirs.forward).parameters else {}
+    wanted = theirs(ids, attention_mask=mask, **accepted).logits
+    kept = mask.bool()
+    assert_close(ours(ids, attention_mask=mask)[kept], wanted[kept])
+
+
+@torch.inference_mode()
+def test_the_cache_step_by_step(pair: Any) -> None:
+    _, ours, _ = pair
+    ids = tokens()
+    whole, cache = ours(ids), Cache(ours.config.n_layers)
+    parts = [ours(ids[:, :9], cache=cache)] + [ours(ids[:, i : i + 1], cache=cache) for i in range(9, 24)]
+    if isinstance(getattr(ours.config.layers[0].attention.position, "scaling", None), object):
+        kind = getattr(getattr(ours.config.layers[0].attention.position, "scaling", None), "kind", None)
+        if kind in ("dynamic", "longrope"):
+            pytest.skip("its angles depend on the length so far")
+    assert_close(torch.cat(parts, 1), whole)
+
+
+@torch.inference_mode()
+def test_there_and_back(pair: Any, tmp_path: Path) -> None:
+    theirs, ours, _ = pair
+    models.save(ours, tmp_path)
+    again = type(theirs).from_pretrained(tmp_path)
+    assert_close(again(tokens()).logits, theirs(tokens()).logits)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [type(theirs).__name__]
+
+
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert, masked words": ("BertForMaskedLM", PLAIN),
+    "bert, both heads": ("BertForPreTraining", {**PLAIN, "hidden_act": "relu"}),
+    "bert, bare": ("BertModel", PLAIN),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoders(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    architecture, settings = ENCODERS[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    theirs = reference(architecture, settings)
+    theirs.save_pretrained(folder)
+    return theirs, models.load(folder)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_encoders(encoders: Any, side: str | None, tmp_path: Path) -> None:
+    """States, heads and the pooled first token, with padding; and back."""
+    theirs, ours = encoders
+    ids, mask, types = tokens(), torch.ones(2, 24, dtype=torch.long), torch.arange(24).expand(2, 24) // 12
+    if side:
+        mask[0, slice(0, 5) if side == "left" else slice(19, None)] = 0
+    kept = mask.bool()
+    for model in (theirs, None):
+        if model is None:
+            models.save(ours, tmp_path)
+            model = type(theirs).from_pretrained(tmp_path)
+        wanted = model(ids, attention_mask=mask, token_type_ids=types, output_hidden_states=True)
+        states = ours.encode(ids, mask, types)
+        assert_close(states[kept], wanted.hidden_states[-1][kept])
+        logits = wanted.get("logits", wanted.get("prediction_logits"))
+        if logits is not None:
+            assert_close(ours(ids, mask, types=types)[kept], logits[kept])
+        if ours.pooler is not None and side != "left":
+            if (pooled := wanted.get("pooler_output")) is not None:
+                assert_close(ours.pool(states), pooled)
+            if (next_sentence := wanted.get("seq_relationship_logits")) is not None:
+                assert_close(ours.next_sentence(ours.pool(states)), next_sentence)
+
+
+T5: dict[str, Any] = {
+    "vocab_size": 96, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "decoder_start_token_id": 0,
+}  # fmt: skip
+PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5ForConditionalGeneration", T5),
+    "t5 1.1": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pairs(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    architecture, settings = PAIRS[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    theirs = reference(architecture, settings)
+    theirs.save_pretrained(folder)
+    return theirs, models.load(folder)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("padded", [False, True])
+def test_encoder_decoders(pairs: Any, padded: bool, tmp_path: Path) -> None:
+    """States of the source, logits of the target, the cache step by step, and back."""
+    theirs, ours = pairs
+    source, target, mask = tokens(), tokens(time=15), torch.ones(2, 24, dtype=torch.long)
+    if padded:
+        mask[0, 19:] = 0
+    wanted = theirs(source, attention_mask=mask, decoder_input_ids=target)
+    assert_close(ours.encode(source, mask)[mask.bool()], wanted.encoder_last_hidden_state[mask.bool()])
+    logits = ours(source, target, mask)
+    assert_close(logits, wanted.logits)
+    read, cache = ours.read(ours.encode(source, mask)), Cache(ours.config.decoder.n_layers)
+    steps = [ours.decode(target[:, i : i + 1], read, mask, cache=cache) for i in range(15)]
+    assert_close(torch.cat(steps, 1), logits)
+    models.save(ours, tmp_path)
+    again = type(theirs).from_pretrained(tmp_path)
+    assert_close(again(source, attention_mask=mask, decoder_input_ids=target).logits, wanted.logits)
