@@ -20,7 +20,7 @@ from _rows import row
 from athanor.base.machine import measure, usable_cores
 from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig, standard_config
-from athanor.models.families.qwen3 import write_config
+from athanor.models.families import write_config
 from athanor.science.planner import measure_training
 
 ISSUE = "A"
