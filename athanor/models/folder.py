@@ -7,8 +7,10 @@ The tokenizer's files are written beside these by the tokenizer itself. Nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +95,8 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
     model = empty(config)
-    with _open_weights(folder) as files:
-        state = _read_weights(model, files, family, dtype, torch.device(device))
+    with _open_weights(folder) as weights:
+        state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -113,12 +115,19 @@ def _depth(config: Config) -> int:
     return max(config.encoder.n_layers, config.decoder.n_layers)
 
 
+@dataclass
+class Weights:
+    """place: where they come from, for messages. get: what reads each, by its name there."""
+
+    place: Path
+    get: dict[str, Callable[[], Tensor]]
+
+
 @contextmanager
-def _open_weights(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
-    """Tensor names → the file that holds each, open."""
+def _open_weights(folder: Path) -> Iterator[Weights]:
     index = folder / INDEX
     paths = _shards(index) if index.is_file() else [folder / WEIGHTS]
-    found: dict[str, tuple[Path, Any]] = {}
+    found = Weights(index if index.is_file() else paths[0], {})
     with ExitStack() as stack:
         for path in paths:
             try:
@@ -128,7 +137,7 @@ def _open_weights(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
                 raise ModelError(f"{path} {reason}.") from None
             except (SafetensorError, OSError) as error:
                 raise _invalid(path, error) from None
-            found |= dict.fromkeys(file.keys(), (path, file))
+            found.get |= {name: partial(_tensor, path, file, name) for name in file.keys()}  # noqa: SIM118, no mapping
         yield found
 
 
@@ -145,44 +154,54 @@ def _invalid(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path} is not a valid safetensors file ({error}).", "Copy it again; it may be cut short.")
 
 
-def _read_weights(
-    model: Model, files: dict[str, tuple[Path, Any]], family: Family, dtype: torch.dtype | None, device: torch.device
+def read_weights(
+    model: Model,
+    weights: Weights,
+    family: Family,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
+    """The model's state from the family's weights. Raises ModelError for one that is missing, or of another shape, or
+    that the family does not have.
+    """
     wanted = dict(model.named_parameters())
-    left = set(files)
-    bare = not any(name.startswith(family.prefix) for name in files)  # saved without a head, and without its prefix
+    left = set(weights.get)
+    bare = not any(name.startswith(family.prefix) for name in left)  # saved without a head, and without its prefix
     state = {}
     for rule in applicable(family.rules(model.config), wanted, _depth(model.config)):
         names = [name.removeprefix(family.prefix) if bare else name for name in rule.theirs]
-        made = rule.read([_tensor(files, name) for name in names])
+        if missing := [name for name in names if name not in weights.get]:
+            raise ModelError(f"{weights.place} lacks the weight {missing[0]}.")
+        try:
+            made = rule.read([weights.get[name]() for name in names])
+        except RuntimeError as error:
+            raise ModelError(f"{weights.place}: {names[0]} has a shape that does not fit ({error}).") from None
         left -= set(names)
         for ours, tensor in zip(rule.ours, made, strict=True):
             if tensor.shape != wanted[ours].shape:
                 raise ModelError(
-                    f"{files[names[0]][0]}: {names[0]} makes a weight of shape {tuple(tensor.shape)}, config.json says "
-                    f"{tuple(wanted[ours].shape)}."
+                    f"{weights.place}: {names[0]} makes a weight of shape {tuple(tensor.shape)}, its configuration "
+                    f"says {tuple(wanted[ours].shape)}."
+                )
+            if not torch.isfinite(tensor).all():
+                raise ModelError(
+                    f"{weights.place}: {names[0]} has values that are not numbers.", "The file is damaged."
                 )
             state[ours] = tensor.to(device, dtype or tensor.dtype)
     strange = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in family.unused)]
     if strange:
         raise ModelError(
-            f"{files[min(strange)][0]} holds weights that {family.architectures[0]} does not have: "
+            f"{weights.place} holds weights that {family.architectures[0]} does not have: "
             f"{', '.join(sorted(strange)[:3])}."
         )
     return state
 
 
-def _tensor(files: dict[str, tuple[Path, Any]], name: str) -> Tensor:
-    if name not in files:
-        place = next((path for path, _ in files.values()), None)
-        raise ModelError(f"{place} lacks the weight {name}.")
-    path, file = files[name]
+def _tensor(path: Path, file: Any, name: str) -> Tensor:
     try:
         tensor: Tensor = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise _invalid(path, error) from None
     if tensor.dtype not in _DTYPES:
         raise ModelError(f"{path}: {name} is stored as {tensor.dtype}.", "Read are float32, float16 and bfloat16.")
-    if not torch.isfinite(tensor).all():
-        raise ModelError(f"{path}: {name} has values that are not numbers.", "The file is damaged.")
     return tensor

@@ -1,0 +1,135 @@
+"""GGUF's block formats: how numbers are packed, and how they are unpacked.
+
+A tensor is a sequence of blocks of 32 or 256 numbers; each block has its own scale, and in some formats an offset. The
+layouts are llama.cpp's (ggml-quants.c); the tests compare with the package `gguf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Bytes = np.ndarray  # (blocks, bytes of a block) uint8
+Numbers = np.ndarray  # (blocks, numbers of a block) fp32
+
+_AT_A_TIME = 1 << 20  # numbers that are unpacked together: 4 MB
+
+
+@dataclass(frozen=True)
+class Format:
+    """numbers, size: numbers and bytes of a block. unpack: blocks → numbers, None where torch can read it as it is."""
+
+    name: str
+    numbers: int
+    size: int
+    unpack: Callable[[Bytes], Numbers] | None = None
+    dtype: torch.dtype | None = None
+
+
+def _half(data: Bytes, at: int) -> np.ndarray:
+    """(blocks, 1) fp32 from the two bytes at `at`."""
+    return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16).astype(np.float32)
+
+
+def _nibbles(data: Bytes) -> np.ndarray:
+    """(blocks, n) bytes → (blocks, 2n) uint8: all low halves, then all high halves."""
+    return np.concatenate([data & 0x0F, data >> 4], axis=1)
+
+
+def _fifth_bits(data: Bytes) -> np.ndarray:
+    """(blocks, 4) bytes → (blocks, 32) uint8 of 0 or 16."""
+    return np.unpackbits(data, axis=1, bitorder="little") << 4
+
+
+def _q4_0(data: Bytes) -> Numbers:
+    return (_nibbles(data[:, 2:]).astype(np.float32) - 8) * _half(data, 0)
+
+
+def _q4_1(data: Bytes) -> Numbers:
+    return _nibbles(data[:, 4:]).astype(np.float32) * _half(data, 0) + _half(data, 2)
+
+
+def _q5_0(data: Bytes) -> Numbers:
+    return ((_nibbles(data[:, 6:]) | _fifth_bits(data[:, 2:6])).astype(np.float32) - 16) * _half(data, 0)
+
+
+def _q5_1(data: Bytes) -> Numbers:
+    wide = (_nibbles(data[:, 8:]) | _fifth_bits(data[:, 4:8])).astype(np.float32)
+    return wide * _half(data, 0) + _half(data, 2)
+
+
+def _q8_0(data: Bytes) -> Numbers:
+    return data[:, 2:].view(np.int8).astype(np.float32) * _half(data, 0)
+
+
+def _six_bit_scales(packed: Bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(blocks, 12) bytes → eight scales and eight offsets of six bits each, (blocks, 8) fp32."""
+    first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([first & 63, (rest & 0x0F) | ((first >> 6) << 4)], axis=1)
+    offsets = np.concatenate([second & 63, (rest >> 4) | ((second >> 6) << 4)], axis=1)
+    return scales.astype(np.float32), offsets.astype(np.float32)
+
+
+def _with_scales(wide: np.ndarray, data: Bytes) -> Numbers:
+    """wide: (blocks, 8, 32) quantised numbers of Q4_K or Q5_K."""
+    scales, offsets = _six_bit_scales(data[:, 4:16])
+    scales, offsets = scales * _half(data, 0), offsets * _half(data, 2)
+    return (wide.astype(np.float32) * scales[:, :, None] - offsets[:, :, None]).reshape(len(data), 256)
+
+
+def _by_64(data: Bytes) -> np.ndarray:
+    """(blocks, 128) bytes → (blocks, 8, 32): of every 32 bytes the low halves, then the high ones."""
+    groups = data.reshape(len(data), 4, 32)
+    return np.stack([groups & 0x0F, groups >> 4], axis=2).reshape(len(data), 8, 32)
+
+
+def _q4_k(data: Bytes) -> Numbers:
+    return _with_scales(_by_64(data[:, 16:]), data)
+
+
+def _q5_k(data: Bytes) -> Numbers:
+    bits = (data[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    return _with_scales(_by_64(data[:, 48:]) | (bits << 4), data)
+
+
+def _q6_k(data: Bytes) -> Numbers:
+    low = data[:, :128].reshape(-1, 2, 2, 32)  # (blocks, half, pair, 32)
+    high = data[:, 128:192].reshape(-1, 2, 1, 32)
+    low = np.stack([low[:, :, 0] & 0x0F, low[:, :, 1] & 0x0F, low[:, :, 0] >> 4, low[:, :, 1] >> 4], axis=2)
+    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
+    wide = (low | (((high >> shifts) & 3) << 4)).astype(np.float32) - 32
+    scales = data[:, 192:208].view(np.int8).astype(np.float32) * _half(data, 208)
+    return (wide.reshape(len(data), 16, 16) * scales[:, :, None]).reshape(len(data), 256)
+
+
+FORMATS: dict[int, Format] = {
+    0: Format("F32", 1, 4, dtype=torch.float32),
+    1: Format("F16", 1, 2, dtype=torch.float16),
+    2: Format("Q4_0", 32, 18, _q4_0),
+    3: Format("Q4_1", 32, 20, _q4_1),
+    6: Format("Q5_0", 32, 22, _q5_0),
+    7: Format("Q5_1", 32, 24, _q5_1),
+    8: Format("Q8_0", 32, 34, _q8_0),
+    12: Format("Q4_K", 256, 144, _q4_k),
+    13: Format("Q5_K", 256, 176, _q5_k),
+    14: Format("Q6_K", 256, 210, _q6_k),
+    30: Format("BF16", 1, 2, dtype=torch.bfloat16),
+}
+"""By their number in a file."""
+
+
+def unpack(data: np.ndarray, form: Format, shape: tuple[int, ...]) -> Tensor:
+    """The tensor of `shape` in `data` (bytes, uint8): fp32, or for plain formats their own type."""
+    if form.unpack is None:
+        assert form.dtype is not None
+        return torch.frombuffer(bytearray(data), dtype=form.dtype).view(shape)
+    blocks = data.reshape(-1, form.size)
+    numbers = np.empty((len(blocks), form.numbers), dtype=np.float32)
+    step = _AT_A_TIME // form.numbers
+    for start in range(0, len(blocks), step):
+        numbers[start : start + step] = form.unpack(blocks[start : start + step])
+    return torch.from_numpy(numbers.reshape(shape))
