@@ -19,8 +19,11 @@ from athanor.engine.locate import find_model
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
+from athanor.models.gguf.load import model_of
+from athanor.models.gguf.reader import GgufFile
 from athanor.tokenizer import StreamDecoder, Tokenizer
 from athanor.tokenizer.chat import render
+from athanor.tokenizer.foreign import ForeignTokenizer, from_folder, from_gguf
 
 Message = Mapping[str, Any]
 
@@ -53,7 +56,9 @@ class LanguageModel:
     defaults.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, defaults: Sampling | None = None) -> None:
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer | ForeignTokenizer, defaults: Sampling | None = None
+    ) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}.",
@@ -129,7 +134,7 @@ class LanguageModel:
 class _Gathered:
     """One answer under way."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], prompt_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | ForeignTokenizer, stop_ids: frozenset[int], prompt_tokens: int) -> None:
         self.decoder, self.stop_ids, self.prompt_tokens = StreamDecoder(tokenizer), stop_ids, prompt_tokens
         self.tokens: list[int] = []
         self.texts: list[str] = []
@@ -161,12 +166,18 @@ class _Gathered:
 
 
 def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel:
-    """Loads a model folder, or the last model of a run by the run's name or folder.
+    """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
-    folder = find_model(name)
-    return LanguageModel(load_decoder(folder, dtype), Tokenizer.load(folder), _defaults(folder))
+    place = find_model(name)
+    if place.suffix == ".gguf":
+        file = GgufFile(place)
+        foreign = from_gguf(file.metadata, str(place))
+        return LanguageModel(model_of(file, dtype), foreign, Sampling(suppress_tokens=foreign.never_said))
+    ours = (place / "athanor.json").is_file() or not (place / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.load(place) if ours else from_folder(place)
+    return LanguageModel(load_decoder(place, dtype), tokenizer, _defaults(place))
 
 
 def _defaults(folder: Path) -> Sampling:

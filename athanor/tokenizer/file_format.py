@@ -31,11 +31,11 @@ def _spell(token: bytes) -> str:
     return "".join(_LETTERS[byte] for byte in token)
 
 
-def _unspell(text: str) -> bytes:
+def unspell(text: str) -> bytes:
     return bytes(_BYTES[letter] for letter in text)
 
 
-def _byte_level(role: str) -> dict[str, Any]:
+def byte_level(role: str) -> dict[str, Any]:
     return {"type": role, "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 
 
@@ -43,7 +43,7 @@ _PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
-        _byte_level("ByteLevel"),
+        byte_level("ByteLevel"),
     ],
 }
 
@@ -65,7 +65,7 @@ def to_document(
         "normalizer": None,
         "pre_tokenizer": _PRE_TOKENIZER,
         "post_processor": None,
-        "decoder": _byte_level("ByteLevel"),
+        "decoder": byte_level("ByteLevel"),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -119,7 +119,7 @@ def _parse(document: dict[str, Any]) -> tuple[list[bytes], list[tuple[bytes, byt
     if document.get("post_processor") is not None:
         raise _other_kind("it adds tokens around a text (post_processor)")
     tokens = _ordinary_tokens(model["vocab"])
-    merges = [(_unspell(left), _unspell(right)) for left, right in model["merges"]]
+    merges = [(unspell(left), unspell(right)) for left, right in model["merges"]]
     return tokens, merges, _control_names(document["added_tokens"], len(tokens))
 
 
@@ -134,7 +134,7 @@ def _ordinary_tokens(vocabulary: dict[str, int]) -> list[bytes]:
     by_id = sorted(vocabulary.items(), key=lambda item: item[1])
     if [index for _, index in by_id] != list(range(len(by_id))):
         raise TokenizerError("The vocabulary's ids are not 0, 1, 2 … without gaps.")
-    return [_unspell(spelling) for spelling, _ in by_id]
+    return [unspell(spelling) for spelling, _ in by_id]
 
 
 def _control_names(added: list[dict[str, Any]], first_id: int) -> list[str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import codecs
 
+from athanor.tokenizer.foreign import ForeignTokenizer
 from athanor.tokenizer.tokenizer import Tokenizer
 
 
 class StreamDecoder:
     """What `push` returns, joined, followed by `finish()`, is exactly `tokenizer.decode` of all ids."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | ForeignTokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
