@@ -11,10 +11,10 @@ from athanor.models.gguf.architectures import ARCHITECTURES
 
 HEAD = """# Families of models
 
-Made by `python benchmarks/families_page.py`. Each family is a file in `athanor/models/families`: how its `config.json` is
-read and written, and how its weights are named; the forward pass is the same for all. Every row is compared with
-transformers in `tests/models/test_families.py`: logits, padding on both sides, the cache step by step, and the folder saved
-here and loaded there, within 1e-4 in fp32. A setting that a family is not known to have is refused by name.
+Made by `python benchmarks/families_page.py`. Each family is a file in `athanor/models/families`: how its `config.json`
+is read and written, and how its weights are named; the forward pass is the same for all. Every row is compared with
+transformers in `tests/models/test_families.py`: logits, padding on both sides, the cache step by step, and the folder
+saved here and loaded there, within 1e-4 in fp32. A setting that a family is not known to have is refused by name.
 
 | family | architectures | GGUF | what is special |
 |---|---|---|---|
