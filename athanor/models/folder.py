@@ -26,6 +26,7 @@ from athanor.models.families import Config, Family, families, read_config, write
 from athanor.models.families.weights import applicable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+Files = dict[str, tuple[Path, Any, str]]
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,7 +51,8 @@ def save_model(
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    write_json(folder / "config.json", {**write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype})
+    written = {**tokens, **write_config(model.config)}  # a family's own: what RoBERTa computes depends on padding
+    write_json(folder / "config.json", {**written, "dtype": dtype, "torch_dtype": dtype})
     write_json(
         folder / "generation_config.json",
         {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id},
@@ -114,11 +116,11 @@ def _depth(config: Config) -> int:
 
 
 @contextmanager
-def _open_weights(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
-    """Tensor names → the file that holds each, open."""
+def _open_weights(folder: Path) -> Iterator[Files]:
+    """Tensor names → the file that holds each, open, and its name there (BERT's first folders: gamma and beta)."""
     index = folder / INDEX
     paths = _shards(index) if index.is_file() else [folder / WEIGHTS]
-    found: dict[str, tuple[Path, Any]] = {}
+    found: Files = {}
     with ExitStack() as stack:
         for path in paths:
             try:
@@ -128,7 +130,11 @@ def _open_weights(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
                 raise ModelError(f"{path} {reason}.") from None
             except (SafetensorError, OSError) as error:
                 raise _invalid(path, error) from None
-            found |= dict.fromkeys(file.keys(), (path, file))
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                renamed = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                    "LayerNorm.beta", "LayerNorm.bias"
+                )
+                found[renamed] = (path, file, name)
         yield found
 
 
@@ -146,7 +152,7 @@ def _invalid(path: Path, error: Exception) -> ModelError:
 
 
 def _read_weights(
-    model: Model, files: dict[str, tuple[Path, Any]], family: Family, dtype: torch.dtype | None, device: torch.device
+    model: Model, files: Files, family: Family, dtype: torch.dtype | None, device: torch.device
 ) -> dict[str, Tensor]:
     wanted = dict(model.named_parameters())
     left = set(files)
@@ -172,13 +178,13 @@ def _read_weights(
     return state
 
 
-def _tensor(files: dict[str, tuple[Path, Any]], name: str) -> Tensor:
+def _tensor(files: Files, name: str) -> Tensor:
     if name not in files:
-        place = next((path for path, _ in files.values()), None)
+        place = next((path for path, _, _ in files.values()), None)
         raise ModelError(f"{place} lacks the weight {name}.")
-    path, file = files[name]
+    path, file, there = files[name]
     try:
-        tensor: Tensor = file.get_tensor(name)
+        tensor: Tensor = file.get_tensor(there)
     except (SafetensorError, OSError, ValueError) as error:
         raise _invalid(path, error) from None
     if tensor.dtype not in _DTYPES:
