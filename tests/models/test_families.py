@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import athanor.models as models
+from athanor.base.errors import ModelError
 from athanor.models.cache import Cache
+from athanor.models.families import read_config
 from athanor.models.sentences import embed
 
 transformers = pytest.importorskip("transformers")
@@ -280,6 +282,19 @@ def test_weights_beside_a_masked_word_head(architecture: str, tmp_path: Path) ->
     weights[f"{theirs.base_model_prefix}.embeddings.position_ids"] = torch.arange(64)[None]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_close(models.load(tmp_path)(tokens()), theirs(tokens()).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"inner_group_num": 2}, "inner_group_num"),
+        ({"num_hidden_groups": 7}, "7 groups"),
+        ({"gap_size": 1}, "gap_size"),
+    ],
+)
+def test_albert_refuses_what_it_would_compute_otherwise(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelError, match=word):
+        read_config({"architectures": ["AlbertModel"], **ALBERT, **changes}, "config.json")
 
 
 @torch.inference_mode()
