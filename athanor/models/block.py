@@ -28,7 +28,8 @@ class Block(nn.Module):
         super().__init__()
         attention, mlp, placement = config.attention, config.mlp, config.placement
         self.parallel = placement.startswith("parallel")
-        self.attention_norms = Norms(d_model, config.norm, "pre" if self.parallel else placement)
+        around = ("pre" if self.parallel else placement) if config.attention_norm else "none"
+        self.attention_norms = Norms(d_model, config.norm, around)
         self.attention = (
             Attention(d_model, attention, config.norm)
             if isinstance(attention, AttentionConfig)

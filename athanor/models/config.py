@@ -285,6 +285,7 @@ class LayerConfig:
     pre: x + f(norm(x)) (GPT-2, Llama). post: norm(x + f(x)) (the original Transformer, BERT). sandwich: x +
     norm(f(norm(x))) (Gemma 2). after: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + mlp(norm'(x))
     (GPT-NeoX); parallel_shared: with one norm for both (Falcon 7B). cross_attention: to an encoder's states.
+    attention_norm: False where attention has none, because its input is normed already (ModernBERT's first layer).
     """
 
     attention: AttentionConfig | LatentAttentionConfig
@@ -292,6 +293,7 @@ class LayerConfig:
     norm: NormConfig = field(default_factory=NormConfig)
     placement: Placement = "pre"
     cross_attention: AttentionConfig | None = None
+    attention_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.cross_attention is not None and self.placement not in ("pre", "post"):
@@ -305,7 +307,8 @@ class EmbeddingConfig:
     size: of a token's vector where it is not d_model; a matrix then widens it, after positions and norm (ALBERT) or
     before them (widen_first, OPT). scale: it is multiplied with. positions: rows of a learned table of positions, 0 for
     none; position_offset: where the first stands in it (OPT, RoBERTa); positions_from_text: padding on the left does
-    not count. sinusoidal: fixed sines and cosines instead (Vaswani et al. 2017). token_types: rows of a table of
+    not count; padding_id: this token does not count wherever it stands, and is itself placed before the first
+    (RoBERTa). sinusoidal: fixed sines and cosines instead (Vaswani et al. 2017). token_types: rows of a table of
     segments. norm: of the sum.
     """
 
@@ -316,6 +319,7 @@ class EmbeddingConfig:
     positions: int = 0
     position_offset: int = 0
     positions_from_text: bool = False
+    padding_id: int | None = None
     sinusoidal: bool = False
     token_types: int = 0
     norm: NormConfig | None = None
@@ -330,16 +334,26 @@ class EmbeddingConfig:
 @dataclass(frozen=True)
 class HeadConfig:
     """From states to logits. tied: the matrix is the embedding's. transform: a dense layer, activation and norm before
-    it (BERT). narrow: a matrix to the embedding's size (OPT). scale: of the logits. soft_cap: they are bent by tanh
-    below it.
+    it (BERT), the dense layer with or without transform_bias, the norm only with transform_norm. outputs: so many
+    logits a token instead of one for each in the vocabulary (ELECTRA's discriminator). narrow: a matrix to the
+    embedding's size (OPT). scale: of the logits. soft_cap: they are bent by tanh below it.
     """
 
     tied: bool = True
     bias: bool = False
     transform: Activation | None = None
+    transform_bias: bool = True
+    transform_norm: bool = True
+    outputs: int | None = None
     narrow: bool = False
     scale: float = 1.0
     soft_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.outputs is not None:
+            _positive("outputs", self.outputs)
+            if self.tied:
+                raise ModelError("A head with outputs of its own cannot share the embedding's matrix.")
 
 
 @dataclass(frozen=True)
@@ -369,6 +383,10 @@ class ModelConfig:
             _positive(name, getattr(self, name))
         if not 0 < len(self.layers) <= _MOST_LAYERS:
             raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {_MOST_LAYERS}.")
+        if self.groups is not None:
+            _positive("groups", self.groups)
+            if self.groups > self.n_layers:
+                raise ModelError(f"{self.n_layers} layers cannot share the weights of {self.groups} groups.")
 
     @property
     def n_layers(self) -> int:
@@ -379,7 +397,10 @@ class ModelConfig:
         """Weights that are multiplied with each token: the layers' matrices and the head; looking up embeddings is
         free.
         """
-        total = self.vocab_size * (self.embedding.size or self.d_model) if self.head else 0
+        total = 0
+        if self.head:
+            size = self.d_model if self.head.outputs else self.embedding.size or self.d_model
+            total += (self.head.outputs or self.vocab_size) * size
         if self.embedding.size:
             total += self.embedding.size * self.d_model
         for layer in self.layers:

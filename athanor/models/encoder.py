@@ -30,6 +30,9 @@ class Encoder(Stack):
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         if self.config.embedding.positions_from_text and valid is not None:
             positions = (valid.long().cumsum(-1) - 1).clamp(min=0)
+        if self.config.embedding.padding_id is not None:
+            counted = tokens != self.config.embedding.padding_id
+            positions = counted.long().cumsum(-1) * counted - 1
         where = Where(positions, causal=False, valid=None if valid is None or valid.all() else valid)
         return super().forward(tokens, where, types=types)
 

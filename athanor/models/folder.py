@@ -52,10 +52,12 @@ def save_model(
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    write_json(folder / "config.json", {**write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype})
+    settings = write_config(model.config)  # a family may have its own: what RoBERTa computes depends on padding
+    tokens = {name: settings.get(name) if token is None else token for name, token in tokens.items()}
+    write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
     write_json(
         folder / "generation_config.json",
-        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id},
+        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": tokens["pad_token_id"]},
     )
     write_json(folder / "athanor.json", lineage or {})
 
@@ -137,8 +139,14 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
                 raise ModelError(f"{path} {reason}.") from None
             except (SafetensorError, OSError) as error:
                 raise _invalid(path, error) from None
-            found.get |= {name: partial(_tensor, path, file, name) for name in file.keys()}  # noqa: SIM118, no mapping
+            for name in file.keys():  # noqa: SIM118, no mapping
+                found.get[_present_name(name)] = partial(_tensor, path, file, name)
         yield found
+
+
+def _present_name(name: str) -> str:
+    """BERT's first folders say gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _shards(index: Path) -> list[Path]:

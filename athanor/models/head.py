@@ -13,18 +13,20 @@ from athanor.models.norm import norm
 
 
 class Head(nn.Module):
-    """states (…, d_model) → logits (…, vocab_size). A tied head has no matrix but the embedding's."""
+    """states (…, d_model) → logits (…, vocab_size or outputs). A tied head has no matrix but the embedding's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         head = config.head
         assert head is not None
-        self.config, size = head, config.embedding.size or config.d_model
-        self.weight = None if head.tied else nn.Parameter(torch.empty(config.vocab_size, size))
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if head.bias else None
-        self.dense = nn.Linear(config.d_model, size) if head.transform else None
+        self.config, outputs = head, head.outputs or config.vocab_size
+        size = config.d_model if head.outputs else config.embedding.size or config.d_model
+        self.weight = None if head.tied else nn.Parameter(torch.empty(outputs, size))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if head.bias else None
+        self.dense = nn.Linear(config.d_model, size, bias=head.transform_bias) if head.transform else None
         self.narrow = nn.Linear(config.d_model, size, bias=False) if head.narrow else None
-        self.norm = norm(size, config.embedding.norm or NormConfig(1e-12, "layer", True)) if head.transform else None
+        norms = (config.embedding.norm or NormConfig(1e-12, "layer", True)) if head.transform_norm else None
+        self.norm = norm(size, norms) if head.transform else None
 
     @property
     def is_plain(self) -> bool:

@@ -51,7 +51,8 @@ class Stack(nn.Module):
         x = self.embedding(tokens, where.positions, types)
         bias = None if self.relative_bias is None else where.masked(self.relative_bias(where.distance()))
         for i in range(self.config.n_layers):
-            block = self.blocks[i * len(self.blocks) // self.config.n_layers]
+            # divided as ALBERT's reference does, which where groups are uneven decides on the layer between two
+            block = self.blocks[int(i / (self.config.n_layers / len(self.blocks)))]
             read = None if source is None else (source[i], source_mask)
             x = block(x, where, None if cache is None else cache[i], bias, read)
         return self.norm(x)

@@ -62,7 +62,7 @@ class Where:
         return self.causal and self.positions.shape[1] > 1
 
     def _mask(self, window: int | None) -> Tensor | None:
-        reaches = window is None or window >= self.attended
+        reaches = window is None or (window if self.causal else window // 2 + 1) >= self.attended
         if self.given is not None:
             return self.given if reaches else self.given & self._near(window)
         parts = []

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import athanor.models as models
+from athanor.base.errors import ModelError
 from athanor.models.cache import Cache
+from athanor.models.families import read_config
+from athanor.models.sentences import embed
 
 transformers = pytest.importorskip("transformers")
 
@@ -165,10 +169,51 @@ def test_there_and_back(pair: Any, tmp_path: Path) -> None:
     assert config["architectures"] == [type(theirs).__name__]
 
 
+ROBERTA: dict[str, Any] = {**PLAIN, "pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+ALBERT: dict[str, Any] = {**PLAIN, "num_hidden_layers": 6, "embedding_size": 20}
+MODERNBERT: dict[str, Any] = {**PLAIN, "num_hidden_layers": 4, "local_attention": 8}
+DISTILBERT: dict[str, Any] = {
+    "vocab_size": 96, "dim": 48, "hidden_dim": 80, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert, masked words": ("BertForMaskedLM", PLAIN),
     "bert, both heads": ("BertForPreTraining", {**PLAIN, "hidden_act": "relu"}),
     "bert, bare": ("BertModel", PLAIN),
+    "bert, untied": ("BertForMaskedLM", {**PLAIN, "tie_word_embeddings": False}),
+    "roberta, masked words": ("RobertaForMaskedLM", {**ROBERTA, "hidden_act": "relu"}),
+    "roberta, bare": ("RobertaModel", ROBERTA),
+    "roberta, untied, segments, padding far up": ("RobertaForMaskedLM", {
+        **ROBERTA, "tie_word_embeddings": False, "type_vocab_size": 2, "pad_token_id": 9}),
+    "roberta, padding 0, as many places as tokens": ("RobertaModel", {
+        **ROBERTA, "pad_token_id": 0, "max_position_embeddings": 25}),
+    "xlm_roberta": ("XLMRobertaForMaskedLM", ROBERTA),
+    "albert, masked words": ("AlbertForMaskedLM", ALBERT),
+    "albert, both heads, groups": ("AlbertForPreTraining", {**ALBERT, "num_hidden_groups": 3}),
+    "albert, bare, uneven groups": ("AlbertModel", {**ALBERT, "num_hidden_layers": 18, "num_hidden_groups": 14}),
+    "albert, untied, as wide as the layers": ("AlbertForMaskedLM", {
+        **ALBERT, "tie_word_embeddings": False, "embedding_size": 48, "hidden_act": "relu"}),
+    "modernbert, masked words": ("ModernBertForMaskedLM", MODERNBERT),
+    "modernbert, bare": ("ModernBertModel", MODERNBERT),
+    "modernbert, all biases, odd window": ("ModernBertForMaskedLM", {
+        **MODERNBERT, "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True,
+        "local_attention": 5, "classifier_activation": "silu", "hidden_activation": "relu"}),
+    "modernbert, no decoder bias, untied, own kinds": ("ModernBertForMaskedLM", {
+        **MODERNBERT, "decoder_bias": False, "tie_word_embeddings": False, "local_attention": 1,
+        "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "modernbert, window wider than the text, narrower to a side": ("ModernBertModel", {
+        **MODERNBERT, "local_attention": 30, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
+    "modernbert, all layers full": ("ModernBertModel", {**MODERNBERT, "layer_types": ["full_attention"] * 4}),
+    "distilbert": ("DistilBertForMaskedLM", DISTILBERT),
+    "distilbert, bare, sines": ("DistilBertModel", {**DISTILBERT, "sinusoidal_pos_embds": True}),
+    "distilbert, untied": ("DistilBertForMaskedLM", {
+        **DISTILBERT, "tie_word_embeddings": False, "activation": "relu"}),
+    "electra, generator": ("ElectraForMaskedLM", {**PLAIN, "embedding_size": 20, "hidden_act": "relu"}),
+    "electra, generator, untied, not widened": ("ElectraForMaskedLM", {
+        **PLAIN, "embedding_size": 48, "tie_word_embeddings": False}),
+    "electra, discriminator": ("ElectraForPreTraining", {**PLAIN, "embedding_size": 20, "hidden_act": "silu"}),
+    "electra, bare": ("ElectraModel", {**PLAIN, "embedding_size": 48}),
 }  # fmt: skip
 
 
@@ -182,29 +227,117 @@ def encoders(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("side", [None, "left", "right", "inside"])
 def test_encoders(encoders: Any, side: str | None, tmp_path: Path) -> None:
-    """States, heads and the pooled first token, with padding; and back."""
+    """States, heads and the pooled first token, with padding; and back. inside: padding tokens that are attended to."""
     theirs, ours = encoders
     ids, mask, types = tokens(), torch.ones(2, 24, dtype=torch.long), torch.arange(24).expand(2, 24) // 12
-    if side:
+    padding, accepted = theirs.config.pad_token_id, inspect.signature(theirs.forward).parameters
+    if side == "inside":
+        ids[0, 5:7] = padding
+    elif side:
         mask[0, slice(0, 5) if side == "left" else slice(19, None)] = 0
+        ids[0, mask[0] == 0] = padding
+    types = types.clamp(max=getattr(theirs.config, "type_vocab_size", 1) - 1)
+    segments = {"token_type_ids": types} if "token_type_ids" in accepted else {}
     kept = mask.bool()
     for model in (theirs, None):
         if model is None:
             models.save(ours, tmp_path)
             model = type(theirs).from_pretrained(tmp_path)
-        wanted = model(ids, attention_mask=mask, token_type_ids=types, output_hidden_states=True)
+            assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [type(theirs).__name__]
+        wanted = model(ids, attention_mask=mask, output_hidden_states=True, **segments)
         states = ours.encode(ids, mask, types)
         assert_close(states[kept], wanted.hidden_states[-1][kept])
+        if (last := wanted.get("last_hidden_state")) is not None:
+            assert_close(states[kept], last[kept])
         logits = wanted.get("logits", wanted.get("prediction_logits"))
         if logits is not None:
-            assert_close(ours(ids, mask, types=types)[kept], logits[kept])
+            assert_close(ours(ids, mask, types=types)[kept].squeeze(-1), logits[kept])
         if ours.pooler is not None and side != "left":
             if (pooled := wanted.get("pooler_output")) is not None:
                 assert_close(ours.pool(states), pooled)
-            if (next_sentence := wanted.get("seq_relationship_logits")) is not None:
-                assert_close(ours.next_sentence(ours.pool(states)), next_sentence)
+            following = wanted.get("seq_relationship_logits", wanted.get("sop_logits"))
+            assert (following is None) == (ours.next_sentence is None)
+            if following is not None:
+                assert_close(ours.next_sentence(ours.pool(states)), following)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "RobertaForMaskedLM", "AlbertForMaskedLM"])
+def test_weights_beside_a_masked_word_head(architecture: str, tmp_path: Path) -> None:
+    """bert-base-uncased, roberta-base and albert-base-v2 keep a pooler that is not used, BERT old names of norms."""
+    theirs = reference(
+        architecture, {"BertForMaskedLM": PLAIN, "RobertaForMaskedLM": ROBERTA}.get(architecture, ALBERT)
+    )
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if architecture == "BertForMaskedLM":
+        old = {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"}
+        weights = {next((n.replace(a, b) for a, b in old.items() if a in n), n): t for n, t in weights.items()}
+        assert "bert.embeddings.LayerNorm.gamma" in weights
+        weights["cls.seq_relationship.weight"] = torch.ones(2, 48)
+    pooler = f"{theirs.base_model_prefix}.pooler" + (".dense" if architecture != "AlbertForMaskedLM" else "")
+    weights |= {f"{pooler}.weight": torch.ones(48, 48), f"{pooler}.bias": torch.ones(48)}
+    weights[f"{theirs.base_model_prefix}.embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_close(models.load(tmp_path)(tokens()), theirs(tokens()).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"inner_group_num": 2}, "inner_group_num"),
+        ({"num_hidden_groups": 7}, "7 groups"),
+        ({"gap_size": 1}, "gap_size"),
+    ],
+)
+def test_albert_refuses_what_it_would_compute_otherwise(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelError, match=word):
+        read_config({"architectures": ["AlbertModel"], **ALBERT, **changes}, "config.json")
+
+
+@torch.inference_mode()
+def test_modernbert_as_the_hub_has_it(tmp_path: Path) -> None:
+    """The keys of answerdotai/ModernBERT-base: thetas and the pattern of layers under their old names."""
+    theirs = reference("ModernBertForMaskedLM", {**MODERNBERT, "global_attn_every_n_layers": 2})
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layer_types"], config["rope_parameters"]
+    old = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "global_attn_every_n_layers": 2}
+    more = {"position_embedding_type": "absolute", "layer_norm_eps": 1e-5, "repad_logits_with_grad": False}
+    (tmp_path / "config.json").write_text(json.dumps(config | old | more))
+    ours = models.load(tmp_path)
+    assert [layer.attention.window for layer in ours.config.layers] == [None, 8, None, 8]
+    assert_close(ours(tokens()), theirs(tokens()).logits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("architecture", ["BertModel", "RobertaModel"])
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_sentences(architecture: str, side: str | None, tmp_path: Path) -> None:
+    """Means over what is no padding, of length one, from a folder laid out as sentence-transformers does."""
+    theirs = reference(architecture, PLAIN if architecture == "BertModel" else ROBERTA)
+    theirs.save_pretrained(tmp_path)
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    modules = [{"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    ours = models.load(tmp_path)
+    ids, mask = tokens(3), torch.ones(3, 24, dtype=torch.long)
+    if side:
+        mask[0, slice(0, 5) if side == "left" else slice(19, None)] = 0
+        mask[1, slice(0, 23) if side == "left" else slice(1, None)] = 0
+        ids[mask == 0] = theirs.config.pad_token_id
+    found = embed(ours, ids, mask if side else None)
+    for row, vector in enumerate(found):  # each sentence alone, without padding
+        mean = theirs(ids[row : row + 1, mask[row].bool()]).last_hidden_state[0].double().mean(0)
+        if side != "left" or architecture == "RobertaModel":  # BERT's places begin at the padding
+            assert_close(vector, (mean / mean.square().sum().sqrt()).float())
+    states = theirs(ids, attention_mask=mask).last_hidden_state
+    means = torch.stack([row[kept.bool()].mean(0) for row, kept in zip(states, mask, strict=True)])
+    assert_close(found, means / means.norm(dim=1, keepdim=True))
+    nothing = embed(ours, ids, torch.zeros_like(mask))
+    assert torch.equal(nothing, torch.zeros(3, 48))
 
 
 T5: dict[str, Any] = {

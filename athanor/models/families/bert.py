@@ -20,14 +20,13 @@ from athanor.models.families.weights import Rule, parameter, same
 _MASKED, _BOTH, _BARE = "BertForMaskedLM", "BertForPreTraining", "BertModel"
 
 
-def layer_of(keys: Keys) -> LayerConfig:
-    """A layer as BERT and its heirs write it."""
+def layer_of(keys: Keys, activation: str = "gelu") -> LayerConfig:
+    """A layer as BERT and its heirs write it. activation: the family's usual one."""
     d_model, n_heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
-    activation = keys.activation("hidden_act", "gelu")
     keys.fixed(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     return LayerConfig(
         AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=True, output_bias=True),
-        MlpConfig(keys.whole("intermediate_size"), activation, gated=False, bias=True),
+        MlpConfig(keys.whole("intermediate_size"), keys.activation("hidden_act", activation), gated=False, bias=True),
         NormConfig(keys.number("layer_norm_eps", 1e-12), "layer", bias=True),
         "post",
     )
@@ -94,19 +93,28 @@ def rules(prefix: str) -> list[Rule]:
     ]
 
 
+def decoder_rules(config: ModelConfig, head: str) -> list[Rule]:
+    """Of the last matrix and its bias, which has a name of its own where the matrix is the embedding's."""
+    if config.head is None or config.head.tied:
+        return parameter("head.bias", f"{head}.bias")
+    return [*parameter("head.weight", f"{head}.decoder.weight"), *parameter("head.bias", f"{head}.decoder.bias")]
+
+
 def _rules(config: ModelConfig) -> list[Rule]:
     head = "cls.predictions"
     return [
         *rules("bert."),
         *same("head.dense", f"{head}.transform.dense"),
         *same("head.norm", f"{head}.transform.LayerNorm"),
-        *parameter("head.bias", f"{head}.bias"),
-        *parameter("head.weight", f"{head}.decoder.weight"),
+        *decoder_rules(config, head),
         *same("next_sentence", "cls.seq_relationship"),
     ]
 
 
 FAMILY = Family(
     "bert", (_MASKED, _BOTH, _BARE), _read, _write, _rules, "bert.",
-    (r".*embeddings\.position_ids", r"cls\.predictions\.decoder\.(weight|bias)"),
+    (
+        r".*embeddings\.position_ids", r"cls\.predictions\.(decoder\.)?(weight|bias)",
+        r"bert\.pooler\..*", r"cls\.seq_relationship\..*",  # hub folders keep them beside a masked-word head
+    ),
 )  # fmt: skip
