@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def save_model(
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    write_json(folder / "config.json", {**write_config(model.config), **tokens, "dtype": dtype, "torch_dtype": dtype})
+    settings = write_config(model.config)
+    tokens = {name: settings.get(name) if id is None else id for name, id in tokens.items()}
+    write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
     write_json(
         folder / "generation_config.json",
-        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": end_of_text_id},
+        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": tokens["pad_token_id"]},
     )
     write_json(folder / "athanor.json", lineage or {})
 
@@ -92,8 +95,8 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
         family, config = read_config(settings, str(folder / "config.json"))
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
-    model = empty(config)
     with _open_weights(folder) as files:
+        model = empty(_with_own_head(config, files, family))
         state = _read_weights(model, files, family, dtype, torch.device(device))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -170,6 +173,25 @@ def _read_weights(
             f"{', '.join(sorted(strange)[:3])}."
         )
     return state
+
+
+def _with_own_head(config: Config, files: dict[str, tuple[Path, Any]], family: Family) -> Config:
+    """`config`, with a head of its own where it is said to be tied and the files hold another matrix for it.
+
+    So transformers reads them, and so from 5 on it writes T5 1.1 and mT5, as tied, with both matrices.
+    """
+    last = config if isinstance(config, ModelConfig) else config.decoder
+    if last.head is None or not last.head.tied:
+        return config
+    changed = replace(last, head=replace(last.head, tied=False))
+    untied = changed if isinstance(config, ModelConfig) else replace(config, decoder=changed)
+    places = {ours: rule for rule in family.rules(untied) for ours in rule.ours}
+    side = "" if isinstance(config, ModelConfig) else "encoder." if config.shared_embedding else "decoder."
+    head, tokens = places.get("head.weight"), places.get(f"{side}embedding.tokens.weight")
+    if head is None or tokens is None or not all(name in files for name in (*head.theirs, *tokens.theirs)):
+        return config
+    one, other = (rule.read([_tensor(files, name) for name in rule.theirs])[0] for rule in (head, tokens))
+    return config if torch.equal(one, other) else untied
 
 
 def _tensor(files: dict[str, tuple[Path, Any]], name: str) -> Tensor:
