@@ -238,6 +238,8 @@ class MoeConfig:
     expert: each of them. shared: one that sees every token (DeepSeekMoE). scores: how the router's logits become
     weights. normalise: the chosen weights sum to one. groups, top_groups: experts are first chosen by group.
     correction: a bias that balances the choice and is not part of the weight (DeepSeek-V3). scale: of the routed sum.
+    capacity: tokens of one text that an expert takes in a forward pass, the first ones; to later ones it adds nothing
+    (Switch Transformer, Fedus et al. 2022).
     """
 
     n_experts: int
@@ -250,10 +252,13 @@ class MoeConfig:
     top_groups: int = 1
     correction: bool = False
     scale: float = 1.0
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_experts", "top_k", "groups", "top_groups"):
             _positive(name, getattr(self, name))
+        if self.capacity is not None:
+            _positive("expert_capacity", self.capacity)
         if self.top_k > self.n_experts:
             raise ModelError(f"top_k = {self.top_k} exceeds n_experts = {self.n_experts}.")
         if self.n_experts % self.groups or self.top_groups > self.groups:
@@ -308,8 +313,9 @@ class EmbeddingConfig:
     before them (widen_first, OPT). scale: it is multiplied with. positions: rows of a learned table of positions, 0 for
     none; position_offset: where the first stands in it (OPT, RoBERTa); positions_from_text: padding on the left does
     not count; padding_id: this token does not count wherever it stands, and is itself placed before the first
-    (RoBERTa). sinusoidal: fixed sines and cosines instead (Vaswani et al. 2017). token_types: rows of a table of
-    segments. norm: of the sum.
+    (RoBERTa). sinusoidal: fixed sines and cosines instead (Vaswani et al. 2017); sinusoids_to_end: the slowest turns
+    10,000 times as slowly as the first (tensor2tensor, fairseq), and not the one that would follow it. token_types:
+    rows of a table of segments. norm: of the sum.
     """
 
     size: int | None = None
@@ -321,6 +327,7 @@ class EmbeddingConfig:
     positions_from_text: bool = False
     padding_id: int | None = None
     sinusoidal: bool = False
+    sinusoids_to_end: bool = False
     token_types: int = 0
     norm: NormConfig | None = None
 
@@ -387,6 +394,9 @@ class ModelConfig:
             _positive("groups", self.groups)
             if self.groups > self.n_layers:
                 raise ModelError(f"{self.n_layers} layers cannot share the weights of {self.groups} groups.")
+        width = self.embedding.size or self.d_model
+        if self.embedding.sinusoidal and width % 2:
+            raise ModelError(f"Sines and cosines come in pairs: the embedding's size, {width}, is odd.")
 
     @property
     def n_layers(self) -> int:
@@ -423,7 +433,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EncoderDecoderConfig:
-    """start_id: the token that a decoder's input begins with."""
+    """start_id: the token that a decoder's input begins with. shared_embedding: both sides have one table of tokens;
+    tables of positions and norms of the embedding are their own.
+    """
 
     encoder: ModelConfig
     decoder: ModelConfig

@@ -20,11 +20,15 @@ def table(rows: int, size: int) -> nn.Embedding:
 class Embedding(nn.Module):
     """tokens (batch, time) int64 → states (batch, time, d_model)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tokens: nn.Embedding | None = None) -> None:
+        """tokens: another embedding's table, to be shared."""
         super().__init__()
         embedding = config.embedding
         self.config, size = embedding, embedding.size or config.d_model
-        self.tokens = table(config.vocab_size, size)
+        if tokens is None:
+            self.tokens = table(config.vocab_size, size)
+        else:  # not registered: its weights belong to the other
+            object.__setattr__(self, "tokens", tokens)
         self.widen = nn.Linear(size, config.d_model, bias=embedding.widen_bias) if embedding.size else None
         size = config.d_model if embedding.widen_first else size
         self.positions = table(embedding.positions, size) if embedding.positions else None
@@ -46,9 +50,7 @@ class Embedding(nn.Module):
                 raise ModelError(f"The text has {int(positions.max()) + 1} tokens; this model has {most} positions.")
             x = x + self.positions(places)
         if config.sinusoidal:
-            x = x + sinusoids(int(positions.max()) + 1 + config.position_offset, x.shape[-1])[
-                positions + config.position_offset
-            ].to(x)
+            x = x + sinusoids(positions + config.position_offset, x.shape[-1], config.sinusoids_to_end).to(x)
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
         x = self.norm(x)

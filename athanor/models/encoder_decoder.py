@@ -28,13 +28,16 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Stack(config.encoder)
-        self.decoder = Stack(config.decoder, self.encoder.embedding if config.shared_embedding else None)
+        self.decoder = Stack(config.decoder, self.encoder.embedding.tokens if config.shared_embedding else None)
         self.head = Head(config.decoder)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """States (batch, time, d_model). source_mask: (batch, time), 0 for padding."""
         positions = torch.arange(source.shape[1], device=source.device).expand_as(source)
-        return self.encoder(source, Where(positions, causal=False, valid=_some(source_mask)))
+        valid = _some(source_mask)
+        if self.config.encoder.embedding.positions_from_text and valid is not None:
+            positions = _counted(valid)
+        return self.encoder(source, Where(positions, causal=False, valid=valid))
 
     def read(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each decoder layer's keys and values of the source; made once, and used for every token written."""
@@ -52,13 +55,12 @@ class EncoderDecoder(nn.Module):
         """Logits of each next token. source: as `read` gives it. target_mask: (batch, all target tokens so far)."""
         before = cache.length if cache else 0
         batch, time = target.shape
-        positions = torch.arange(before, before + time, device=target.device)
+        slots = torch.arange(before, before + time, device=target.device)
+        positions, valid = slots.expand(batch, time), _some(target_mask)
+        if self.config.decoder.embedding.positions_from_text and valid is not None:
+            positions = _counted(valid)[:, before:]
         where = Where(
-            positions.expand(batch, time),
-            causal=True,
-            slots=positions[None] if before else None,
-            attended=before + time,
-            valid=_some(target_mask),
+            positions, causal=True, slots=slots[None] if before else None, attended=before + time, valid=valid
         )
         allowed = _some(source_mask)
         allowed = None if allowed is None else allowed[:, None, None, :]
@@ -75,6 +77,11 @@ class EncoderDecoder(nn.Module):
     def shifted(self, target: Tensor) -> Tensor:
         """What the decoder is given to predict `target`: the same, one place later, after the start token."""
         return torch.cat([torch.full_like(target[:, :1], self.config.start_id), target[:, :-1]], dim=1)
+
+
+def _counted(valid: Tensor) -> Tensor:
+    """Positions that count only what is no padding."""
+    return (valid.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def _some(mask: Tensor | None) -> Tensor | None:

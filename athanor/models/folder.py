@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
         family, config = read_config(settings, str(folder / "config.json"))
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
-    model = empty(config)
     with _open_weights(folder) as weights:
+        model = empty(_with_own_head(config, weights, family))
         state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -203,6 +203,25 @@ def read_weights(
             f"{', '.join(sorted(strange)[:3])}."
         )
     return state
+
+
+def _with_own_head(config: Config, weights: Weights, family: Family) -> Config:
+    """`config`, with a head of its own where it is said to be tied and the files hold another matrix for it.
+
+    So transformers reads them, and so from 5 on it writes T5 1.1 and mT5, as tied, with both matrices.
+    """
+    last = config if isinstance(config, ModelConfig) else config.decoder
+    if last.head is None or not last.head.tied:
+        return config
+    changed = replace(last, head=replace(last.head, tied=False))
+    untied = changed if isinstance(config, ModelConfig) else replace(config, decoder=changed)
+    places = {ours: rule for rule in family.rules(untied) for ours in rule.ours}
+    side = "" if isinstance(config, ModelConfig) else "encoder." if config.shared_embedding else "decoder."
+    head, tokens = places.get("head.weight"), places.get(f"{side}embedding.tokens.weight")
+    if head is None or tokens is None or not all(name in weights.get for name in (*head.theirs, *tokens.theirs)):
+        return config
+    one, other = (rule.read([weights.get[name]() for name in rule.theirs])[0] for rule in (head, tokens))
+    return config if torch.equal(one, other) else untied
 
 
 def _tensor(path: Path, file: Any, name: str) -> Tensor:

@@ -73,8 +73,10 @@ class Moe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         chosen, weights = self.router(tokens)
+        if self.config.capacity is not None:
+            chosen = self._within(chosen, x.shape[:-1], self.config.capacity)
         order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=self.config.n_experts).tolist()
+        counts = chosen.flatten().bincount(minlength=self.config.n_experts).tolist()[: self.config.n_experts]
         rows, weights = order // self.config.top_k, weights.flatten()[order].to(x.dtype)
         mixed = torch.zeros_like(tokens)
         start = 0
@@ -87,3 +89,11 @@ class Moe(nn.Module):
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
         return mixed.view_as(x)
+
+    def _within(self, chosen: Tensor, texts: torch.Size, capacity: int) -> Tensor:
+        """`chosen` (tokens, top_k) with `n_experts`, which is none, where an expert has had `capacity` tokens of the
+        text. texts: (…, time), the tokens' shape.
+        """
+        n = self.config.n_experts
+        taken = F.one_hot(chosen, n).sum(1).unflatten(0, texts).cumsum(-2).flatten(0, -2)
+        return chosen.masked_fill(taken.gather(1, chosen) > capacity, n)

@@ -18,12 +18,15 @@ def alibi_slopes(n_heads: int) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32)
 
 
-def sinusoids(length: int, size: int) -> Tensor:
-    """(length, size) fp32: the sines of all frequencies, then the cosines (Marian's and fairseq's order)."""
+def sinusoids(places: Tensor, size: int, to_end: bool = False) -> Tensor:
+    """places (…) int → (…, size) fp32: the sines of all frequencies, then the cosines (Marian's and fairseq's order).
+
+    to_end: the last frequency is 1/10,000, else the one after it would be.
+    """
     half = size // 2
-    frequencies = 10_000 ** -(2 * torch.arange(half, dtype=torch.float64) / size)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+    steps = torch.arange(half, dtype=torch.float32, device=places.device) / max(half - to_end, 1)
+    angles = places[..., None].float() * 10_000**-steps
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class RelativeBiasTable(nn.Module):

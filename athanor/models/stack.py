@@ -18,14 +18,11 @@ from athanor.models.where import Where
 
 
 class Stack(nn.Module):
-    def __init__(self, config: ModelConfig, embedding: Embedding | None = None) -> None:
-        """embedding: another stack's, to be shared."""
+    def __init__(self, config: ModelConfig, tokens: nn.Embedding | None = None) -> None:
+        """tokens: another stack's table of tokens, to be shared."""
         super().__init__()
         self.config = config
-        if embedding is None:
-            self.embedding = Embedding(config)
-        else:  # not registered: its weights belong to the other stack
-            object.__setattr__(self, "embedding", embedding)
+        self.embedding = Embedding(config, tokens)
         first = config.layers[0].attention
         relative = isinstance(first, AttentionConfig) and isinstance(first.position, RelativeBias)
         self.relative_bias = (

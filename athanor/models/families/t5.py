@@ -1,5 +1,5 @@
-"""T5, 1.0 (ReLU, head tied and scaled) and 1.1 (gated GELU, head of its own), mT5 and all that has their shape: scores
-are not scaled, and get a learned bias by distance.
+"""T5, 1.0 (ReLU, head tied and scaled) and 1.1 (gated GELU, head of its own), and all that has their shape (mT5, Switch
+Transformer): scores are not scaled, and get a learned bias by distance.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read(keys: Keys, family: str) -> EncoderDecoderConfig:
     return EncoderDecoderConfig(encoder, decoder, keys.take("decoder_start_token_id", 0), family=family)
 
 
-def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
+def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     layer = config.encoder.layers[0]
     attention, mlp = layer.attention, layer.mlp
     assert isinstance(attention, AttentionConfig)
@@ -88,9 +88,11 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: EncoderDecoderConfig) -> list[Rule]:
+def rules(config: EncoderDecoderConfig, mlp: str = "DenseReluDense") -> list[Rule]:
+    """mlp: what the feed-forward part is called."""
     made = [
-        *same("encoder.embedding.tokens", "shared"),
+        *same("encoder.embedding.tokens", "shared" if config.shared_embedding else "encoder.embed_tokens"),
+        *same("decoder.embedding.tokens", "decoder.embed_tokens"),
         *same("head", "lm_head"),
     ]
     gated = config.encoder.layers[0].mlp.gated
@@ -104,14 +106,16 @@ def rules(config: EncoderDecoderConfig) -> list[Rule]:
             made += same(f"{block}.attention.{ours}", f"{layer}.0.SelfAttention.{theirs}")
             if side == "decoder":
                 made += same(f"{block}.cross_attention.{ours}", f"{layer}.1.EncDecAttention.{theirs}")
-        made += same(f"{block}.mlp.gate", f"{layer}.{last}.DenseReluDense.wi_0")
-        made += same(f"{block}.mlp.up", f"{layer}.{last}.DenseReluDense.{'wi_1' if gated else 'wi'}")
-        made += same(f"{block}.mlp.down", f"{layer}.{last}.DenseReluDense.wo")
+        made += same(f"{block}.mlp.gate", f"{layer}.{last}.{mlp}.wi_0")
+        made += same(f"{block}.mlp.up", f"{layer}.{last}.{mlp}.{'wi_1' if gated else 'wi'}")
+        made += same(f"{block}.mlp.down", f"{layer}.{last}.{mlp}.wo")
     return [*made, *same("decoder.blocks.*.cross_norms.input", "decoder.block.*.layer.1.layer_norm")]
 
 
-FAMILY = Family(
-    "t5", ("T5ForConditionalGeneration",), _read, _write, rules, "",
-    (r"(encoder|decoder)\.embed_tokens\.weight", r"lm_head\.weight",
-     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"),
-)  # fmt: skip
+UNUSED = (
+    r"shared\.weight",
+    r"(encoder|decoder)\.embed_tokens\.weight",
+    r"lm_head\.weight",
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+)
+FAMILY = Family("t5", ("T5ForConditionalGeneration",), _read, write, rules, "", UNUSED)
