@@ -14,7 +14,7 @@ from typing import Literal
 
 from athanor.base.errors import ModelError
 
-_MOST_LAYERS, _LARGEST = 10_000, 1 << 31  # beyond these a file is damaged or hostile
+MOST_LAYERS, _MOST_EXPERTS, _LARGEST = 10_000, 1 << 16, 1 << 31  # beyond these a file is damaged or hostile
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
 
@@ -259,6 +259,8 @@ class MoeConfig:
             _positive(name, getattr(self, name))
         if self.capacity is not None:
             _positive("expert_capacity", self.capacity)
+        if self.n_experts > _MOST_EXPERTS:
+            raise ModelError(f"n_experts = {self.n_experts} is larger than any model's.")
         if self.top_k > self.n_experts:
             raise ModelError(f"top_k = {self.top_k} exceeds n_experts = {self.n_experts}.")
         if self.n_experts % self.groups or self.top_groups > self.groups:
@@ -388,8 +390,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "max_seq_len"):
             _positive(name, getattr(self, name))
-        if not 0 < len(self.layers) <= _MOST_LAYERS:
-            raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {_MOST_LAYERS}.")
+        if not 0 < len(self.layers) <= MOST_LAYERS:
+            raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {MOST_LAYERS}.")
         if self.groups is not None:
             _positive("groups", self.groups)
             if self.groups > self.n_layers:
@@ -478,7 +480,7 @@ def standard_config(
 def _positive(name: str, value: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ModelError(f"{name} = {value!r} is not a positive whole number.")
-    if value > (_MOST_LAYERS if name == "n_layers" else _LARGEST):
+    if value > (MOST_LAYERS if name == "n_layers" else _LARGEST):
         raise ModelError(f"{name} = {value} is larger than any model's.")
 
 

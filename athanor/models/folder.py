@@ -97,6 +97,7 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
     with _open_weights(folder) as weights:
+        check_depth(config, weights)
         model = empty(_with_own_head(config, weights, family))
         state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
@@ -109,6 +110,15 @@ def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decode
     if not isinstance(model, Decoder):
         raise ModelError(f"{folder} holds a {type(model).__name__}, which does not continue a text.", "Take a decoder.")
     return model
+
+
+def check_depth(config: Config, weights: Weights) -> None:
+    """Raises ModelError for more layers than there are weights, before any of them is made."""
+    for part in (config,) if isinstance(config, ModelConfig) else (config.encoder, config.decoder):
+        if (part.groups or part.n_layers) > len(weights.get):
+            raise ModelError(
+                f"{weights.place} lacks the weights of {part.n_layers} layers: it holds {len(weights.get)} tensors."
+            )
 
 
 def _depth(config: Config) -> int:

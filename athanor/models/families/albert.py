@@ -28,7 +28,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         keys.whole("hidden_size"),
         length,
-        (layer,) * keys.whole("num_hidden_layers", 12),
+        (layer,) * keys.depth("num_hidden_layers", 12),
         EmbeddingConfig(keys.whole("embedding_size", 128), positions=length, token_types=segments, norm=layer.norm),
         norm=None,
         head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),

@@ -76,7 +76,7 @@ def read(
         attention = AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=True, output_bias=True)
         mlp = MlpConfig(keys.whole(f"{side}_ffn_dim", 4096), used, gated=False, bias=True)
         read_from = attention if side == "decoder" else None
-        return (LayerConfig(attention, mlp, norm, placement, read_from),) * keys.whole(f"{side}_layers", 12)
+        return (LayerConfig(attention, mlp, norm, placement, read_from),) * keys.depth(f"{side}_layers", 12)
 
     encoder = ModelConfig(
         vocab_size, d_model, keys.whole("max_position_embeddings", 1024), layers("encoder"), embedding,

@@ -39,7 +39,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         keys.whole("hidden_size"),
         length,
-        (layer,) * keys.whole("num_hidden_layers"),
+        (layer,) * keys.depth("num_hidden_layers"),
         EmbeddingConfig(positions=length, token_types=keys.whole("type_vocab_size", 2), norm=layer.norm),
         norm=None,
         head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),  # type: ignore

@@ -22,7 +22,7 @@ from athanor.models.families.weights import Rule, fused_by_group, same
 def _read(keys: Keys) -> ModelConfig:
     d_model = keys.settings.get("hidden_size") or keys.whole("n_embed")
     n_heads = keys.settings.get("n_head") or keys.whole("num_attention_heads")
-    n_layers = keys.settings.get("n_layer") or keys.whole("num_hidden_layers")
+    n_layers = keys.depth("n_layer" if keys.settings.get("n_layer") else "num_hidden_layers")
     keys.ignore("hidden_size", "n_embed", "n_head", "num_attention_heads", "n_layer", "num_hidden_layers", "seq_length")
     keys.ignore(
         "slow_but_exact", "skip_bias_add", "skip_bias_add_qkv", "attention_softmax_in_fp32", "bias_dropout_fusion"

@@ -51,7 +51,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         keys.whole("hidden_size"),
         keys.whole("max_position_embeddings", 4096),
-        tuple(LayerConfig(attention, mlp if i < dense else moe, norm) for i in range(keys.whole("num_hidden_layers"))),
+        tuple(LayerConfig(attention, mlp if i < dense else moe, norm) for i in range(keys.depth("num_hidden_layers"))),
         norm=norm,
         head=HeadConfig(tied=keys.flag("tie_word_embeddings", False)),
         family="deepseek_v3",

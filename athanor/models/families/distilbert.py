@@ -39,7 +39,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size", 30_522),
         d_model,
         length,
-        (layer,) * keys.whole("n_layers", 6),
+        (layer,) * keys.depth("n_layers", 6),
         EmbeddingConfig(positions=length, norm=norm),
         norm=None,
         head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=activation),

@@ -36,7 +36,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         d_model,
         length,
-        (layer,) * keys.whole("num_hidden_layers"),
+        (layer,) * keys.depth("num_hidden_layers"),
         EmbeddingConfig(narrow, positions=length, token_types=segments, norm=layer.norm),
         norm=None,
         head=heads.get(keys.architecture),

@@ -42,7 +42,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         d_model,
         keys.whole("max_position_embeddings", 2048),
-        (LayerConfig(attention, mlp, norm, placement),) * keys.whole("num_hidden_layers"),
+        (LayerConfig(attention, mlp, norm, placement),) * keys.depth("num_hidden_layers"),
         norm=norm,
         head=HeadConfig(tied=keys.flag("tie_word_embeddings", True)),
         family="falcon",

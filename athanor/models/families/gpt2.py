@@ -33,7 +33,7 @@ def read(keys: Keys, family: str) -> ModelConfig:
         keys.whole("vocab_size"),
         d_model,
         length,
-        (LayerConfig(attention, mlp, norm),) * keys.whole("n_layer"),
+        (LayerConfig(attention, mlp, norm),) * keys.depth("n_layer"),
         EmbeddingConfig(positions=length),
         norm,
         HeadConfig(tied=keys.flag("tie_word_embeddings", True)),

@@ -36,7 +36,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         d_model,
         keys.whole("max_position_embeddings", 2048),
-        (LayerConfig(attention, mlp, norm, placement),) * keys.whole("num_hidden_layers"),  # type: ignore[arg-type]
+        (LayerConfig(attention, mlp, norm, placement),) * keys.depth("num_hidden_layers"),  # type: ignore[arg-type]
         norm=norm,
         head=HeadConfig(tied=keys.flag("tie_word_embeddings", False)),
         family="gpt_neox",

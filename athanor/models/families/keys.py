@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from athanor.base.errors import ModelError
-from athanor.models.config import Activation, RopeConfig, RopeScaling
+from athanor.models.config import MOST_LAYERS, Activation, RopeConfig, RopeScaling
 
 # Keys without an effect on what is computed here, in any family.
 _WITHOUT_EFFECT = {
@@ -49,6 +49,13 @@ class Keys:
         value = self.take(name, default, required=default is None)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ModelError(f"{self.place}: {name} = {value!r} is not a whole number.")
+        return value
+
+    def depth(self, name: str, default: int | None = None) -> int:
+        """A number of layers: small enough to be listed."""
+        value = self.whole(name, default)
+        if not 0 <= value <= MOST_LAYERS:
+            raise ModelError(f"{self.place}: {name} = {value} is not between 0 and {MOST_LAYERS}.")
         return value
 
     def number(self, name: str, default: float) -> float:

@@ -43,7 +43,7 @@ def read(keys: Keys, family: str, *, change: Change | None = None, **defaults: A
         keys.whole("intermediate_size"), keys.activation("hidden_act", "silu"), bias=keys.flag("mlp_bias", False)
     )
     layer = LayerConfig(attention, mlp, NormConfig(keys.number("rms_norm_eps", 1e-6)))
-    n_layers = keys.whole("num_hidden_layers")
+    n_layers = keys.depth("num_hidden_layers")
     return ModelConfig(
         vocab_size=keys.whole("vocab_size"),
         d_model=d_model,

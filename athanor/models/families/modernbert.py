@@ -65,7 +65,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size", 50_368),
         d_model,
         keys.whole("max_position_embeddings", 8192),
-        tuple(layer(number) for number in range(keys.whole("num_hidden_layers"))),
+        tuple(layer(number) for number in range(keys.depth("num_hidden_layers"))),
         EmbeddingConfig(norm=norm),
         norm,
         head=None if keys.architecture == _BARE else head,

@@ -42,7 +42,7 @@ def _read(keys: Keys) -> ModelConfig:
         keys.whole("vocab_size"),
         d_model,
         length,
-        (layer,) * keys.whole("num_hidden_layers"),
+        (layer,) * keys.depth("num_hidden_layers"),
         EmbeddingConfig(
             size if narrow else None, widen_bias=False, widen_first=True, positions=length + _OFFSET,
             position_offset=_OFFSET, positions_from_text=True,

@@ -28,7 +28,7 @@ def family(name: str, masked: str, bare: str) -> Family:
             keys.whole("vocab_size"),
             keys.whole("hidden_size"),
             rows - padding - 1,
-            (layer,) * keys.whole("num_hidden_layers"),
+            (layer,) * keys.depth("num_hidden_layers"),
             EmbeddingConfig(
                 positions=rows, position_offset=padding + 1, padding_id=padding, token_types=segments, norm=layer.norm
             ),

@@ -13,7 +13,7 @@ from athanor.models.families.windows import read_windows, write_windows
 
 
 def _read(keys: Keys) -> ModelConfig:
-    n_layers, every = keys.whole("num_hidden_layers"), keys.whole("no_rope_layer_interval", 4)
+    n_layers, every = keys.depth("num_hidden_layers"), keys.whole("no_rope_layer_interval", 4)
     turned = keys.take("no_rope_layers") or [int((i + 1) % every != 0) for i in range(n_layers)]
     if not isinstance(turned, list) or len(turned) != n_layers:
         raise ModelError(f"{keys.place}: no_rope_layers must have a number for each layer.")

@@ -30,7 +30,7 @@ def _read(keys: Keys) -> EncoderDecoderConfig:
     )
 
     def sparse(model: ModelConfig, side: str) -> ModelConfig:
-        wanted = keys.whole(f"num_sparse_{side}_layers", 3)
+        wanted = keys.depth(f"num_sparse_{side}_layers", 3)
         step = keys.whole(f"{side}_sparse_step", model.n_layers // wanted if wanted > 0 else model.n_layers)
         layers = (
             replace(layer, mlp=experts if step == 1 or (step > 1 and i % step == 1) else expert)

@@ -48,12 +48,12 @@ def read(keys: Keys, family: str) -> EncoderDecoderConfig:
     tied = keys.flag("tie_word_embeddings", True)
     encoder = ModelConfig(
         keys.whole("vocab_size"), d_model, keys.settings.get("n_positions") or 512,
-        (layer,) * keys.whole("num_layers"), norm=norm, head=None, causal=False, family=family,
+        (layer,) * keys.depth("num_layers"), norm=norm, head=None, causal=False, family=family,
     )  # fmt: skip
     decoder = replace(
         encoder,
         layers=(replace(layer, cross_attention=replace(attention, position=None)),)
-        * keys.whole("num_decoder_layers", encoder.n_layers),
+        * keys.depth("num_decoder_layers", encoder.n_layers),
         head=HeadConfig(tied=tied, scale=d_model**-0.5 if keys.flag("scale_decoder_outputs", tied) else 1.0),
         causal=True,
     )

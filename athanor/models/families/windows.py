@@ -14,7 +14,7 @@ _KINDS = ("full_attention", "sliding_attention")
 
 def read_kinds(keys: Keys, usual: Callable[[int], bool]) -> Callable[[int], bool]:
     """Layer number → whether it has a window, by `layer_types`. usual: where that is absent."""
-    n_layers = keys.whole("num_hidden_layers")
+    n_layers = keys.depth("num_hidden_layers")
     kinds = keys.take("layer_types") or [_KINDS[usual(number)] for number in range(n_layers)]
     if not isinstance(kinds, list) or len(kinds) != n_layers or set(kinds) - set(_KINDS):
         raise ModelError(f"{keys.place}: layer_types must name {' or '.join(_KINDS)} for each layer.")
@@ -32,7 +32,7 @@ def read_windows(keys: Keys) -> Callable[[int], int | None]:
     keys.ignore("sliding_window")
     first = keys.take("max_window_layers", 28)
     windowed = read_kinds(keys, lambda number: size is not None and number >= first)
-    if size is None and any(windowed(number) for number in range(keys.whole("num_hidden_layers"))):
+    if size is None and any(windowed(number) for number in range(keys.depth("num_hidden_layers"))):
         raise ModelError(f"{keys.place}: layer_types names sliding_attention, but there is no sliding_window in use.")
     return lambda number: size if windowed(number) else None
 

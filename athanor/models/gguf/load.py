@@ -13,7 +13,7 @@ from athanor.base.errors import ModelError
 from athanor.models.build import empty
 from athanor.models.decoder import Decoder
 from athanor.models.families import read_config
-from athanor.models.folder import Weights, read_weights
+from athanor.models.folder import Weights, check_depth, read_weights
 from athanor.models.gguf.architectures import ARCHITECTURES, settings_of, their_name, unpermuted
 from athanor.models.gguf.reader import GgufFile
 
@@ -32,8 +32,6 @@ def model_of(file: GgufFile, dtype: torch.dtype | None = None) -> Decoder:
         family, config = read_config(settings, place)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(f"{place} has a value of the wrong kind ({error}).") from None
-    model = empty(config)
-    assert isinstance(model, Decoder)
     weights = Weights(file.path, {})
     for name in file.tensors:
         theirs = their_name(name)
@@ -41,6 +39,9 @@ def model_of(file: GgufFile, dtype: torch.dtype | None = None) -> Decoder:
             raise ModelError(f"{place} holds the tensor {name}, which a model of its kind does not have.")
         if theirs is not None:
             weights.get[theirs] = partial(_read, file, name, settings)
+    check_depth(config, weights)
+    model = empty(config)
+    assert isinstance(model, Decoder)
     state = read_weights(model, weights, family, dtype or torch.float32)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
