@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from athanor.base.errors import ModelError
 from athanor.base.randomness import generator
 from athanor.models.config import EncoderDecoderConfig, ModelConfig
 from athanor.models.decoder import Decoder
@@ -19,11 +20,19 @@ Config = ModelConfig | EncoderDecoderConfig
 
 
 def empty(config: Config) -> Model:
-    """The module of a configuration, without memory for its weights."""
-    with torch.device("meta"):
-        if isinstance(config, EncoderDecoderConfig):
-            return EncoderDecoder(config)
-        return Decoder(config) if config.causal else Encoder(config)
+    """The module of a configuration, without memory for its weights. Raises ModelError for sizes whose product is out
+    of all bounds.
+    """
+    try:
+        with torch.device("meta"):
+            if isinstance(config, EncoderDecoderConfig):
+                return EncoderDecoder(config)
+            return Decoder(config) if config.causal else Encoder(config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"A model of these sizes cannot be made ({reason}).", "Is its configuration damaged?"
+        ) from None
 
 
 _EMBEDDING_DEVIATION = 0.8

@@ -14,7 +14,8 @@ from typing import Literal
 
 from athanor.base.errors import ModelError
 
-MOST_LAYERS, _MOST_EXPERTS, _LARGEST = 10_000, 1 << 16, 1 << 31  # beyond these a file is damaged or hostile
+# Beyond these a file is damaged or hostile.
+MOST_LAYERS, _MOST_EXPERTS, _LARGEST, _FARTHEST = 10_000, 1 << 16, 1 << 31, 1e18
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
 
@@ -29,8 +30,8 @@ class NormConfig:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.epsilon, Real) or not self.epsilon >= 0:
-            raise ModelError(f"norm epsilon = {self.epsilon!r} is not a number from 0 upwards.")
+        if self.epsilon != 0:
+            _real("norm epsilon", self.epsilon)
         if self.bias and self.kind == "rms":
             raise ModelError("RMSNorm has no bias.")
 
@@ -57,11 +58,18 @@ class RopeScaling:
     def __post_init__(self) -> None:
         _positive("original_max_position_embeddings", self.original_length)
         for name in ("factor", "low", "high"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ModelError(f"rope scaling: {name} = {value!r} is not a positive number.")
-        if self.kind == "longrope" and not (self.short_factors and len(self.short_factors) == len(self.long_factors)):
-            raise ModelError("rope scaling: longrope needs short_factor and long_factor of one length.")
+            _real(f"rope scaling: {name}", getattr(self, name))
+        if self.attention_factor is not None:
+            _real("rope scaling: attention_factor", self.attention_factor)
+        if not isinstance(self.truncate, bool):
+            raise ModelError(f"rope scaling: truncate = {self.truncate!r} is neither true nor false.")
+        if self.kind == "llama3" and not self.low < self.high:
+            raise ModelError(f"rope scaling: low_freq_factor = {self.low} is not below high_freq_factor = {self.high}.")
+        if self.kind == "longrope":
+            for factor in (*self.short_factors, *self.long_factors):
+                _real("rope scaling: a factor", factor)
+            if self.original_length < 2:
+                raise ModelError("rope scaling: longrope needs an original length of more than one token.")
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,29 @@ class RopeConfig:
     scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.theta, Real) or not 0 < self.theta < float("inf"):
-            raise ModelError(f"rope_theta = {self.theta!r} is not a positive number.")
+        _real("rope_theta", self.theta)
         if not isinstance(self.share, Real) or not 0 < self.share <= 1:
             raise ModelError(f"partial_rotary_factor = {self.share!r} is not above 0 and at most 1.")
+        if self.scaling is not None and self.scaling.kind == "yarn" and self.theta <= 1:
+            raise ModelError(f"rope_theta = {self.theta} is not above 1, as YaRN needs it.")
+
+    def check(self, dim: int, head_dim: int) -> None:
+        """Raises ModelError where `dim` of the numbers of a head cannot be turned so."""
+        if dim % 2 or not dim:
+            raise ModelError(
+                f"{dim} of head_dim = {head_dim} are turned, which is not an even, positive number.",
+                "Rotary positions turn pairs: choose an even number.",
+            )
+        scaling = self.scaling
+        if scaling is not None and scaling.kind == "dynamic" and dim < 4:
+            raise ModelError("rope scaling: dynamic needs more than one pair in each head.")
+        if scaling is not None and scaling.kind == "longrope":
+            for name in ("short_factors", "long_factors"):
+                if len(getattr(scaling, name)) != dim // 2:
+                    raise ModelError(
+                        f"rope scaling: longrope has {len(getattr(scaling, name))} {name.replace('_', ' ')}; "
+                        f"{dim // 2} pairs of each head are turned."
+                    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,11 @@ class RelativeBias:
     def __post_init__(self) -> None:
         _positive("relative_attention_num_buckets", self.buckets)
         _positive("relative_attention_max_distance", self.farthest)
+        if self.buckets < 4 or self.farthest <= self.buckets // 2:
+            raise ModelError(
+                f"Distances up to {self.farthest} cannot be put into {self.buckets} buckets.",
+                "Choose at least 4 buckets, and more than half as many distances.",
+            )
 
 
 Position = RopeConfig | Alibi | RelativeBias | None
@@ -133,13 +165,13 @@ class AttentionConfig:
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}.",
                 f"Choose n_kv_heads among {_divisors(self.n_heads)}.",
             )
-        if isinstance(self.position, RopeConfig) and self.rotary_dim % 2:
-            raise ModelError(
-                f"{self.rotary_dim} of head_dim = {self.head_dim} are turned, an odd number.",
-                "Rotary positions turn pairs: choose an even number.",
-            )
+        if isinstance(self.position, RopeConfig):
+            self.position.check(self.rotary_dim, self.head_dim)
         if self.window is not None:
             _positive("sliding_window", self.window)
+        for name in ("scale", "soft_cap"):
+            if getattr(self, name) is not None:
+                _real(f"attention: {name}", getattr(self, name))
 
     @property
     def rotary_dim(self) -> int:
@@ -187,8 +219,11 @@ class LatentAttentionConfig:
     def __post_init__(self) -> None:
         for name in ("n_heads", "kv_rank", "plain_dim", "rotary_dim", "value_dim"):
             _positive(name, getattr(self, name))
-        if self.rotary_dim % 2:
-            raise ModelError(f"qk_rope_head_dim = {self.rotary_dim} is odd.")
+        if self.q_rank is not None:
+            _positive("q_rank", self.q_rank)
+        if self.scale is not None:
+            _real("attention: scale", self.scale)
+        self.position.check(self.rotary_dim, self.key_dim)
 
     @property
     def n_kv_heads(self) -> int:
@@ -267,6 +302,10 @@ class MoeConfig:
             raise ModelError(
                 f"{self.n_experts} experts cannot be chosen from {self.top_groups} of {self.groups} groups."
             )
+        each = self.n_experts // self.groups
+        if self.groups > 1 and (each < 2 or self.top_k > self.top_groups * each):
+            raise ModelError(f"{self.top_k} experts cannot be chosen from {self.top_groups} groups of {each}.")
+        _real("scale of the routed experts", self.scale)
 
     @property
     def gated(self) -> bool:
@@ -338,6 +377,9 @@ class EmbeddingConfig:
             _positive("embedding size", self.size)
         for name in ("positions", "position_offset", "token_types"):
             _count(name, getattr(self, name))
+        if self.padding_id is not None:
+            _count("pad_token_id", self.padding_id)
+        _real("scale of the embedding", self.scale)
 
 
 @dataclass(frozen=True)
@@ -363,6 +405,9 @@ class HeadConfig:
             _positive("outputs", self.outputs)
             if self.tied:
                 raise ModelError("A head with outputs of its own cannot share the embedding's matrix.")
+        _real("scale of the logits", self.scale)
+        if self.soft_cap is not None:
+            _real("final_logit_softcapping", self.soft_cap)
 
 
 @dataclass(frozen=True)
@@ -445,6 +490,13 @@ class EncoderDecoderConfig:
     shared_embedding: bool = True
     family: str = "t5"
 
+    def __post_init__(self) -> None:
+        _count("decoder_start_token_id", self.start_id)
+        if self.start_id >= self.vocab_size:
+            raise ModelError(
+                f"decoder_start_token_id = {self.start_id} is not among the {self.vocab_size} tokens of the vocabulary."
+            )
+
     @property
     def vocab_size(self) -> int:
         return self.decoder.vocab_size
@@ -484,10 +536,15 @@ def _positive(name: str, value: int) -> None:
         raise ModelError(f"{name} = {value} is larger than any model's.")
 
 
+def _real(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _FARTHEST:
+        raise ModelError(f"{name} = {value!r} is not a positive number.")
+
+
 def _count(name: str, value: int) -> None:
     if value != 0:
         _positive(name, value)
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)
+    return ", ".join(str(i) for i in range(1, min(number, 1024) + 1) if number % i == 0)

@@ -7,8 +7,7 @@ The tokenizer's files are written beside these by the tokenizer itself. Nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from athanor.models.families.weights import applicable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAPPED = 1 << 24
 
 
 def save_model(
@@ -48,7 +48,7 @@ def save_model(
     tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
     weights = their_weights(model)
     for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
@@ -92,14 +92,11 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
-    try:
-        family, config = read_config(settings, str(folder / "config.json"))
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
-    with _open_weights(folder) as weights:
-        check_depth(config, weights)
-        model = empty(_with_own_head(config, weights, family))
-        state = read_weights(model, weights, family, dtype, device)
+    family, config = read_config(settings, str(folder / "config.json"))
+    weights = _open_weights(folder)
+    check_depth(config, weights)
+    model = empty(_with_own_head(config, weights, family))
+    state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -135,23 +132,51 @@ class Weights:
     get: dict[str, Callable[[], Tensor]]
 
 
-@contextmanager
-def _open_weights(folder: Path) -> Iterator[Weights]:
+class _Shard:
+    """A safetensors file, memory-mapped. It is mapped anew after every `_MAPPED` bytes, so that pages behind weights
+    that became others (another number format, parts of a fused matrix) leave memory while the rest is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._behind = path, 0
+        self._map()
+        self.names: list[str] = self._file.keys()
+
+    def _map(self) -> None:
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except FileNotFoundError:
+            reason = "cannot be read" if self.path.exists() else "does not exist"
+            raise ModelError(f"{self.path} {reason}.") from None
+        except (SafetensorError, OSError) as error:
+            raise _invalid(self.path, error) from None
+
+    def read(self, name: str) -> Tensor:
+        if self._behind > _MAPPED:
+            self._map()
+            self._behind = 0
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _invalid(self.path, error) from None
+        if tensor.dtype not in _DTYPES:
+            raise ModelError(
+                f"{self.path}: {name} is stored as {tensor.dtype}.", "Read are float32, float16, bfloat16."
+            )
+        self._behind += tensor.nbytes
+        return tensor
+
+
+def _open_weights(folder: Path) -> Weights:
     index = folder / INDEX
-    paths = _shards(index) if index.is_file() else [folder / WEIGHTS]
-    found = Weights(index if index.is_file() else paths[0], {})
-    with ExitStack() as stack:
-        for path in paths:
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except FileNotFoundError:
-                reason = "cannot be read" if path.exists() else "does not exist"
-                raise ModelError(f"{path} {reason}.") from None
-            except (SafetensorError, OSError) as error:
-                raise _invalid(path, error) from None
-            for name in file.keys():  # noqa: SIM118, no mapping
-                found.get[_present_name(name)] = partial(_tensor, path, file, name)
-        yield found
+    shards = [_Shard(path) for path in (_shards(index) if index.is_file() else [folder / WEIGHTS])]
+    found = Weights(index if index.is_file() else shards[0].path, {})
+    for shard in shards:
+        for name in shard.names:
+            if _present_name(name) in found.get:
+                raise ModelError(f"{shard.path} holds {name}, which another place holds too.", "Which one counts?")
+            found.get[_present_name(name)] = partial(shard.read, name)
+    return found
 
 
 def _present_name(name: str) -> str:
@@ -163,9 +188,13 @@ def _shards(index: Path) -> list[Path]:
     """The files an index names; they lie beside it."""
     found = read_json(index)
     names = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+    if not isinstance(names, dict) or not all(_is_file_name(name) for name in names.values()):
         raise ModelError(f"{index} has no weight_map of file names.")
     return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.+=@-]{1,200}", name) is not None and name not in (".", "..")
 
 
 def _invalid(path: Path, error: Exception) -> ModelError:
@@ -201,7 +230,7 @@ def read_weights(
                     f"{weights.place}: {names[0]} makes a weight of shape {tuple(tensor.shape)}, its configuration "
                     f"says {tuple(wanted[ours].shape)}."
                 )
-            if not torch.isfinite(tensor).all():
+            if not _is_finite(tensor):
                 raise ModelError(
                     f"{weights.place}: {names[0]} has values that are not numbers.", "The file is damaged."
                 )
@@ -213,6 +242,11 @@ def read_weights(
             f"{', '.join(sorted(strange)[:3])}."
         )
     return state
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers; without a copy of them, which `isfinite` would make."""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
 
 
 def _with_own_head(config: Config, weights: Weights, family: Family) -> Config:
@@ -232,13 +266,3 @@ def _with_own_head(config: Config, weights: Weights, family: Family) -> Config:
         return config
     one, other = (rule.read([weights.get[name]() for name in rule.theirs])[0] for rule in (head, tokens))
     return config if torch.equal(one, other) else untied
-
-
-def _tensor(path: Path, file: Any, name: str) -> Tensor:
-    try:
-        tensor: Tensor = file.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _invalid(path, error) from None
-    if tensor.dtype not in _DTYPES:
-        raise ModelError(f"{path}: {name} is stored as {tensor.dtype}.", "Read are float32, float16 and bfloat16.")
-    return tensor

@@ -42,7 +42,10 @@ def read_config(settings: Mapping[str, Any], place: str) -> tuple[Family, Config
             f"Known architectures: {', '.join(sorted(by_architecture))}.",
         )
     keys = Keys(settings, place, found)
-    config = by_architecture[found].read(keys)
+    try:
+        config = by_architecture[found].read(keys)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"{place} has a value of the wrong kind ({error}).") from None
     keys.finish()
     return by_architecture[found], config
 

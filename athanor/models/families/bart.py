@@ -29,17 +29,18 @@ from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, same
 
 _OFFSET, _BARE = 2, "BartModel"
-# How training began and how text is generated, and settings of fairseq that its heirs here have no more.
+# How training began, and settings of fairseq that its heirs here have no more.
 _WITHOUT_EFFECT = (
-    "add_bias_logits", "add_final_layer_norm", "bad_words_ids", "begin_suppress_tokens", "classif_dropout",
-    "decoder_layerdrop", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
-    "encoder_layerdrop", "encoder_no_repeat_ngram_size", "extra_pos_embeddings", "force_bos_token_to_be_generated",
-    "forced_bos_token_id", "forced_eos_token_id", "init_std", "is_encoder_decoder", "length_penalty", "max_length",
-    "min_length", "no_repeat_ngram_size", "normalize_before", "normalize_embedding", "num_beam_groups", "num_beams",
-    "num_hidden_layers", "num_return_sequences", "output_past", "remove_invalid_values", "replacing_rate",
-    "repetition_penalty", "save_step", "static_position_embeddings", "suppress_tokens", "temperature", "top_k", "top_p",
-    "typical_p", "_num_labels", "num_labels",
-)  # fmt: skip
+    "classif_dropout",
+    "decoder_layerdrop",
+    "encoder_layerdrop",
+    "extra_pos_embeddings",
+    "init_std",
+    "is_encoder_decoder",
+    "num_hidden_layers",
+    "replacing_rate",
+    "save_step",
+)
 
 
 def _read(keys: Keys) -> EncoderDecoderConfig:
@@ -65,6 +66,13 @@ def read(
     """
     keys.ignore(*_WITHOUT_EFFECT)
     keys.fixed(is_decoder=False, add_cross_attention=False)
+    keys.fixed(
+        normalize_before=placement == "pre",
+        add_final_layer_norm=placement == "pre",
+        normalize_embedding=embedding.norm is not None,
+        static_position_embeddings=embedding.sinusoidal,
+        add_bias_logits=False,
+    )
     d_model, vocab_size = keys.whole("d_model", 1024), keys.whole("vocab_size")
     norm, tied = NormConfig(1e-5, "layer", bias=True), keys.flag("tie_word_embeddings", True)
     shared = keys.flag("share_encoder_decoder_embeddings", True)

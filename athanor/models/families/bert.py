@@ -24,6 +24,8 @@ def layer_of(keys: Keys, activation: str = "gelu") -> LayerConfig:
     """A layer as BERT and its heirs write it. activation: the family's usual one."""
     d_model, n_heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     keys.fixed(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    keys.fixed(directionality="bidi", pooler_type="first_token_transform")  # google's chinese and multilingual files
+    keys.ignore("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head")
     return LayerConfig(
         AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=True, output_bias=True),
         MlpConfig(keys.whole("intermediate_size"), keys.activation("hidden_act", activation), gated=False, bias=True),

@@ -25,15 +25,18 @@ from athanor.models.families.weights import Rule, same
 
 def _read(keys: Keys) -> ModelConfig:
     rope = replace(keys.rope(), interleaved=keys.flag("rope_interleave", True))
-    keys.ignore("num_key_value_heads", "num_nextn_predict_layers", "num_mtp_layers", "ep_size", "moe_layer_freq")
-    keys.ignore("aux_loss_alpha", "seq_aux", "output_router_logits", "head_dim", "qk_head_dim")
-    keys.fixed(topk_method="noaux_tc", scoring_func="sigmoid")
-    plain, turned = keys.whole("qk_nope_head_dim", 128), keys.whole("qk_rope_head_dim", 64)
+    keys.ignore("num_nextn_predict_layers", "num_mtp_layers", "ep_size")
+    keys.ignore("aux_loss_alpha", "seq_aux", "output_router_logits")
+    n_heads, plain, turned = (
+        keys.whole("num_attention_heads"), keys.whole("qk_nope_head_dim", 128), keys.whole("qk_rope_head_dim", 64)
+    )  # fmt: skip
+    keys.fixed(topk_method="noaux_tc", scoring_func="sigmoid", moe_layer_freq=1, num_key_value_heads=n_heads)
+    keys.fixed(head_dim=turned, qk_head_dim=plain + turned)
     q_rank = keys.settings.get("q_lora_rank", 1536)
     keys.ignore("q_lora_rank")
     bias = keys.flag("attention_bias", False)
     attention = LatentAttentionConfig(
-        keys.whole("num_attention_heads"), keys.whole("kv_lora_rank", 512), plain, turned,
+        n_heads, keys.whole("kv_lora_rank", 512), plain, turned,
         keys.whole("v_head_dim", 128),
         rope, q_rank, bias, _scale(keys, plain + turned), norm=NormConfig(1e-6),
     )  # fmt: skip
@@ -60,9 +63,9 @@ def _read(keys: Keys) -> ModelConfig:
 
 def _scale(keys: Keys, dim: int) -> float | None:
     """With YaRN the scores are scaled too, by a number of the file's own."""
-    found = keys.take("rope_parameters") or keys.take("rope_scaling") or {}
-    share, factor = found.get("mscale_all_dim"), found.get("factor") or 1.0
-    if found.get("rope_type", found.get("type", "default")) == "default" or not share or factor <= 1:
+    found = keys.rope_settings()
+    share, factor = found.number("mscale_all_dim", 0.0), found.number("factor", 1.0)
+    if (found.take("rope_type") or found.take("type", "default")) == "default" or not share or factor <= 1:
         return None
     return dim**-0.5 * (0.1 * share * math.log(factor) + 1) ** 2
 

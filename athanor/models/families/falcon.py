@@ -29,10 +29,11 @@ def _read(keys: Keys) -> ModelConfig:
         keys.flag("new_decoder_architecture", False), keys.flag("multi_query", True), keys.flag("parallel_attn", True)
     )  # fmt: skip
     norms = keys.whole("num_ln_in_parallel_attn", 2 if new else 1)
-    n_kv_heads = keys.whole("num_kv_heads", n_heads) if new or not one else 1
-    keys.ignore("num_kv_heads", "n_head_kv", "apply_residual_connection_post_layernorm", "rope_theta")
+    groups = keys.whole("num_kv_heads", keys.whole("n_head_kv", n_heads))
+    n_kv_heads = groups if new or not one else 1
+    keys.fixed(apply_residual_connection_post_layernorm=False)
     position = Alibi(scaled=True) if keys.flag("alibi", False) else keys.rope()
-    keys.ignore("rope_parameters", "rope_scaling")
+    keys.ignore("rope_parameters", "rope_scaling", "rope_theta")
     attention = AttentionConfig(n_heads, n_kv_heads, d_model // n_heads, position, bias=bias, output_bias=bias)
     activation = keys.activation("activation", "gelu")
     mlp = MlpConfig(keys.whole("ffn_hidden_size", 4 * d_model), activation, gated=False, bias=bias)

@@ -22,7 +22,8 @@ def _read(keys: Keys) -> ModelConfig:
     every = keys.whole("_sliding_window_pattern", keys.whole("sliding_window_pattern", 6))
     window, windowed = keys.whole("sliding_window", 4096), read_kinds(keys, lambda i: (i + 1) % every != 0)
     far = keys.rope(1e6, nested="full_attention")
-    nested = isinstance((keys.take("rope_parameters") or {}).get("sliding_attention"), dict)
+    parameters = keys.take("rope_parameters")
+    nested = isinstance(parameters, dict) and isinstance(parameters.get("sliding_attention"), dict)
     near = (
         keys.rope(1e4, nested="sliding_attention") if nested else RopeConfig(keys.number("rope_local_base_freq", 1e4))
     )
@@ -37,8 +38,9 @@ def _read(keys: Keys) -> ModelConfig:
         )  # fmt: skip
 
     config = llama.read(
-        keys, "gemma3_text", change=change, head_dim=256, tie_word_embeddings=True, max_position_embeddings=131_072
-    )
+        keys, "gemma3_text", change=change, rope=far, head_dim=256, tie_word_embeddings=True,
+        max_position_embeddings=131_072,
+    )  # fmt: skip
     assert config.head is not None
     return replace(gemma.finish(config, norm), head=replace(config.head, soft_cap=final))
 

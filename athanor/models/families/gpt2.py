@@ -23,7 +23,7 @@ from athanor.models.families.weights import Rule, fused, same, transposed
 def read(keys: Keys, family: str) -> ModelConfig:
     d_model, n_heads, length = keys.whole("n_embd"), keys.whole("n_head"), keys.whole("n_positions", 1024)
     keys.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout")
-    keys.ignore("summary_proj_to_labels", "scale_attn_weights", "reorder_and_upcast_attn", "add_cross_attention")
+    keys.ignore("summary_proj_to_labels", "reorder_and_upcast_attn")
     keys.fixed(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     norm = NormConfig(keys.number("layer_norm_epsilon", 1e-5), "layer", bias=True)
     attention = AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=True, output_bias=True)

@@ -14,7 +14,6 @@ from athanor.models.families.weights import Rule, fused, fused_by_group, same
 
 def _read(keys: Keys) -> ModelConfig:
     one = keys.flag("multi_query", True)
-    keys.ignore("num_key_value_heads")
     keys.ignore(
         "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner", "validate_runner_input"
     )
@@ -23,6 +22,7 @@ def _read(keys: Keys) -> ModelConfig:
     )
     keys.settings.setdefault("activation_function", "gelu_pytorch_tanh")
     config = gpt2.read(keys, "gpt_bigcode")
+    keys.fixed(num_key_value_heads=1 if one else keys.whole("n_head"))
     layers = (llama.with_attention(layer, n_kv_heads=1) for layer in config.layers)
     return replace(config, layers=tuple(layers)) if one else config
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from reprlib import repr as shown
 from typing import Any
 
 from athanor.base.errors import ModelError
 from athanor.models.config import MOST_LAYERS, Activation, RopeConfig, RopeScaling
 
-# Keys without an effect on what is computed here, in any family.
+# Keys without an effect on what is computed here, in any family: names, tokens, what training drops, how text is
+# generated, how the library that wrote them runs.
 _WITHOUT_EFFECT = {
     "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range",
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "_name_or_path",
@@ -17,6 +20,18 @@ _WITHOUT_EFFECT = {
     "pretraining_tp", "tokenizer_class", "prefix", "decoder_start_token_id", "finetuning_task", "auto_map",
     "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "dropout", "activation_dropout", "classifier_dropout", "layerdrop", "dropout_rate",
+    "num_labels", "_num_labels", "output_past", "tf_legacy_loss", "torchscript", "transformers.js_config",
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "force_bos_token_to_be_generated",
+    "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "remove_invalid_values",
+    "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+}  # fmt: skip
+
+# What may stand beside rotary positions; which of it counts depends on their kind.
+_ROPE = {
+    "rope_type", "type", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
+    "beta_slow", "beta_fast", "attention_factor", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
 }  # fmt: skip
 
 ACTIVATION_NAMES: dict[str, Activation] = {
@@ -48,7 +63,7 @@ class Keys:
         """A whole number; required unless there is a default."""
         value = self.take(name, default, required=default is None)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ModelError(f"{self.place}: {name} = {value!r} is not a whole number.")
+            raise ModelError(f"{self.place}: {name} = {shown(value)} is not a whole number.")
         return value
 
     def depth(self, name: str, default: int | None = None) -> int:
@@ -60,21 +75,21 @@ class Keys:
 
     def number(self, name: str, default: float) -> float:
         value = self.take(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ModelError(f"{self.place}: {name} = {value!r} is not a number.")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ModelError(f"{self.place}: {name} = {shown(value)} is not a number.")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.take(name, default)
         if not isinstance(value, bool):
-            raise ModelError(f"{self.place}: {name} = {value!r} is neither true nor false.")
+            raise ModelError(f"{self.place}: {name} = {shown(value)} is neither true nor false.")
         return value
 
     def activation(self, name: str, default: str) -> Activation:
         value = self.take(name, default)
-        if value not in ACTIVATION_NAMES:
+        if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             raise ModelError(
-                f"{self.place}: {name} = {value!r} is not known.", f"Known: {', '.join(sorted(ACTIVATION_NAMES))}."
+                f"{self.place}: {name} = {shown(value)} is not known.", f"Known: {', '.join(sorted(ACTIVATION_NAMES))}."
             )
         return ACTIVATION_NAMES[value]
 
@@ -83,8 +98,8 @@ class Keys:
         for name, value in accepted.items():
             if self.take(name, value) != value:
                 raise ModelError(
-                    f"{self.place}: {name} = {self.settings[name]!r} is not supported for {self.architecture}.",
-                    f"Supported: {value!r}.",
+                    f"{self.place}: {name} = {shown(self.settings[name])} is not supported for {self.architecture}.",
+                    f"Supported: {shown(value)}.",
                 )
 
     def ignore(self, *names: str) -> None:
@@ -95,18 +110,30 @@ class Keys:
         """`rope_parameters`, or the older `rope_theta`, `rope_scaling`, `partial_rotary_factor`. nested: the kind of
         layer whose parameters are wanted, where each has its own.
         """
-        found = self.take("rope_parameters") or self.take("rope_scaling") or {}
-        self.ignore("rope_scaling", "rope_theta", "partial_rotary_factor")
-        if nested is not None and isinstance(found.get(nested), dict):
+        inside = self.rope_settings(nested)
+        theta = inside.number("rope_theta", self.number("rope_theta", default_theta))
+        share = inside.number("partial_rotary_factor", self.number("partial_rotary_factor", share))
+        scaling = self._scaling(inside)
+        inside.finish()
+        return RopeConfig(theta, share, scaling=scaling)
+
+    def rope_settings(self, nested: str | None = None) -> Keys:
+        """What stands in `rope_parameters`, or in the older `rope_scaling`."""
+        new, old = self.take("rope_parameters") or {}, self.take("rope_scaling") or {}
+        if new and old and new != old:
+            raise ModelError(f"{self.place} has rope_scaling beside rope_parameters, and they differ.", "Keep one.")
+        found = new or old
+        if nested is not None and isinstance(found, dict) and isinstance(found.get(nested), dict):
             found = found[nested]
         if not isinstance(found, dict):
-            raise ModelError(f"{self.place}: rope_parameters = {found!r} cannot be read.")
-        theta = found.get("rope_theta") or self.number("rope_theta", default_theta)
-        share = found.get("partial_rotary_factor") or self.number("partial_rotary_factor", share)
-        return RopeConfig(float(theta), float(share), scaling=self._scaling(found))
+            raise ModelError(f"{self.place}: rope_parameters = {shown(found)} cannot be read.")
+        inside = Keys(found, f"{self.place}, rope_parameters", self.architecture)
+        inside.ignore(*_ROPE)
+        return inside
 
-    def _scaling(self, found: Mapping[str, Any]) -> RopeScaling | None:
-        kind = found.get("rope_type", found.get("type", "default"))
+    def _scaling(self, inside: Keys) -> RopeScaling | None:
+        found = inside.settings
+        kind = found.get("rope_type") or found.get("type") or "default"
         longest: Any = self.settings.get("max_position_embeddings")
         original: Any = found.get("original_max_position_embeddings") or self.settings.get(
             "original_max_position_embeddings"
@@ -126,16 +153,18 @@ class Keys:
                         "yarn", factor, original or longest, found.get("beta_slow") or 1, found.get("beta_fast") or 32,
                         _yarn_attention(found, factor), found.get("truncate", True),
                     )  # fmt: skip
-                case "longrope":
+                case "longrope" | "su":  # as Phi-3's first folders call it
                     factor = longest / original if original and longest else found.get("factor", 1.0)
                     return RopeScaling(
                         "longrope", factor, original or longest, attention_factor=found.get("attention_factor"),
                         short_factors=tuple(found["short_factor"]), long_factors=tuple(found["long_factor"]),
                     )  # fmt: skip
-        except (KeyError, TypeError) as error:
-            raise ModelError(f"{self.place}: the rope parameters of kind {kind!r} are incomplete ({error}).") from None
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise ModelError(
+                f"{self.place}: the rope parameters of kind {shown(kind)} are incomplete ({error})."
+            ) from None
         raise ModelError(
-            f"{self.place}: rope type {kind!r} is not known.",
+            f"{self.place}: rope type {shown(kind)} is not known.",
             "Known: default, linear, dynamic, llama3, yarn, longrope.",
         )
 
@@ -144,19 +173,19 @@ class Keys:
         for name, value in self.settings.items():
             if name not in self._taken and name not in _WITHOUT_EFFECT and value not in (None, False, {}, [], ""):
                 raise ModelError(
-                    f"{self.place} has a setting that {self.architecture} is not known to have: {name} = {value!r}.",
+                    f"{self.place} has a setting that {self.architecture} is not known to have: "
+                    f"{name} = {shown(value)}.",
                     "It would change the model in a way not known here.",
                 )
 
 
 def _yarn_attention(found: Mapping[str, Any], factor: float) -> float | None:
     """YaRN's factor of cosines and sines; None for the usual one. DeepSeek gives two numbers whose ratio it is."""
-    import math
 
     def growth(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     given, scale, all_dims = found.get("attention_factor"), found.get("mscale"), found.get("mscale_all_dim")
     if given is not None:
-        return float(given)
+        return given
     return growth(scale) / growth(all_dims) if scale and all_dims else None

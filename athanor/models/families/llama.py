@@ -25,17 +25,18 @@ from athanor.models.families.weights import Rule, same
 Change = Callable[[LayerConfig, int], LayerConfig]
 
 
-def read(keys: Keys, family: str, *, change: Change | None = None, **defaults: Any) -> ModelConfig:
-    """The common keys. change: makes of the usual layer, and its number, the family's own. defaults: of keys that the
-    file may lack, by their name in the file.
+def read(
+    keys: Keys, family: str, *, change: Change | None = None, rope: RopeConfig | None = None, **defaults: Any
+) -> ModelConfig:
+    """The common keys. change: makes of the usual layer, and its number, the family's own. rope: where the family has
+    read it already. defaults: of keys that the file may lack, by their name in the file.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
-    keys.fixed(attention_dropout=0.0)
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
         keys.whole("head_dim", defaults.get("head_dim", d_model // max(1, n_heads))),
-        position=keys.rope(defaults.get("rope_theta", 10_000.0), defaults.get("partial_rotary_factor", 1.0)),
+        position=rope or keys.rope(defaults.get("rope_theta", 10_000.0), defaults.get("partial_rotary_factor", 1.0)),
         bias=keys.flag("attention_bias", False),
         output_bias=keys.flag("attention_bias", False),
     )
@@ -132,6 +133,7 @@ def rules(config: ModelConfig) -> list[Rule]:
 
 
 def _read(keys: Keys) -> ModelConfig:
+    keys.ignore("is_llama_config")  # SmolLM's
     return read(keys, "llama")
 
 

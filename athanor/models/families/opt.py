@@ -29,8 +29,8 @@ def _read(keys: Keys) -> ModelConfig:
         keys.flag("enable_bias", True),
     )
     length, size = keys.whole("max_position_embeddings", 2048), keys.whole("word_embed_proj_dim", d_model)
-    keys.fixed(layer_norm_elementwise_affine=True)
-    keys.ignore("init_std", "output_projection", "share_decoder_input_output_embed", "activation_dropout")
+    keys.fixed(layer_norm_elementwise_affine=True, share_decoder_input_output_embed=True)
+    keys.ignore("init_std", "output_projection")
     first = keys.flag("do_layer_norm_before", True)
     norm = NormConfig(1e-5, "layer", bias=True)
     attention = AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=bias, output_bias=bias)

@@ -21,10 +21,11 @@ from athanor.models.families.weights import Rule, parameter, stacked
 
 def _read(keys: Keys) -> EncoderDecoderConfig:
     keys.fixed(router_bias=False, router_dtype="float32", is_gated_act=False, router_type="tokens_masked")
-    keys.ignore("router_jitter_noise", "router_ignore_padding_tokens", "router_z_loss_coef", "router_aux_loss_coef")
-    keys.ignore("add_router_probs", "batch_prioritized_routing", "num_selected_experts", "add_cross_attention")
-    config = t5.read(keys, "switch_transformers")
-    expert = MlpConfig(keys.whole("d_ff"), keys.activation("dense_act_fn", "relu"), gated=False)
+    keys.fixed(router_ignore_padding_tokens=False, batch_prioritized_routing=False, num_selected_experts=1)
+    keys.ignore("router_jitter_noise", "router_z_loss_coef", "router_aux_loss_coef", "add_router_probs")
+    config = t5.read(keys, "switch_transformers", keys.activation("dense_act_fn", "relu"))
+    expert = config.encoder.layers[0].mlp
+    assert isinstance(expert, MlpConfig)
     experts = MoeConfig(
         keys.whole("num_experts", 8), 1, expert, normalise=False, capacity=keys.whole("expert_capacity", 64)
     )

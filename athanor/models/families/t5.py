@@ -9,6 +9,7 @@ from typing import Any
 
 from athanor.base.errors import ModelError
 from athanor.models.config import (
+    Activation,
     AttentionConfig,
     EncoderDecoderConfig,
     HeadConfig,
@@ -27,22 +28,23 @@ def _read(keys: Keys) -> EncoderDecoderConfig:
     return read(keys, "t5")
 
 
-def read(keys: Keys, family: str) -> EncoderDecoderConfig:
+def read(keys: Keys, family: str, activation: Activation | None = None) -> EncoderDecoderConfig:
+    """What T5's heirs share. activation: where `dense_act_fn` tells it, and not `feed_forward_proj`."""
     d_model, n_heads = keys.whole("d_model"), keys.whole("num_heads")
     kind = keys.take("feed_forward_proj", "relu")
     gated = isinstance(kind, str) and kind.startswith("gated-")
     name = "gelu_new" if kind == "gated-gelu" else str(kind).removeprefix("gated-")
     if name not in ACTIVATION_NAMES:
         raise ModelError(f"{keys.place}: feed_forward_proj = {kind!r} is not known.")
-    keys.ignore(
-        "dense_act_fn", "is_gated_act", "initializer_factor", "n_positions", "output_past", "is_encoder_decoder"
-    )
-    keys.ignore("classifier_dropout", "scale_decoder_outputs", "is_decoder")
+    if activation is None:
+        keys.fixed(dense_act_fn=name)
+    keys.fixed(is_decoder=False, add_cross_attention=False, is_gated_act=gated)
+    keys.ignore("initializer_factor", "n_positions", "is_encoder_decoder")
     bias = RelativeBias(
         keys.whole("relative_attention_num_buckets", 32), keys.whole("relative_attention_max_distance", 128)
     )
     attention = AttentionConfig(n_heads, n_heads, keys.whole("d_kv", 64), bias, scale=1.0)
-    mlp = MlpConfig(keys.whole("d_ff"), ACTIVATION_NAMES[name], gated)
+    mlp = MlpConfig(keys.whole("d_ff"), activation or ACTIVATION_NAMES[name], gated)
     norm = NormConfig(keys.number("layer_norm_epsilon", 1e-6))
     layer = LayerConfig(attention, mlp, norm)
     tied = keys.flag("tie_word_embeddings", True)
@@ -57,7 +59,7 @@ def read(keys: Keys, family: str) -> EncoderDecoderConfig:
         head=HeadConfig(tied=tied, scale=d_model**-0.5 if keys.flag("scale_decoder_outputs", tied) else 1.0),
         causal=True,
     )
-    return EncoderDecoderConfig(encoder, decoder, keys.take("decoder_start_token_id", 0), family=family)
+    return EncoderDecoderConfig(encoder, decoder, keys.whole("decoder_start_token_id", 0), family=family)
 
 
 def write(config: EncoderDecoderConfig) -> dict[str, Any]:

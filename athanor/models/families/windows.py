@@ -16,7 +16,7 @@ def read_kinds(keys: Keys, usual: Callable[[int], bool]) -> Callable[[int], bool
     """Layer number → whether it has a window, by `layer_types`. usual: where that is absent."""
     n_layers = keys.depth("num_hidden_layers")
     kinds = keys.take("layer_types") or [_KINDS[usual(number)] for number in range(n_layers)]
-    if not isinstance(kinds, list) or len(kinds) != n_layers or set(kinds) - set(_KINDS):
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in _KINDS for kind in kinds):
         raise ModelError(f"{keys.place}: layer_types must name {' or '.join(_KINDS)} for each layer.")
     return lambda number: kinds[number] == _KINDS[1]
 

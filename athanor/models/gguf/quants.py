@@ -16,17 +16,19 @@ from torch import Tensor
 Bytes = np.ndarray  # (blocks, bytes of a block) uint8
 Numbers = np.ndarray  # (blocks, numbers of a block) fp32
 
-_AT_A_TIME = 1 << 20  # numbers that are unpacked together: 4 MB
+_AT_A_TIME = 1 << 17  # numbers that are unpacked together: what is made on the way stays in the processor's cache
 
 
 @dataclass(frozen=True)
 class Format:
-    """numbers, size: numbers and bytes of a block. unpack: blocks → numbers, None where torch can read it as it is."""
+    """numbers, size: numbers and bytes of a block. unpack: writes the numbers of blocks into its second argument; None
+    where torch can read it as it is.
+    """
 
     name: str
     numbers: int
     size: int
-    unpack: Callable[[Bytes], Numbers] | None = None
+    unpack: Callable[[Bytes, Numbers], None] | None = None
     dtype: torch.dtype | None = None
 
 
@@ -35,9 +37,10 @@ def _half(data: Bytes, at: int) -> np.ndarray:
     return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16).astype(np.float32)
 
 
-def _nibbles(data: Bytes) -> np.ndarray:
-    """(blocks, n) bytes → (blocks, 2n) uint8: all low halves, then all high halves."""
-    return np.concatenate([data & 0x0F, data >> 4], axis=1)
+def _nibbles(data: Bytes, out: Numbers) -> None:
+    """(blocks, 16) bytes → (blocks, 32): all low halves, then all high halves."""
+    np.bitwise_and(data, 0x0F, out=out[:, :16])
+    np.right_shift(data, 4, out=out[:, 16:])
 
 
 def _fifth_bits(data: Bytes) -> np.ndarray:
@@ -45,25 +48,34 @@ def _fifth_bits(data: Bytes) -> np.ndarray:
     return np.unpackbits(data, axis=1, bitorder="little") << 4
 
 
-def _q4_0(data: Bytes) -> Numbers:
-    return (_nibbles(data[:, 2:]).astype(np.float32) - 8) * _half(data, 0)
+def _q4_0(data: Bytes, out: Numbers) -> None:
+    _nibbles(data[:, 2:], out)
+    out -= 8
+    out *= _half(data, 0)
 
 
-def _q4_1(data: Bytes) -> Numbers:
-    return _nibbles(data[:, 4:]).astype(np.float32) * _half(data, 0) + _half(data, 2)
+def _q4_1(data: Bytes, out: Numbers) -> None:
+    _nibbles(data[:, 4:], out)
+    out *= _half(data, 0)
+    out += _half(data, 2)
 
 
-def _q5_0(data: Bytes) -> Numbers:
-    return ((_nibbles(data[:, 6:]) | _fifth_bits(data[:, 2:6])).astype(np.float32) - 16) * _half(data, 0)
+def _q5_0(data: Bytes, out: Numbers) -> None:
+    _nibbles(data[:, 6:], out)
+    out += _fifth_bits(data[:, 2:6])
+    out -= 16
+    out *= _half(data, 0)
 
 
-def _q5_1(data: Bytes) -> Numbers:
-    wide = (_nibbles(data[:, 8:]) | _fifth_bits(data[:, 4:8])).astype(np.float32)
-    return wide * _half(data, 0) + _half(data, 2)
+def _q5_1(data: Bytes, out: Numbers) -> None:
+    _nibbles(data[:, 8:], out)
+    out += _fifth_bits(data[:, 4:8])
+    out *= _half(data, 0)
+    out += _half(data, 2)
 
 
-def _q8_0(data: Bytes) -> Numbers:
-    return data[:, 2:].view(np.int8).astype(np.float32) * _half(data, 0)
+def _q8_0(data: Bytes, out: Numbers) -> None:
+    np.multiply(data[:, 2:].view(np.int8), _half(data, 0), out=out)
 
 
 def _six_bit_scales(packed: Bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -74,11 +86,13 @@ def _six_bit_scales(packed: Bytes) -> tuple[np.ndarray, np.ndarray]:
     return scales.astype(np.float32), offsets.astype(np.float32)
 
 
-def _with_scales(wide: np.ndarray, data: Bytes) -> Numbers:
+def _with_scales(wide: np.ndarray, data: Bytes, out: Numbers) -> None:
     """wide: (blocks, 8, 32) quantised numbers of Q4_K or Q5_K."""
     scales, offsets = _six_bit_scales(data[:, 4:16])
     scales, offsets = scales * _half(data, 0), offsets * _half(data, 2)
-    return (wide.astype(np.float32) * scales[:, :, None] - offsets[:, :, None]).reshape(len(data), 256)
+    grouped = out.reshape(wide.shape)
+    np.multiply(wide, scales[:, :, None], out=grouped)
+    grouped -= offsets[:, :, None]
 
 
 def _by_64(data: Bytes) -> np.ndarray:
@@ -87,23 +101,23 @@ def _by_64(data: Bytes) -> np.ndarray:
     return np.stack([groups & 0x0F, groups >> 4], axis=2).reshape(len(data), 8, 32)
 
 
-def _q4_k(data: Bytes) -> Numbers:
-    return _with_scales(_by_64(data[:, 16:]), data)
+def _q4_k(data: Bytes, out: Numbers) -> None:
+    _with_scales(_by_64(data[:, 16:]), data, out)
 
 
-def _q5_k(data: Bytes) -> Numbers:
+def _q5_k(data: Bytes, out: Numbers) -> None:
     bits = (data[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return _with_scales(_by_64(data[:, 48:]) | (bits << 4), data)
+    _with_scales(_by_64(data[:, 48:]) | (bits << 4), data, out)
 
 
-def _q6_k(data: Bytes) -> Numbers:
+def _q6_k(data: Bytes, out: Numbers) -> None:
     low = data[:, :128].reshape(-1, 2, 2, 32)  # (blocks, half, pair, 32)
     high = data[:, 128:192].reshape(-1, 2, 1, 32)
     low = np.stack([low[:, :, 0] & 0x0F, low[:, :, 1] & 0x0F, low[:, :, 0] >> 4, low[:, :, 1] >> 4], axis=2)
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    wide = (low | (((high >> shifts) & 3) << 4)).astype(np.float32) - 32
+    wide = (low | (((high >> shifts) & 3) << 4)).view(np.int8) - np.int8(32)
     scales = data[:, 192:208].view(np.int8).astype(np.float32) * _half(data, 208)
-    return (wide.reshape(len(data), 16, 16) * scales[:, :, None]).reshape(len(data), 256)
+    np.multiply(wide.reshape(-1, 16, 16), scales[:, :, None], out=out.reshape(-1, 16, 16))
 
 
 FORMATS: dict[int, Format] = {
@@ -132,5 +146,5 @@ def unpack(data: np.ndarray, form: Format, shape: tuple[int, ...]) -> Tensor:
     step = _AT_A_TIME // form.numbers
     with np.errstate(invalid="ignore", over="ignore"):  # a damaged scale; whoever reads the weights refuses them
         for start in range(0, len(blocks), step):
-            numbers[start : start + step] = form.unpack(blocks[start : start + step])
+            form.unpack(blocks[start : start + step], numbers[start : start + step])
     return torch.from_numpy(numbers.reshape(shape))

@@ -22,6 +22,7 @@ from athanor.models.gguf.quants import FORMATS, Format, unpack
 _VERSIONS = (2, 3)
 _MOST_DIMENSIONS, _DEEPEST_ARRAY, _LONGEST_NAME, _LARGEST_ALIGNMENT = 4, 2, 256, 1 << 16
 _SCALARS: dict[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRUCTS = {code: struct.Struct(f"<{code}") for code in _SCALARS.values()}
 _STRING, _ARRAY = 8, 9
 
 
@@ -38,7 +39,7 @@ class TensorInfo:
 class _Cursor:
     """Bytes taken one after the other; never more than there are."""
 
-    def __init__(self, data: mmap.mmap | bytes, path: Path) -> None:
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at, self.end = data, path, 0, len(data)
 
     def refuse(self, what: str) -> ModelError:
@@ -51,7 +52,8 @@ class _Cursor:
         return bytes(self.data[self.at - count : self.at])
 
     def number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        form = _STRUCTS[code]
+        return form.unpack(self.take(form.size))[0]
 
     def count(self, what: str, least_size: int) -> int:
         """A number of things that take at least `least_size` bytes each."""
@@ -75,8 +77,8 @@ class _Cursor:
         if kind == _ARRAY and depth < _DEEPEST_ARRAY:
             inner: int = self.number("I")
             if code := _SCALARS.get(inner):
-                count = self.count("numbers", struct.calcsize(f"<{code}"))
-                data = self.take(count * struct.calcsize(f"<{code}"))
+                size = _STRUCTS[code].size
+                data = self.take(self.count("numbers", size) * size)
                 return np.frombuffer(data, dtype=np.dtype(f"<{code}")).tolist()
             count = self.count("values", 8)
             return [self.value(inner, depth + 1) for _ in range(count)]
@@ -91,7 +93,7 @@ class GgufFile:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
-                self._data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise ModelError(f"{self.path} does not exist.") from None
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
@@ -147,4 +149,12 @@ class GgufFile:
             raise ModelError(f"{self.path} lacks the tensor {name}.")
         info = self.tensors[name]
         data = np.frombuffer(self._data, dtype=np.uint8, count=info.size, offset=info.start)
-        return unpack(data, info.format, info.shape)
+        tensor = unpack(data, info.format, info.shape)
+        self._let_go(info)
+        return tensor
+
+    def _let_go(self, info: TensorInfo) -> None:
+        """The pages of a tensor that has been read need no longer count as this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = info.start - info.start % mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, start, info.start + info.size - start)
