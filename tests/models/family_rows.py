@@ -34,6 +34,11 @@ DEEPSEEK: dict[str, Any] = {
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10, "first_k_dense_replace": 1,
     "num_key_value_heads": 4,
 }  # fmt: skip
+STABLELM: dict[str, Any] = {**SMALL, "hidden_size": 64, "num_key_value_heads": 4}
+GRANITE: dict[str, Any] = {
+    **SMALL, "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.22,
+    "logits_scaling": 8.0, "attention_dropout": 0.1,
+}  # fmt: skip
 
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", GPT2),
@@ -75,6 +80,19 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "rope_parameters": {"rope_theta": 1e4, **SCALINGS["longrope"]}}),
     "olmo2": ("Olmo2ForCausalLM", SMALL),
     "glm4": ("Glm4ForCausalLM", {**SMALL, "head_dim": 16}),
+    "stablelm": ("StableLmForCausalLM", STABLELM),
+    "stablelm, 2 12B": ("StableLmForCausalLM", {
+        **STABLELM, "num_key_value_heads": 2, "use_qkv_bias": True, "qk_layernorm": True,
+        "use_parallel_residual": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
+    "stablelm, 2, half turned": ("StableLmForCausalLM", {
+        **STABLELM, "use_qkv_bias": True, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}}),
+    "granite": ("GraniteForCausalLM", GRANITE),
+    "granite, biases, tied": ("GraniteForCausalLM", {
+        **GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "logits_scaling": 0.7}),
+    "starcoder2": ("Starcoder2ForCausalLM", {**SMALL, "sliding_window": 5}),
+    "starcoder2, no window, no biases, untied": ("Starcoder2ForCausalLM", {
+        **SMALL, "use_bias": False, "tie_word_embeddings": False, "hidden_act": "relu"}),
     "smollm3": ("SmolLM3ForCausalLM", {**SMALL, "num_hidden_layers": 5}),
     "deepseek_v3": ("DeepseekV3ForCausalLM", DEEPSEEK),
     "deepseek_v3, YaRN": ("DeepseekV3ForCausalLM", {
