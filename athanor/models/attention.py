@@ -49,7 +49,7 @@ def attend(
         )
     if shared > 1:
         keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
-    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_() * soft_cap  # tanh's gradient needs its output
     if mask is None and is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
