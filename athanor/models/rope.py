@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from athanor.models.config import RopeConfig, RopeScaling
+from athanor.models.position_config import RopeConfig, RopeScaling
 
 
 def rotary_angles(positions: Tensor, dim: int, config: RopeConfig) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,12 @@ from athanor.models.config import (
     MlpConfig,
     ModelConfig,
     MoeConfig,
-    RopeConfig,
 )
 from athanor.models.families import Family, read_config
 from athanor.models.gguf.header import Header
 from athanor.models.gguf.rope import read_rope, rope_metadata
 from athanor.models.gguf.tensors import Layout, rules
+from athanor.models.position_config import RopeConfig
 
 Settings = dict[str, Any]
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from athanor.base.errors import ModelError
-from athanor.models.config import LatentAttentionConfig, ModelConfig, RopeConfig, RopeScaling
+from athanor.models.config import LatentAttentionConfig, ModelConfig
 from athanor.models.gguf.header import Header
+from athanor.models.position_config import RopeConfig, RopeScaling
 from athanor.models.rope import rotary_frequencies
 
 _LLAMA3_LENGTH = 8192  # of all models with this scaling so far; the file does not say it

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from athanor.base.errors import ModelError
-from athanor.models.config import ModelConfig, RopeConfig
+from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.families.weights import Rule, applicable
 from athanor.models.gguf.architectures import config_of, metadata_of
@@ -19,6 +19,7 @@ from athanor.models.gguf.header import Header
 from athanor.models.gguf.packing import format_named
 from athanor.models.gguf.rope import rope_tensors, turn_alike
 from athanor.models.gguf.writer import Entry, write_file
+from athanor.models.position_config import RopeConfig
 
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's llama_ftype
