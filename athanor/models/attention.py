@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athanor.models.config import Alibi, AttentionConfig, NormConfig, RopeConfig
+from athanor.models.config import AttentionConfig, NormConfig
 from athanor.models.norm import HeadNorm, norm
+from athanor.models.position_config import Alibi, RopeConfig
 from athanor.models.rope import rotate
 from athanor.models.where import Where
 

@@ -9,12 +9,14 @@ memory is taken.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from typing import Literal
 
 from athanor.base.errors import ModelError
+from athanor.models.position_config import Position, RopeConfig
+from athanor.models.sizes import MOST_LAYERS, count, positive
 
-MOST_LAYERS, _MOST_EXPERTS, _LARGEST = 10_000, 1 << 16, 1 << 31  # beyond these a file is damaged or hostile
+_MOST_EXPERTS = 1 << 16  # beyond it a file is damaged or hostile
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
 
@@ -33,77 +35,6 @@ class NormConfig:
             raise ModelError(f"norm epsilon = {self.epsilon!r} is not a number from 0 upwards.")
         if self.bias and self.kind == "rms":
             raise ModelError("RMSNorm has no bias.")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for longer contexts.
-
-    linear (Chen et al. 2023), dynamic (NTK-aware, grows with the sequence), llama3 (Llama 3.1), yarn (Peng et al.
-    2023), longrope (Ding et al. 2024: a factor a frequency, one set below and one above `original_length`).
-    attention_factor: of cosines and sines; None for the method's own.
-    """
-
-    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
-    factor: float
-    original_length: int
-    low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
-    high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast
-    attention_factor: float | None = None
-    truncate: bool = True
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        _positive("original_max_position_embeddings", self.original_length)
-        for name in ("factor", "low", "high"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ModelError(f"rope scaling: {name} = {value!r} is not a positive number.")
-        if self.kind == "longrope" and not (self.short_factors and len(self.short_factors) == len(self.long_factors)):
-            raise ModelError("rope scaling: longrope needs short_factor and long_factor of one length.")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions (Su et al. 2021). share: of each head that is turned. interleaved: neighbours are turned against
-    each other (GPT-J), else the halves (GPT-NeoX).
-    """
-
-    theta: float = 10_000.0
-    share: float = 1.0
-    interleaved: bool = False
-    scaling: RopeScaling | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.theta, Real) or not 0 < self.theta < float("inf"):
-            raise ModelError(f"rope_theta = {self.theta!r} is not a positive number.")
-        if not isinstance(self.share, Real) or not 0 < self.share <= 1:
-            raise ModelError(f"partial_rotary_factor = {self.share!r} is not above 0 and at most 1.")
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """Scores fall linearly with distance, at a slope a head (Press et al. 2022). scaled: the penalty is divided by
-    √head_dim like the scores (Falcon).
-    """
-
-    scaled: bool = False
-
-
-@dataclass(frozen=True)
-class RelativeBias:
-    """A learned bias a head for each bucket of distances (T5, Raffel et al. 2020); the stack's layers share one."""
-
-    buckets: int = 32
-    farthest: int = 128
-
-    def __post_init__(self) -> None:
-        _positive("relative_attention_num_buckets", self.buckets)
-        _positive("relative_attention_max_distance", self.farthest)
-
-
-Position = RopeConfig | Alibi | RelativeBias | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +59,7 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "n_kv_heads", "head_dim"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.n_heads % self.n_kv_heads:
             raise ModelError(
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}.",
@@ -140,7 +71,7 @@ class AttentionConfig:
                 "Rotary positions turn pairs: choose an even number.",
             )
         if self.window is not None:
-            _positive("sliding_window", self.window)
+            positive("sliding_window", self.window)
 
     @property
     def rotary_dim(self) -> int:
@@ -187,7 +118,7 @@ class LatentAttentionConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "kv_rank", "plain_dim", "rotary_dim", "value_dim"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.rotary_dim % 2:
             raise ModelError(f"qk_rope_head_dim = {self.rotary_dim} is odd.")
 
@@ -222,7 +153,7 @@ class MlpConfig:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _positive("d_ff", self.d_ff)
+        positive("d_ff", self.d_ff)
 
     def matrix_parameters(self, d_model: int) -> int:
         """That a token is multiplied with."""
@@ -257,9 +188,9 @@ class MoeConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_experts", "top_k", "groups", "top_groups"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.capacity is not None:
-            _positive("expert_capacity", self.capacity)
+            positive("expert_capacity", self.capacity)
         if self.n_experts > _MOST_EXPERTS:
             raise ModelError(f"n_experts = {self.n_experts} is larger than any model's.")
         if self.top_k > self.n_experts:
@@ -338,9 +269,9 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            _positive("embedding size", self.size)
+            positive("embedding size", self.size)
         for name in ("positions", "position_offset", "token_types"):
-            _count(name, getattr(self, name))
+            count(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -363,7 +294,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.outputs is not None:
-            _positive("outputs", self.outputs)
+            positive("outputs", self.outputs)
             if self.tied:
                 raise ModelError("A head with outputs of its own cannot share the embedding's matrix.")
 
@@ -392,11 +323,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "max_seq_len"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if not 0 < len(self.layers) <= MOST_LAYERS:
             raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {MOST_LAYERS}.")
         if self.groups is not None:
-            _positive("groups", self.groups)
+            positive("groups", self.groups)
             if self.groups > self.n_layers:
                 raise ModelError(f"{self.n_layers} layers cannot share the weights of {self.groups} groups.")
         width = self.embedding.size or self.d_model
@@ -471,25 +402,13 @@ def standard_config(
     """A decoder of the Qwen3 shape and usual proportions: heads of 64, half as many key-value heads (or the next
     divisor below), d_ff about 8/3 of d_model, a multiple of 64. What is given is kept.
     """
-    _positive("n_layers", n_layers)
+    positive("n_layers", n_layers)
     head_dim = head_dim or 64
     n_heads = n_heads or max(1, d_model // head_dim)
     n_kv_heads = n_kv_heads or max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
     d_ff = d_ff or max(64, round(d_model * 8 / 3 / 64) * 64)
     layer = LayerConfig(AttentionConfig(n_heads, n_kv_heads, head_dim, qk_norm="head"), MlpConfig(d_ff))
     return ModelConfig(vocab_size, d_model, max_seq_len, (layer,) * n_layers)
-
-
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{name} = {value!r} is not a positive whole number.")
-    if value > (MOST_LAYERS if name == "n_layers" else _LARGEST):
-        raise ModelError(f"{name} = {value} is larger than any model's.")
-
-
-def _count(name: str, value: int) -> None:
-    if value != 0:
-        _positive(name, value)
 
 
 def _divisors(number: int) -> str:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from athanor.models.attention import LayerCache
 from athanor.models.block import Block
-from athanor.models.config import AttentionConfig, ModelConfig, RelativeBias
+from athanor.models.config import AttentionConfig, ModelConfig
 from athanor.models.embedding import Embedding
 from athanor.models.norm import norm
+from athanor.models.position_config import RelativeBias
 from athanor.models.positions import RelativeBiasTable
 from athanor.models.where import Where
 

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.randomness import generator
-from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_model, save_model
+from athanor.models.position_config import RopeConfig
 
 
 def random_model(tied: bool = True, theta: float = 10_000.0) -> Decoder:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from athanor.base.errors import ModelError
-from athanor.models.config import MOST_LAYERS, Activation, RopeConfig, RopeScaling
+from athanor.models.config import Activation
+from athanor.models.position_config import RopeConfig, RopeScaling
+from athanor.models.sizes import MOST_LAYERS
 
 # Keys without an effect on what is computed here, in any family.
 _WITHOUT_EFFECT = {

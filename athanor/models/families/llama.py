@@ -8,19 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from athanor.models.config import (
-    AttentionConfig,
-    HeadConfig,
-    LayerConfig,
-    MlpConfig,
-    ModelConfig,
-    NormConfig,
-    RopeConfig,
-    RopeScaling,
-)
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, same
+from athanor.models.position_config import RopeConfig, RopeScaling
 
 Change = Callable[[LayerConfig, int], LayerConfig]
 

@@ -16,11 +16,11 @@ from athanor.models.config import (
     MlpConfig,
     ModelConfig,
     NormConfig,
-    RelativeBias,
 )
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, same
+from athanor.models.position_config import RelativeBias
 
 
 def _read(keys: Keys) -> EncoderDecoderConfig:
