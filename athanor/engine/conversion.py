@@ -22,8 +22,8 @@ from athanor.models.folder import load_model, save_model
 from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
 from athanor.models.gguf.save import FORMATS, save_gguf
-from athanor.tokenizer.foreign import from_gguf
-from athanor.tokenizer.gguf import to_gguf
+from athanor.tokenizer.gguf import from_gguf
+from athanor.tokenizer.gguf_writing import to_gguf
 
 Target = Literal["hf", "gguf"]
 
@@ -94,17 +94,15 @@ def _to_folder(place: Path, destination: Path, form: str | None) -> Converted:
             file = GgufFile(place)
             model, tokenizer = model_of(file, dtype), from_gguf(file.metadata, str(place))
             tokenizer.save(folder)
-            save_model(
-                model, folder, end_of_text_id=tokenizer.pad_id, stop_ids=tokenizer.stop_ids, start_id=tokenizer.start_id
-            )
+            start = tokenizer.start_ids[0] if tokenizer.start_ids else None
+            ids = {"end_of_text_id": tokenizer.pad_id, "stop_ids": tokenizer.stop_ids, "start_id": start}
+            save_model(model, folder, **ids)
         else:
             model = load_model(place, dtype)
             settings, generation = _settings(place / "config.json"), _settings(place / "generation_config.json")
             start, stops, pad = (generation.get(key, settings.get(key)) for key in _NOT_OURS_TO_SAY)
             stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-            save_model(
-                model, folder, end_of_text_id=pad, stop_ids=tuple(stops), start_id=start, generation=generation
-            )
+            save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(stops), start_id=start, generation=generation)
             for name in _OF_THE_TOKENIZER:
                 if (place / name).is_file():
                     shutil.copyfile(place / name, folder / name)

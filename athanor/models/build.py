@@ -68,7 +68,7 @@ def _adjust(module: nn.Module) -> None:
     if isinstance(module, Block):
         _begin_as_identity(module.attention, module.attention_norms)
         _begin_as_identity(module.mlp, module.mlp_norms)
-        if hasattr(module, "cross_attention"):
+        if module.cross_attention is not None and module.cross_norms is not None:
             _begin_as_identity(module.cross_attention, module.cross_norms)
     elif isinstance(module, Attention | CrossAttention) and module.scale * module.config.head_dim**0.5 > 1:
         module.query.weight /= module.scale * module.config.head_dim**0.5  # T5 does not scale its scores

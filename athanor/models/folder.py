@@ -100,9 +100,9 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
         family, config = read_config(settings, str(folder / "config.json"))
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
-    with _open_weights(folder) as weights:
+    with _open_weights(folder, family) as weights:
         check_depth(config, weights)
-        model = empty(_with_own_head(config, weights, family))
+        model = empty(_as_held(config, weights, family))
         state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -119,7 +119,7 @@ def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decode
 def check_depth(config: Config, weights: Weights) -> None:
     """Raises ModelError for more layers than there are weights, before any of them is made."""
     for part in (config,) if isinstance(config, ModelConfig) else (config.encoder, config.decoder):
-        if (part.groups or part.n_layers) > len(weights.get):
+        if part.n_blocks > len(weights.get):
             raise ModelError(
                 f"{weights.place} lacks the weights of {part.n_layers} layers: it holds {len(weights.get)} tensors."
             )
@@ -140,7 +140,7 @@ class Weights:
 
 
 @contextmanager
-def _open_weights(folder: Path) -> Iterator[Weights]:
+def _open_weights(folder: Path, family: Family) -> Iterator[Weights]:
     index = folder / INDEX
     paths = _shards(index) if index.is_file() else [folder / WEIGHTS]
     found = Weights(index if index.is_file() else paths[0], {})
@@ -154,13 +154,11 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
             except (SafetensorError, OSError) as error:
                 raise _invalid(path, error) from None
             for name in file.keys():  # noqa: SIM118, no mapping
-                found.get[_present_name(name)] = partial(_tensor, path, file, name)
+                present = family.present_name(name)
+                if present in found.get:
+                    raise ModelError(f"{found.place} holds {present} more than once, perhaps under an older name.")
+                found.get[present] = partial(_tensor, path, file, name)
         yield found
-
-
-def _present_name(name: str) -> str:
-    """BERT's first folders say gamma and beta."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -187,11 +185,9 @@ def read_weights(
     that the family does not have.
     """
     wanted = dict(model.named_parameters())
-    left = set(weights.get)
-    bare = not any(name.startswith(family.prefix) for name in left)  # saved without a head, and without its prefix
-    state = {}
+    left, state, absent = set(weights.get), {}, _absent_prefix(weights, family)
     for rule in applicable(family.rules(model.config), wanted, _depth(model.config)):
-        names = [name.removeprefix(family.prefix) if bare else name for name in rule.theirs]
+        names = [name.removeprefix(absent) for name in rule.theirs]
         if missing := [name for name in names if name not in weights.get]:
             raise ModelError(f"{weights.place} lacks the weight {missing[0]}.")
         try:
@@ -217,6 +213,21 @@ def read_weights(
             f"{', '.join(sorted(strange)[:3])}."
         )
     return state
+
+
+def _absent_prefix(weights: Weights, family: Family) -> str:
+    """What names lack on disk: a model saved without a head is saved without the family's prefix."""
+    return "" if any(name.startswith(family.prefix) for name in weights.get) else family.prefix
+
+
+def _as_held(config: Config, weights: Weights, family: Family) -> Config:
+    """`config`, with the parts for which the files hold weights, where a configuration does not tell."""
+    if isinstance(config, ModelConfig) and config.pooler and not config.next_sentence:
+        absent, rules = _absent_prefix(weights, family), family.rules(config)
+        pooler = [name for rule in rules if rule.ours[0].startswith("pooler.") for name in rule.theirs]
+        if not any(name.removeprefix(absent) in weights.get for name in pooler):
+            config = replace(config, pooler=False)  # as models of sentences are often saved
+    return _with_own_head(config, weights, family)
 
 
 def _with_own_head(config: Config, weights: Weights, family: Family) -> Config:

@@ -36,6 +36,9 @@ def read_config(settings: Mapping[str, Any], place: str) -> tuple[Family, Config
     """Raises ModelError for an architecture or a setting that is not known."""
     listed = settings.get("architectures")
     names = [str(name) for name in listed] if isinstance(listed, list) else []
+    published = families().get(str(settings.get("model_type")))
+    if not names and published is not None and published.unnamed is not None:
+        names = [published.unnamed]
     by_architecture = {name: family for family in families().values() for name in family.architectures}
     found = next((name for name in names if name in by_architecture), None)
     if found is None:
