@@ -94,15 +94,15 @@ def _to_folder(place: Path, destination: Path, form: str | None) -> Converted:
             file = GgufFile(place)
             model, tokenizer = model_of(file, dtype), from_gguf(file.metadata, str(place))
             tokenizer.save(folder)
-            start = tokenizer.start_ids[0] if tokenizer.start_ids else None
-            ids = {"end_of_text_id": tokenizer.pad_id, "stop_ids": tokenizer.stop_ids, "start_id": start}
-            save_model(model, folder, **ids)
+            start = next(iter(tokenizer.start_ids), None)
+            stops, pad = tokenizer.stop_ids, tokenizer.pad_id
+            save_model(model, folder, end_of_text_id=pad, stop_ids=stops, start_id=start)
         else:
             model = load_model(place, dtype)
             settings, generation = _settings(place / "config.json"), _settings(place / "generation_config.json")
             start, stops, pad = (generation.get(key, settings.get(key)) for key in _NOT_OURS_TO_SAY)
-            stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-            save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(stops), start_id=start, generation=generation)
+            ends = [] if stops is None else stops if isinstance(stops, list) else [stops]
+            save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(ends), start_id=start, generation=generation)
             for name in _OF_THE_TOKENIZER:
                 if (place / name).is_file():
                     shutil.copyfile(place / name, folder / name)
