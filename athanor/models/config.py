@@ -9,13 +9,13 @@ memory is taken.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Literal
 
 from athanor.base.errors import ModelError
+from athanor.models.position_config import Disentangled, Position, RelativeBias, RopeConfig
+from athanor.models.sizes import MOST_LAYERS, count, positive, positive_real
 
-# Beyond these a file is damaged or hostile.
-MOST_LAYERS, _MOST_EXPERTS, _LARGEST, _FARTHEST = 10_000, 1 << 16, 1 << 31, 1e18
+_MOST_EXPERTS = 1 << 16  # beyond it a file is damaged or hostile
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
 
@@ -31,118 +31,17 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         if self.epsilon != 0:
-            _real("norm epsilon", self.epsilon)
+            positive_real("norm epsilon", self.epsilon)
         if self.bias and self.kind == "rms":
             raise ModelError("RMSNorm has no bias.")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for longer contexts.
-
-    linear (Chen et al. 2023), dynamic (NTK-aware, grows with the sequence), llama3 (Llama 3.1), yarn (Peng et al.
-    2023), longrope (Ding et al. 2024: a factor a frequency, one set below and one above `original_length`).
-    attention_factor: of cosines and sines; None for the method's own.
-    """
-
-    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
-    factor: float
-    original_length: int
-    low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
-    high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast
-    attention_factor: float | None = None
-    truncate: bool = True
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        _positive("original_max_position_embeddings", self.original_length)
-        for name in ("factor", "low", "high"):
-            _real(f"rope scaling: {name}", getattr(self, name))
-        if self.attention_factor is not None:
-            _real("rope scaling: attention_factor", self.attention_factor)
-        if not isinstance(self.truncate, bool):
-            raise ModelError(f"rope scaling: truncate = {self.truncate!r} is neither true nor false.")
-        if self.kind == "llama3" and not self.low < self.high:
-            raise ModelError(f"rope scaling: low_freq_factor = {self.low} is not below high_freq_factor = {self.high}.")
-        if self.kind == "longrope":
-            for factor in (*self.short_factors, *self.long_factors):
-                _real("rope scaling: a factor", factor)
-            if self.original_length < 2:
-                raise ModelError("rope scaling: longrope needs an original length of more than one token.")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions (Su et al. 2021). share: of each head that is turned. interleaved: neighbours are turned against
-    each other (GPT-J), else the halves (GPT-NeoX).
-    """
-
-    theta: float = 10_000.0
-    share: float = 1.0
-    interleaved: bool = False
-    scaling: RopeScaling | None = None
-
-    def __post_init__(self) -> None:
-        _real("rope_theta", self.theta)
-        if not isinstance(self.share, Real) or not 0 < self.share <= 1:
-            raise ModelError(f"partial_rotary_factor = {self.share!r} is not above 0 and at most 1.")
-        if self.scaling is not None and self.scaling.kind == "yarn" and self.theta <= 1:
-            raise ModelError(f"rope_theta = {self.theta} is not above 1, as YaRN needs it.")
-
-    def check(self, dim: int, head_dim: int) -> None:
-        """Raises ModelError where `dim` of the numbers of a head cannot be turned so."""
-        if dim % 2 or not dim:
-            raise ModelError(
-                f"{dim} of head_dim = {head_dim} are turned, which is not an even, positive number.",
-                "Rotary positions turn pairs: choose an even number.",
-            )
-        scaling = self.scaling
-        if scaling is not None and scaling.kind == "dynamic" and dim < 4:
-            raise ModelError("rope scaling: dynamic needs more than one pair in each head.")
-        if scaling is not None and scaling.kind == "longrope":
-            for name in ("short_factors", "long_factors"):
-                if len(getattr(scaling, name)) != dim // 2:
-                    raise ModelError(
-                        f"rope scaling: longrope has {len(getattr(scaling, name))} {name.replace('_', ' ')}; "
-                        f"{dim // 2} pairs of each head are turned."
-                    )
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """Scores fall linearly with distance, at a slope a head (Press et al. 2022). scaled: the penalty is divided by
-    √head_dim like the scores (Falcon).
-    """
-
-    scaled: bool = False
-
-
-@dataclass(frozen=True)
-class RelativeBias:
-    """A learned bias a head for each bucket of distances (T5, Raffel et al. 2020); the stack's layers share one."""
-
-    buckets: int = 32
-    farthest: int = 128
-
-    def __post_init__(self) -> None:
-        _positive("relative_attention_num_buckets", self.buckets)
-        _positive("relative_attention_max_distance", self.farthest)
-        if self.buckets < 4 or self.farthest <= self.buckets // 2:
-            raise ModelError(
-                f"Distances up to {self.farthest} cannot be put into {self.buckets} buckets.",
-                "Choose at least 4 buckets, and more than half as many distances.",
-            )
-
-
-Position = RopeConfig | Alibi | RelativeBias | None
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key-value heads of size `head_dim`.
 
-    qk_norm: RMSNorm of queries and keys, a "head" at a time or over the whole "projection". scale: of the scores, None
+    qk_norm: of queries and keys, by the layer's kind of norm without a bias: a "head" at a time with one gain for all,
+    with gains for "each" (StableLM 2 12B), or over the whole "projection". scale: of the scores, None
     for 1/√head_dim. soft_cap: scores are bent by tanh below it (Gemma 2). window: keys further back are not seen.
     """
 
@@ -150,7 +49,7 @@ class AttentionConfig:
     n_kv_heads: int
     head_dim: int
     position: Position = field(default_factory=RopeConfig)
-    qk_norm: Literal["head", "projection"] | None = None
+    qk_norm: Literal["head", "each", "projection"] | None = None
     bias: bool = False
     output_bias: bool = False
     scale: float | None = None
@@ -159,7 +58,7 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "n_kv_heads", "head_dim"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.n_heads % self.n_kv_heads:
             raise ModelError(
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}.",
@@ -167,11 +66,13 @@ class AttentionConfig:
             )
         if isinstance(self.position, RopeConfig):
             self.position.check(self.rotary_dim, self.head_dim)
+        if isinstance(self.position, Disentangled) and self.n_kv_heads != self.n_heads:
+            raise ModelError(f"Disentangled attention has a key head for each of its {self.n_heads} query heads.")
         if self.window is not None:
-            _positive("sliding_window", self.window)
+            positive("sliding_window", self.window)
         for name in ("scale", "soft_cap"):
             if getattr(self, name) is not None:
-                _real(f"attention: {name}", getattr(self, name))
+                positive_real(f"attention: {name}", getattr(self, name))
 
     @property
     def rotary_dim(self) -> int:
@@ -218,11 +119,11 @@ class LatentAttentionConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "kv_rank", "plain_dim", "rotary_dim", "value_dim"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.q_rank is not None:
-            _positive("q_rank", self.q_rank)
+            positive("q_rank", self.q_rank)
         if self.scale is not None:
-            _real("attention: scale", self.scale)
+            positive_real("attention: scale", self.scale)
         self.position.check(self.rotary_dim, self.key_dim)
 
     @property
@@ -256,7 +157,7 @@ class MlpConfig:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _positive("d_ff", self.d_ff)
+        positive("d_ff", self.d_ff)
 
     def matrix_parameters(self, d_model: int) -> int:
         """That a token is multiplied with."""
@@ -291,9 +192,9 @@ class MoeConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_experts", "top_k", "groups", "top_groups"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.capacity is not None:
-            _positive("expert_capacity", self.capacity)
+            positive("expert_capacity", self.capacity)
         if self.n_experts > _MOST_EXPERTS:
             raise ModelError(f"n_experts = {self.n_experts} is larger than any model's.")
         if self.top_k > self.n_experts:
@@ -305,7 +206,7 @@ class MoeConfig:
         each = self.n_experts // self.groups
         if self.groups > 1 and (each < 2 or self.top_k > self.top_groups * each):
             raise ModelError(f"{self.top_k} experts cannot be chosen from {self.top_groups} groups of {each}.")
-        _real("scale of the routed experts", self.scale)
+        positive_real("scale of the routed experts", self.scale)
 
     @property
     def gated(self) -> bool:
@@ -321,6 +222,26 @@ class MoeConfig:
         return self.matrix_parameters(d_model) + more
 
 
+@dataclass(frozen=True)
+class ConvolutionConfig:
+    """A convolution over what a layer is given, added to what it gives and normed with it (DeBERTa v2). kernel: tokens
+    that each sees, itself in the middle. groups: channels are mixed within each of so many.
+    """
+
+    kernel: int
+    activation: Activation = "tanh"
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        positive("conv_kernel_size", self.kernel)
+        positive("conv_groups", self.groups)
+        if self.kernel % 2 == 0:
+            raise ModelError(f"conv_kernel_size = {self.kernel} has no middle.", "Choose an odd number.")
+
+    def matrix_parameters(self, d_model: int) -> int:
+        return self.kernel * d_model * d_model // self.groups
+
+
 Placement = Literal["pre", "post", "sandwich", "after", "parallel", "parallel_shared"]
 
 
@@ -332,6 +253,8 @@ class LayerConfig:
     norm(f(norm(x))) (Gemma 2). after: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + mlp(norm'(x))
     (GPT-NeoX); parallel_shared: with one norm for both (Falcon 7B). cross_attention: to an encoder's states.
     attention_norm: False where attention has none, because its input is normed already (ModernBERT's first layer).
+    residual_scale: of what each part adds (Granite).
+    convolution: beside the whole layer.
     """
 
     attention: AttentionConfig | LatentAttentionConfig
@@ -340,8 +263,13 @@ class LayerConfig:
     placement: Placement = "pre"
     cross_attention: AttentionConfig | None = None
     attention_norm: bool = True
+    residual_scale: float = 1.0
+    convolution: ConvolutionConfig | None = None
 
     def __post_init__(self) -> None:
+        positive_real("residual scale", self.residual_scale)
+        if self.convolution is not None and self.placement != "post":
+            raise ModelError(f"A convolution stands beside post-norm layers, not beside {self.placement} ones.")
         if self.cross_attention is not None and self.placement not in ("pre", "post"):
             raise ModelError(f"Cross-attention stands in pre- or post-norm layers, not in {self.placement} ones.")
 
@@ -374,12 +302,12 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            _positive("embedding size", self.size)
+            positive("embedding size", self.size)
         for name in ("positions", "position_offset", "token_types"):
-            _count(name, getattr(self, name))
+            count(name, getattr(self, name))
         if self.padding_id is not None:
-            _count("pad_token_id", self.padding_id)
-        _real("scale of the embedding", self.scale)
+            count("pad_token_id", self.padding_id)
+        positive_real("scale of the embedding", self.scale)
 
 
 @dataclass(frozen=True)
@@ -402,12 +330,12 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.outputs is not None:
-            _positive("outputs", self.outputs)
+            positive("outputs", self.outputs)
             if self.tied:
                 raise ModelError("A head with outputs of its own cannot share the embedding's matrix.")
-        _real("scale of the logits", self.scale)
+        positive_real("scale of the logits", self.scale)
         if self.soft_cap is not None:
-            _real("final_logit_softcapping", self.soft_cap)
+            positive_real("final_logit_softcapping", self.soft_cap)
 
 
 @dataclass(frozen=True)
@@ -415,8 +343,9 @@ class ModelConfig:
     """A decoder or an encoder; an `EncoderDecoderConfig` has one of each.
 
     norm: after the last layer, None for models whose layers end in a norm. causal: tokens see only earlier ones.
-    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT). groups: the layers share
-    the weights of so many (ALBERT). family: the name in `families` under which it is saved.
+    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT). sharing: for each layer
+    the number of the block whose weights it has (ALBERT), None where each has its own. family: the name in `families`
+    under which it is saved.
     """
 
     vocab_size: int
@@ -429,18 +358,27 @@ class ModelConfig:
     causal: bool = True
     pooler: bool = False
     next_sentence: bool = False
-    groups: int | None = None
+    sharing: tuple[int, ...] | None = None
     family: str = "qwen3"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "max_seq_len"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if not 0 < len(self.layers) <= MOST_LAYERS:
             raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {MOST_LAYERS}.")
-        if self.groups is not None:
-            _positive("groups", self.groups)
-            if self.groups > self.n_layers:
-                raise ModelError(f"{self.n_layers} layers cannot share the weights of {self.groups} groups.")
+        if self.sharing is not None and (
+            len(self.sharing) != self.n_layers or set(self.sharing) != set(range(self.n_blocks))
+        ):
+            raise ModelError(f"{self.n_layers} layers cannot share the weights of blocks as {self.sharing} says.")
+        first = self.layers[0].attention.position
+        for layer in self.layers:
+            position = layer.attention.position
+            if position != first and any(isinstance(one, RelativeBias | Disentangled) for one in (position, first)):
+                raise ModelError("The layers share one table of distances, so all of them need the same.")
+            if layer.convolution is not None and self.causal:
+                raise ModelError("A convolution sees later tokens: only an encoder's layers can have it.")
+            if layer.convolution is not None and self.d_model % layer.convolution.groups:
+                raise ModelError(f"d_model = {self.d_model} is not a multiple of conv_groups.")
         width = self.embedding.size or self.d_model
         if self.embedding.sinusoidal and width % 2:
             raise ModelError(f"Sines and cosines come in pairs: the embedding's size, {width}, is odd.")
@@ -448,6 +386,11 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def n_blocks(self) -> int:
+        """Layers with weights of their own."""
+        return self.n_layers if self.sharing is None else max(self.sharing, default=-1) + 1
 
     @property
     def matrix_parameters(self) -> int:
@@ -462,8 +405,8 @@ class ModelConfig:
             total += self.embedding.size * self.d_model
         for layer in self.layers:
             total += layer.attention.matrix_parameters(self.d_model) + layer.mlp.matrix_parameters(self.d_model)
-            if layer.cross_attention:
-                total += layer.cross_attention.matrix_parameters(self.d_model)
+            for part in (layer.cross_attention, layer.convolution):
+                total += part.matrix_parameters(self.d_model) if part else 0
         return total
 
     def flops_per_token(self, context: float, training: bool = True) -> float:
@@ -491,7 +434,7 @@ class EncoderDecoderConfig:
     family: str = "t5"
 
     def __post_init__(self) -> None:
-        _count("decoder_start_token_id", self.start_id)
+        count("decoder_start_token_id", self.start_id)
         if self.start_id >= self.vocab_size:
             raise ModelError(
                 f"decoder_start_token_id = {self.start_id} is not among the {self.vocab_size} tokens of the vocabulary."
@@ -520,30 +463,13 @@ def standard_config(
     """A decoder of the Qwen3 shape and usual proportions: heads of 64, half as many key-value heads (or the next
     divisor below), d_ff about 8/3 of d_model, a multiple of 64. What is given is kept.
     """
-    _positive("n_layers", n_layers)
+    positive("n_layers", n_layers)
     head_dim = head_dim or 64
     n_heads = n_heads or max(1, d_model // head_dim)
     n_kv_heads = n_kv_heads or max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
     d_ff = d_ff or max(64, round(d_model * 8 / 3 / 64) * 64)
     layer = LayerConfig(AttentionConfig(n_heads, n_kv_heads, head_dim, qk_norm="head"), MlpConfig(d_ff))
     return ModelConfig(vocab_size, d_model, max_seq_len, (layer,) * n_layers)
-
-
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{name} = {value!r} is not a positive whole number.")
-    if value > (MOST_LAYERS if name == "n_layers" else _LARGEST):
-        raise ModelError(f"{name} = {value} is larger than any model's.")
-
-
-def _real(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _FARTHEST:
-        raise ModelError(f"{name} = {value!r} is not a positive number.")
-
-
-def _count(name: str, value: int) -> None:
-    if value != 0:
-        _positive(name, value)
 
 
 def _divisors(number: int) -> str:

@@ -37,29 +37,33 @@ def save_model(
     *,
     end_of_text_id: int | None = None,
     stop_ids: tuple[int, ...] = (),
-    generation: dict[str, Any] | None = None,
+    start_id: int | None = None,
+    generation: Mapping[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the folder. generation: sampling defaults for `generation_config.json`; lineage: what goes into
-    `athanor.json`.
+    """Writes the folder. end_of_text_id: pads, too. start_id: what a text begins with. generation: sampling defaults
+    for `generation_config.json`. lineage: what goes into `athanor.json`, which marks a model that was made here.
+
+    Raises ModelError for a model that its family's settings cannot describe, or that has diverged.
     """
     folder = Path(folder)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
+    given = {
+        "eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": start_id
+    }  # fmt: skip
+    settings = write_config(model.config)  # may hold token ids: what RoBERTa computes depends on padding
     weights = their_weights(model)
     for name, tensor in weights.items():
         if not _is_finite(tensor):
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    settings = write_config(model.config)  # a family may have its own: what RoBERTa computes depends on padding
-    tokens = {name: settings.get(name) if token is None else token for name, token in tokens.items()}
+    tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
-    write_json(
-        folder / "generation_config.json",
-        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": tokens["pad_token_id"]},
-    )
-    write_json(folder / "athanor.json", lineage or {})
+    ids = {**tokens, "eos_token_id": list(stop_ids)}
+    write_json(folder / "generation_config.json", {**(generation or {}), **ids})
+    if lineage is not None:
+        write_json(folder / "athanor.json", lineage)
 
 
 def their_weights(model: Model) -> dict[str, Tensor]:
@@ -93,9 +97,9 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
     family, config = read_config(settings, str(folder / "config.json"))
-    weights = _open_weights(folder)
+    weights = _open_weights(folder, family)
     check_depth(config, weights)
-    model = empty(_with_own_head(config, weights, family))
+    model = empty(_as_held(config, weights, family))
     state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -112,7 +116,7 @@ def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decode
 def check_depth(config: Config, weights: Weights) -> None:
     """Raises ModelError for more layers than there are weights, before any of them is made."""
     for part in (config,) if isinstance(config, ModelConfig) else (config.encoder, config.decoder):
-        if (part.groups or part.n_layers) > len(weights.get):
+        if part.n_blocks > len(weights.get):
             raise ModelError(
                 f"{weights.place} lacks the weights of {part.n_layers} layers: it holds {len(weights.get)} tensors."
             )
@@ -167,21 +171,17 @@ class _Shard:
         return tensor
 
 
-def _open_weights(folder: Path) -> Weights:
+def _open_weights(folder: Path, family: Family) -> Weights:
     index = folder / INDEX
     shards = [_Shard(path) for path in (_shards(index) if index.is_file() else [folder / WEIGHTS])]
     found = Weights(index if index.is_file() else shards[0].path, {})
     for shard in shards:
         for name in shard.names:
-            if _present_name(name) in found.get:
-                raise ModelError(f"{shard.path} holds {name}, which another place holds too.", "Which one counts?")
-            found.get[_present_name(name)] = partial(shard.read, name)
+            present = family.present_name(name)
+            if present in found.get:
+                raise ModelError(f"{found.place} holds {present} more than once, perhaps under an older name.")
+            found.get[present] = partial(shard.read, name)
     return found
-
-
-def _present_name(name: str) -> str:
-    """BERT's first folders say gamma and beta."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -212,11 +212,9 @@ def read_weights(
     that the family does not have.
     """
     wanted = dict(model.named_parameters())
-    left = set(weights.get)
-    bare = not any(name.startswith(family.prefix) for name in left)  # saved without a head, and without its prefix
-    state = {}
+    left, state, absent = set(weights.get), {}, _absent_prefix(weights, family)
     for rule in applicable(family.rules(model.config), wanted, _depth(model.config)):
-        names = [name.removeprefix(family.prefix) if bare else name for name in rule.theirs]
+        names = [name.removeprefix(absent) for name in rule.theirs]
         if missing := [name for name in names if name not in weights.get]:
             raise ModelError(f"{weights.place} lacks the weight {missing[0]}.")
         try:
@@ -247,6 +245,21 @@ def read_weights(
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are numbers; without a copy of them, which `isfinite` would make."""
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
+def _absent_prefix(weights: Weights, family: Family) -> str:
+    """What names lack on disk: a model saved without a head is saved without the family's prefix."""
+    return "" if any(name.startswith(family.prefix) for name in weights.get) else family.prefix
+
+
+def _as_held(config: Config, weights: Weights, family: Family) -> Config:
+    """`config`, with the parts for which the files hold weights, where a configuration does not tell."""
+    if isinstance(config, ModelConfig) and config.pooler and not config.next_sentence:
+        absent, rules = _absent_prefix(weights, family), family.rules(config)
+        pooler = [name for rule in rules if rule.ours[0].startswith("pooler.") for name in rule.theirs]
+        if not any(name.removeprefix(absent) in weights.get for name in pooler):
+            config = replace(config, pooler=False)  # as models of sentences are often saved
+    return _with_own_head(config, weights, family)
 
 
 def _with_own_head(config: Config, weights: Weights, family: Family) -> Config:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from athanor.models.config import RelativeBias
+from athanor.models.position_config import RelativeBias
 
 
 def alibi_slopes(n_heads: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from athanor.models.config import Alibi, RopeConfig
+from athanor.models.position_config import Alibi, RopeConfig
 from athanor.models.positions import alibi_slopes
 from athanor.models.rope import rotary_angles
 

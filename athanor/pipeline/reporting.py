@@ -10,7 +10,8 @@ from athanor.base.progress import say
 from athanor.base.run import Stage
 from athanor.evaluation.report import write_report
 from athanor.models.build import count_parameters
-from athanor.models.config import MlpConfig, ModelConfig, RopeConfig
+from athanor.models.config import MlpConfig, ModelConfig
+from athanor.models.position_config import RopeConfig
 from athanor.pipeline.life import Life
 from athanor.pipeline.plans import PretrainPlan
 

@@ -15,18 +15,11 @@ from torch import Tensor
 from athanor.base.errors import ModelError
 from athanor.base.randomness import generator
 from athanor.models.build import build, count_parameters
-from athanor.models.config import (
-    AttentionConfig,
-    HeadConfig,
-    LayerConfig,
-    MlpConfig,
-    ModelConfig,
-    NormConfig,
-    RopeConfig,
-)
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import their_weights
 from athanor.models.norm import RMSNorm
+from athanor.models.position_config import RopeConfig
 from athanor.models.rope import rotary_angles, rotate
 
 

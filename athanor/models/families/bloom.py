@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from athanor.models.config import (
-    Alibi,
     AttentionConfig,
     EmbeddingConfig,
     HeadConfig,
@@ -17,6 +16,7 @@ from athanor.models.config import (
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
 from athanor.models.families.weights import Rule, fused_by_group, same
+from athanor.models.position_config import Alibi
 
 
 def _read(keys: Keys) -> ModelConfig:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any
 
 from athanor.models.config import (
-    Alibi,
     AttentionConfig,
     HeadConfig,
     LayerConfig,
@@ -15,12 +14,12 @@ from athanor.models.config import (
     ModelConfig,
     NormConfig,
     Placement,
-    RopeConfig,
 )
 from athanor.models.families import llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, fused_by_group, same
+from athanor.models.position_config import Alibi, RopeConfig
 
 
 def _read(keys: Keys) -> ModelConfig:

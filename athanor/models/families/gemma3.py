@@ -7,11 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
+from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig
 from athanor.models.families import gemma, gemma2, llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
 from athanor.models.families.windows import layer_kinds, read_kinds
+from athanor.models.position_config import RopeConfig
 
 
 def _read(keys: Keys) -> ModelConfig:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from athanor.models.config import LayerConfig, MlpConfig, ModelConfig, RopeConfig
+from athanor.models.config import LayerConfig, MlpConfig, ModelConfig
 from athanor.models.families import llama, phi3
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
 from athanor.models.families.weights import Rule, same
+from athanor.models.position_config import RopeConfig
 
 
 def _read(keys: Keys) -> ModelConfig:

@@ -6,19 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from athanor.models.config import (
-    AttentionConfig,
-    HeadConfig,
-    LayerConfig,
-    MlpConfig,
-    ModelConfig,
-    NormConfig,
-    RopeConfig,
-)
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.families import llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, fused_by_group, same
+from athanor.models.position_config import RopeConfig
 
 
 def _read(keys: Keys) -> ModelConfig:

@@ -8,7 +8,9 @@ from reprlib import repr as shown
 from typing import Any
 
 from athanor.base.errors import ModelError
-from athanor.models.config import MOST_LAYERS, Activation, RopeConfig, RopeScaling
+from athanor.models.config import Activation
+from athanor.models.position_config import RopeConfig, RopeScaling
+from athanor.models.sizes import MOST_LAYERS
 
 # Keys without an effect on what is computed here, in any family: names, tokens, what training drops, how text is
 # generated, how the library that wrote them runs.
@@ -33,6 +35,8 @@ _ROPE = {
     "rope_type", "type", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
     "beta_slow", "beta_fast", "attention_factor", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
 }  # fmt: skip
+
+LAYER_KINDS = ("full_attention", "sliding_attention")
 
 ACTIVATION_NAMES: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
@@ -123,11 +127,13 @@ class Keys:
         if new and old and new != old:
             raise ModelError(f"{self.place} has rope_scaling beside rope_parameters, and they differ.", "Keep one.")
         found = new or old
-        if nested is not None and isinstance(found, dict) and isinstance(found.get(nested), dict):
-            found = found[nested]
         if not isinstance(found, dict):
             raise ModelError(f"{self.place}: rope_parameters = {shown(found)} cannot be read.")
         inside = Keys(found, f"{self.place}, rope_parameters", self.architecture)
+        if nested is not None and any(kind in found for kind in LAYER_KINDS):
+            inside.ignore(*LAYER_KINDS)
+            inside.finish()
+            inside = Keys(inside.take(nested, {}), f"{inside.place}.{nested}", self.architecture)
         inside.ignore(*_ROPE)
         return inside
 

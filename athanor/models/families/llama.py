@@ -8,19 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from athanor.models.config import (
-    AttentionConfig,
-    HeadConfig,
-    LayerConfig,
-    MlpConfig,
-    ModelConfig,
-    NormConfig,
-    RopeConfig,
-    RopeScaling,
-)
+from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, same
+from athanor.models.position_config import RopeConfig, RopeScaling
 
 Change = Callable[[LayerConfig, int], LayerConfig]
 
@@ -44,13 +36,13 @@ def read(
         keys.whole("intermediate_size"), keys.activation("hidden_act", "silu"), bias=keys.flag("mlp_bias", False)
     )
     layer = LayerConfig(attention, mlp, NormConfig(keys.number("rms_norm_eps", 1e-6)))
-    n_layers = keys.depth("num_hidden_layers")
+    layers = tuple(change(layer, i) if change else layer for i in range(keys.depth("num_hidden_layers")))
     return ModelConfig(
         vocab_size=keys.whole("vocab_size"),
         d_model=d_model,
         max_seq_len=keys.whole("max_position_embeddings", defaults.get("max_position_embeddings", 2048)),
-        layers=tuple(change(layer, i) if change else layer for i in range(n_layers)),
-        norm=layer.norm,
+        layers=layers,
+        norm=layers[0].norm if layers else layer.norm,
         head=HeadConfig(tied=keys.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False))),
         family=family,
     )

@@ -21,13 +21,13 @@ from athanor.models.config import (
     MlpConfig,
     ModelConfig,
     NormConfig,
-    RopeConfig,
 )
 from athanor.models.families import llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, fused, same
 from athanor.models.families.windows import layer_kinds, read_kinds
+from athanor.models.position_config import RopeConfig
 
 _MASKED, _BARE = "ModernBertForMaskedLM", "ModernBertModel"
 _THETAS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
@@ -133,5 +133,11 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 
 FAMILY = Family(
-    "modernbert", (_MASKED, _BARE), _read, _write, _rules, "model.", (r".*rotary_emb\..*inv_freq", r"decoder\.weight")
+    "modernbert",
+    (_MASKED, _BARE),
+    _read,
+    _write,
+    _rules,
+    "model.",
+    (r".*rotary_emb\..*inv_freq", r"(head|decoder)\..*"),
 )

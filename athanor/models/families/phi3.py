@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig
+from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.families import llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
 from athanor.models.families.weights import Rule, fused
+from athanor.models.position_config import RopeConfig
 
 
 def _read(keys: Keys) -> ModelConfig:

@@ -17,11 +17,11 @@ from athanor.models.config import (
     MlpConfig,
     ModelConfig,
     NormConfig,
-    RelativeBias,
 )
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, same
+from athanor.models.position_config import RelativeBias
 
 
 def _read(keys: Keys) -> EncoderDecoderConfig:
@@ -79,6 +79,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "num_layers": config.encoder.n_layers,
         "num_decoder_layers": config.decoder.n_layers,
         "num_heads": attention.n_heads,
+        "n_positions": config.encoder.max_seq_len,
         "relative_attention_num_buckets": attention.position.buckets,
         "relative_attention_max_distance": attention.position.farthest,
         "layer_norm_epsilon": layer.norm.epsilon,

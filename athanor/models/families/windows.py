@@ -7,23 +7,21 @@ from typing import Any
 
 from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
-from athanor.models.families.keys import Keys
-
-_KINDS = ("full_attention", "sliding_attention")
+from athanor.models.families.keys import LAYER_KINDS, Keys
 
 
 def read_kinds(keys: Keys, usual: Callable[[int], bool]) -> Callable[[int], bool]:
     """Layer number → whether it has a window, by `layer_types`. usual: where that is absent."""
     n_layers = keys.depth("num_hidden_layers")
-    kinds = keys.take("layer_types") or [_KINDS[usual(number)] for number in range(n_layers)]
-    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in _KINDS for kind in kinds):
-        raise ModelError(f"{keys.place}: layer_types must name {' or '.join(_KINDS)} for each layer.")
-    return lambda number: kinds[number] == _KINDS[1]
+    kinds = keys.take("layer_types") or [LAYER_KINDS[usual(number)] for number in range(n_layers)]
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in LAYER_KINDS for kind in kinds):
+        raise ModelError(f"{keys.place}: layer_types must name {' or '.join(LAYER_KINDS)} for each layer.")
+    return lambda number: kinds[number] == LAYER_KINDS[1]
 
 
 def layer_kinds(config: ModelConfig) -> list[str]:
     """`layer_types`."""
-    return [_KINDS[layer.attention.window is not None] for layer in config.layers]
+    return [LAYER_KINDS[layer.attention.window is not None] for layer in config.layers]
 
 
 def read_windows(keys: Keys) -> Callable[[int], int | None]:
