@@ -22,7 +22,7 @@ from athanor.base.errors import AthanorError
 from athanor.base.machine import prepare_process
 from athanor.cli.output import print_error
 
-VERBS = ("run", "chat", "generate", "models", "tokenizer", "corpus", "bench", "history", "doctor")
+VERBS = ("run", "chat", "generate", "embed", "models", "tokenizer", "corpus", "bench", "history", "doctor")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)

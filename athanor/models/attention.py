@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from athanor.models.config import AttentionConfig, NormConfig
 from athanor.models.disentangled import DisentangledScores, Distances
-from athanor.models.norm import norm
+from athanor.models.norm import HeadNorm, norm
 from athanor.models.position_config import Alibi, Disentangled, RopeConfig
 from athanor.models.rope import rotate
 from athanor.models.where import Where
@@ -50,7 +51,7 @@ def attend(
         )
     if shared > 1:
         keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
-    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_() * soft_cap  # tanh's gradient needs its output
     if mask is None and is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
@@ -67,9 +68,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(d_model, keys, bias=config.bias)
         self.value = nn.Linear(d_model, keys, bias=config.bias)
         self.output = nn.Linear(queries, d_model, bias=config.output_bias)
-        whole = config.qk_norm == "projection"
-        sizes = (queries, keys) if whole else (config.head_dim, config.head_dim)
-        self.query_norm, self.key_norm = (norm(size, norms if config.qk_norm else None) for size in sizes)
+        self.query_norm = _norm_of(config.n_heads, config, norms)
+        self.key_norm = _norm_of(config.n_kv_heads, config, norms)
         self.scale = config.head_dim**-0.5 if config.scale is None else config.scale
         place = config.position
         self.disentangled = DisentangledScores(d_model, queries, place) if isinstance(place, Disentangled) else None
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         if config.qk_norm == "projection":
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys, values = (part.unflatten(-1, (-1, config.head_dim)) for part in (queries, keys, values))
-        if config.qk_norm == "head":
+        if config.qk_norm in ("head", "each"):
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         if isinstance(config.position, RopeConfig):
             angles = where.angles(config.position, config.rotary_dim)
@@ -106,6 +106,15 @@ class Attention(nn.Module):
         mask = where.mask(config.window) if bias is None else bias.to(queries.dtype)
         mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, config.soft_cap)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+def _norm_of(heads: int, config: AttentionConfig, norms: NormConfig) -> nn.Module:
+    """The norm of so many heads' queries or keys."""
+    norms = replace(norms, bias=False)
+    if config.qk_norm == "each":
+        return HeadNorm(heads, config.head_dim, norms)
+    size = heads * config.head_dim if config.qk_norm == "projection" else config.head_dim
+    return norm(size, norms if config.qk_norm else None)
 
 
 class CrossAttention(nn.Module):

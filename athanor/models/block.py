@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from athanor.models.attention import Attention, CrossAttention, LayerCache
@@ -29,7 +30,7 @@ class Block(nn.Module):
     def __init__(self, d_model: int, config: LayerConfig) -> None:
         super().__init__()
         attention, mlp, placement = config.attention, config.mlp, config.placement
-        self.parallel = placement.startswith("parallel")
+        self.parallel, self.scale = placement.startswith("parallel"), config.residual_scale
         around = ("pre" if self.parallel else placement) if config.attention_norm else "none"
         self.attention_norms = Norms(d_model, config.norm, around)
         self.attention = (
@@ -58,10 +59,12 @@ class Block(nn.Module):
         mixed = norms.output(self.attention(normed, where, cache, relative))
         if self.parallel:
             shared = isinstance(self.mlp_norms.input, nn.Identity)
-            return x + mixed + self.mlp(normed if shared else self.mlp_norms.input(x))
-        x = norms.sum(x + mixed)
+            mixed = mixed + self.mlp(normed if shared else self.mlp_norms.input(x))
+            return torch.add(x, mixed, alpha=self.scale)
+        x = norms.sum(torch.add(x, mixed, alpha=self.scale))
         if source is not None and self.cross_attention is not None and self.cross_norms is not None:
-            x = self.cross_norms.sum(x + self.cross_attention(self.cross_norms.input(x), *source))
+            mixed = self.cross_attention(self.cross_norms.input(x), *source)
+            x = self.cross_norms.sum(torch.add(x, mixed, alpha=self.scale))
         norms = self.mlp_norms
-        x = norms.sum(x + norms.output(self.mlp(norms.input(x))))
+        x = norms.sum(torch.add(x, norms.output(self.mlp(norms.input(x))), alpha=self.scale))
         return x if self.convolution is None else self.convolution(given, x, where.valid)

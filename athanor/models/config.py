@@ -41,7 +41,8 @@ class NormConfig:
 class AttentionConfig:
     """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key-value heads of size `head_dim`.
 
-    qk_norm: RMSNorm of queries and keys, a "head" at a time or over the whole "projection". scale: of the scores, None
+    qk_norm: of queries and keys, by the layer's kind of norm without a bias: a "head" at a time with one gain for all,
+    with gains for "each" (StableLM 2 12B), or over the whole "projection". scale: of the scores, None
     for 1/√head_dim. soft_cap: scores are bent by tanh below it (Gemma 2). window: keys further back are not seen.
     """
 
@@ -49,7 +50,7 @@ class AttentionConfig:
     n_kv_heads: int
     head_dim: int
     position: Position = field(default_factory=RopeConfig)
-    qk_norm: Literal["head", "projection"] | None = None
+    qk_norm: Literal["head", "each", "projection"] | None = None
     bias: bool = False
     output_bias: bool = False
     scale: float | None = None
@@ -246,7 +247,7 @@ class LayerConfig:
     norm(f(norm(x))) (Gemma 2). after: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + mlp(norm'(x))
     (GPT-NeoX); parallel_shared: with one norm for both (Falcon 7B). cross_attention: to an encoder's states.
     attention_norm: False where attention has none, because its input is normed already (ModernBERT's first layer).
-    convolution: beside the whole layer.
+    residual_scale: of what each part adds (Granite). convolution: beside the whole layer.
     """
 
     attention: AttentionConfig | LatentAttentionConfig
@@ -255,6 +256,7 @@ class LayerConfig:
     placement: Placement = "pre"
     cross_attention: AttentionConfig | None = None
     attention_norm: bool = True
+    residual_scale: float = 1.0
     convolution: ConvolutionConfig | None = None
 
     def __post_init__(self) -> None:

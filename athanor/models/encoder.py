@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
@@ -39,10 +40,10 @@ class Encoder(Stack):
     def pool(self, states: Tensor) -> Tensor:
         """The first token's state, through a dense layer and tanh: (batch, d_model)."""
         if self.pooler is None:
-            raise ValueError("this encoder has no pooler")
+            raise ModelError("This encoder has no pooler.", "Set pooler=True in its configuration.")
         return self.pooler(states[:, 0]).tanh()
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, **text: Any) -> Tensor:  # type: ignore[override]
         if self.head is None:
-            raise ValueError("this encoder has no head; ask it to `encode`")
+            raise ModelError("This encoder has no head.", "Ask it to `encode`.")
         return self.head(self.encode(tokens, attention_mask, **text), self.embedding)

@@ -41,18 +41,18 @@ def save_model(
     lineage: dict[str, Any] | None = None,
 ) -> None:
     """Writes the folder. generation: sampling defaults for `generation_config.json`; lineage: what goes into
-    `athanor.json`.
+    `athanor.json`. Raises ModelError for a model that its family's settings cannot describe, or that has diverged.
     """
     folder = Path(folder)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
+    settings = write_config(model.config)  # may hold token ids: what RoBERTa computes depends on padding
     weights = their_weights(model)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    settings = write_config(model.config)  # a family may have its own: what RoBERTa computes depends on padding
     tokens = {name: settings.get(name) if token is None else token for name, token in tokens.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
     write_json(

@@ -59,6 +59,19 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
+class HeadNorm(nn.Module):
+    """A norm of each head in (…, heads, head_dim), with gains of its own."""
+
+    def __init__(self, heads: int, head_dim: int, config: NormConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, head_dim))
+        self.epsilon, self.offset = config.epsilon, config.offset
+        self.apply_norm = F.layer_norm if config.kind == "layer" else F.rms_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_norm(x, x.shape[-1:], eps=self.epsilon) * (self.weight + self.offset)
+
+
 def norm(size: int, config: NormConfig | None) -> nn.Module:
     """The module for `config`; without one, nothing is done."""
     if config is None:

@@ -20,13 +20,13 @@ def rotary_angles(positions: Tensor, dim: int, config: RopeConfig) -> tuple[Tens
 
     dim: how much of a head is turned.
     """
-    frequencies, factor = _frequencies(positions, dim, config)
+    frequencies, factor = rotary_frequencies(positions, dim, config)
     angles = positions[..., None, None].float() * frequencies
     cosine, sine = angles.cos(), angles.sin()
     return (cosine, sine) if factor == 1 else (cosine * factor, sine * factor)
 
 
-def _frequencies(positions: Tensor, dim: int, config: RopeConfig) -> tuple[Tensor, float]:
+def rotary_frequencies(positions: Tensor, dim: int, config: RopeConfig) -> tuple[Tensor, float]:
     """(dim / 2,) fp32 angles a position, and what cosines and sines are multiplied with."""
     scaling = config.scaling
     plain = _plain(config.theta, dim, positions.device)

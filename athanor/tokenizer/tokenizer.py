@@ -69,7 +69,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of what decides the ids: equal for two tokenizers exactly when their `tokenizer.json` are equal."""
-        return fingerprint(self._document)
+        return fingerprint(self.document)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; what looks like a control token is spelled out.
@@ -116,7 +116,7 @@ class Tokenizer:
         max_length: the model's context in tokens, where it is known.
         """
         folder = Path(folder)
-        write_json(folder / "tokenizer.json", self._document)
+        write_json(folder / "tokenizer.json", self.document)
         write_json(folder / "tokenizer_config.json", _config(max_length))
 
     @classmethod
@@ -133,14 +133,14 @@ class Tokenizer:
         return tokenizer
 
     @property
-    def _document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         return to_document(self._tokens, self._merges, self._control_names)
 
     @cached_property
     def _slow_but_sure(self) -> tokenizers.Tokenizer:
         from tokenizers import Tokenizer as Backend
 
-        return Backend.from_str(to_json({**self._document, "added_tokens": []}))
+        return Backend.from_str(to_json({**self.document, "added_tokens": []}))
 
 
 def _refuse_surrogates(text: str) -> None:

@@ -5,9 +5,11 @@ A family is a file here with a `FAMILY`; nothing else knows about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
+from math import isclose
 from pkgutil import iter_modules
 from typing import Any
 
@@ -51,9 +53,39 @@ def read_config(settings: Mapping[str, Any], place: str) -> tuple[Family, Config
 
 
 def write_config(config: Config) -> dict[str, Any]:
-    """What goes into `config.json`."""
-    family = families()[config.family]
-    return {"architectures": [family.architectures[0]], "model_type": family.name, **family.write(config)}
+    """What goes into `config.json`. Raises ModelError for a model that the family's settings cannot describe."""
+    family = families().get(config.family)
+    if family is None:
+        raise ModelError(f"There is no family {config.family!r}.", f"Known: {', '.join(sorted(families()))}.")
+    try:
+        written = family.write(config)
+    except (AssertionError, AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
+        reason = str(error) or "it has parts that the family lacks"
+        raise ModelError(f"This model cannot be written as one of the family {family.name}: {reason}.") from None
+    written = {"architectures": [family.architectures[0]], "model_type": family.name, **written}
+    _, again = read_config(written, f"What the family {family.name} writes of this model")
+    for name, wanted, found in _differences(config, again):
+        if name == "pooler" and found and isinstance(again, ModelConfig) and not again.next_sentence:
+            continue  # whether a bare model has one, its weights say
+        raise ModelError(
+            f"The family {family.name} has no setting for {name} = {wanted!r}: it would be read as {found!r}.",
+            "Change it, or name the family that computes this in the configuration.",
+        )
+    return written
+
+
+def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The fields in which two configurations compute different things, by name."""
+    if is_dataclass(one) and type(one) is type(other):
+        for field in fields(one):
+            if field.name != "family":  # the halves of an encoder–decoder need not name theirs
+                inner = f"{name}.{field.name}" if name else field.name
+                yield from _differences(getattr(one, field.name), getattr(other, field.name), inner)
+    elif isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        for number, (here, there) in enumerate(zip(one, other, strict=True)):
+            yield from _differences(here, there, f"{name}[{number}]")
+    elif one != other and not (isinstance(one, float) and isinstance(other, float) and isclose(one, other)):
+        yield name, one, other
 
 
 __all__ = ["Config", "Family", "families", "read_config", "write_config"]

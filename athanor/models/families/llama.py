@@ -22,7 +22,6 @@ def read(keys: Keys, family: str, *, change: Change | None = None, **defaults: A
     file may lack, by their name in the file.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
-    keys.fixed(attention_dropout=0.0)
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
@@ -35,13 +34,13 @@ def read(keys: Keys, family: str, *, change: Change | None = None, **defaults: A
         keys.whole("intermediate_size"), keys.activation("hidden_act", "silu"), bias=keys.flag("mlp_bias", False)
     )
     layer = LayerConfig(attention, mlp, NormConfig(keys.number("rms_norm_eps", 1e-6)))
-    n_layers = keys.depth("num_hidden_layers")
+    layers = tuple(change(layer, i) if change else layer for i in range(keys.depth("num_hidden_layers")))
     return ModelConfig(
         vocab_size=keys.whole("vocab_size"),
         d_model=d_model,
         max_seq_len=keys.whole("max_position_embeddings", defaults.get("max_position_embeddings", 2048)),
-        layers=tuple(change(layer, i) if change else layer for i in range(n_layers)),
-        norm=layer.norm,
+        layers=layers,
+        norm=layers[0].norm if layers else layer.norm,
         head=HeadConfig(tied=keys.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False))),
         family=family,
     )

@@ -77,6 +77,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "num_layers": config.encoder.n_layers,
         "num_decoder_layers": config.decoder.n_layers,
         "num_heads": attention.n_heads,
+        "n_positions": config.encoder.max_seq_len,
         "relative_attention_num_buckets": attention.position.buckets,
         "relative_attention_max_distance": attention.position.farthest,
         "layer_norm_epsilon": layer.norm.epsilon,
