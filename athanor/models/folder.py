@@ -37,15 +37,20 @@ def save_model(
     *,
     end_of_text_id: int | None = None,
     stop_ids: tuple[int, ...] = (),
-    generation: dict[str, Any] | None = None,
+    start_id: int | None = None,
+    generation: Mapping[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the folder. generation: sampling defaults for `generation_config.json`; lineage: what goes into
-    `athanor.json`. Raises ModelError for a model that its family's settings cannot describe, or that has diverged.
+    """Writes the folder. end_of_text_id: pads, too. start_id: what a text begins with. generation: sampling defaults
+    for `generation_config.json`. lineage: what goes into `athanor.json`, which marks a model that was made here.
+
+    Raises ModelError for a model that its family's settings cannot describe, or that has diverged.
     """
     folder = Path(folder)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
+    given = {
+        "eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": start_id
+    }  # fmt: skip
     settings = write_config(model.config)  # may hold token ids: what RoBERTa computes depends on padding
     weights = their_weights(model)
     for name, tensor in weights.items():
@@ -53,13 +58,12 @@ def save_model(
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    tokens = {name: settings.get(name) if token is None else token for name, token in tokens.items()}
+    tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
-    write_json(
-        folder / "generation_config.json",
-        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": tokens["pad_token_id"]},
-    )
-    write_json(folder / "athanor.json", lineage or {})
+    ids = {**tokens, "eos_token_id": list(stop_ids)}
+    write_json(folder / "generation_config.json", {**(generation or {}), **ids})
+    if lineage is not None:
+        write_json(folder / "athanor.json", lineage)
 
 
 def their_weights(model: Model) -> dict[str, Tensor]:
