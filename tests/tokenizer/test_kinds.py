@@ -258,6 +258,8 @@ def test_sentencepieces_own_files(tmp_path: Path) -> None:
         tokenizer = from_folder(folder)
         for text in ("the old furnace", "火 burns  \tcode()", "naïve people's 👨", " an ▁"):
             assert tokenizer.encode(text) == peer.encode(text)
+        if kind == "unigram":
+            assert tokenizer.control["<extra_id_0>"] == len(peer) + 99
         data = (folder / "tokenizer.model").read_bytes()
         for cut in range(0, len(data), len(data) // 40):
             (folder / "tokenizer.model").write_bytes(data[:cut])
