@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from athanor.models.config import (
-    Alibi,
     AttentionConfig,
     EmbeddingConfig,
     EncoderDecoderConfig,
@@ -20,11 +19,9 @@ from athanor.models.config import (
     ModelConfig,
     MoeConfig,
     NormConfig,
-    RelativeBias,
-    RopeConfig,
-    RopeScaling,
     standard_config,
 )
+from athanor.models.position_config import Alibi, RelativeBias, RopeConfig, RopeScaling
 
 if TYPE_CHECKING:  # the others import torch, and only when they are asked for
     from athanor.models.build import count_parameters, new
