@@ -23,7 +23,10 @@ def embed(
     model: Annotated[str, typer.Argument(help="An encoder: all-minilm-l6-v2, a model folder, or hf://org/name.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to embed.", metavar="TEXT...")] = None,
     input: Annotated[
-        Path | None, typer.Option(help='File of texts: one a line, or .jsonl with strings or {"text": ...}.')
+        Path | None,
+        typer.Option(
+            help='File of texts: one a line (empty ones are skipped), or .jsonl with strings or {"text": ...}.'
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the vectors here: .npy, or .jsonl with their texts.")
@@ -62,9 +65,11 @@ def _texts(given: list[str], file: Path | None) -> list[str]:
         lines = file.read_text(encoding="utf-8").split("\n") if file else []
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}).", "Give a file of UTF-8 text.") from None
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if file and file.suffix == ".jsonl":
-        lines = [_text_of(line, f"Line {i} of {file}") for i, line in enumerate(lines, start=1) if line.strip()]
-    found = [*given, *(line.strip() for line in lines if line.strip())]
+        found = [*given, *(_text_of(line, f"Line {number} of {file}") for number, line in filled)]
+    else:
+        found = [*given, *(line.strip() for _, line in filled)]
     if not found:
         raise DataError("There is no text to embed.", "Give texts, or a file of them with --input.")
     return found

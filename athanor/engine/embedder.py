@@ -86,7 +86,7 @@ def load_embedder(name: str | Path, *, dtype: torch.dtype | None = None) -> Embe
     tokenizer = _tokenizer(folder)
     model = load_model(folder, dtype)
     if not isinstance(model, Encoder):
-        raise ModelError(f"{name} holds a {type(model).__name__}, which does not embed texts.", "Take an encoder.")
+        raise ModelError(f"{folder} holds no encoder to embed texts with: {type(model).__name__}.", "Take an encoder.")
     return Embedder(model, tokenizer, _max_length(folder, model), pooling)
 
 

@@ -177,9 +177,10 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))
         return LanguageModel(model_of(file, dtype), foreign, Sampling(suppress_tokens=foreign.never_said))
+    model = load_decoder(place, dtype)
     ours = (place / "athanor.json").is_file() or not (place / "tokenizer.json").is_file()
     tokenizer = Tokenizer.load(place) if ours else from_folder(place)
-    return LanguageModel(load_decoder(place, dtype), tokenizer, _defaults(place))
+    return LanguageModel(model, tokenizer, _defaults(place))
 
 
 def _defaults(folder: Path) -> Sampling:

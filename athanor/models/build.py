@@ -62,7 +62,8 @@ def initialise(model: nn.Module, seed: int) -> None:
             elif isinstance(module, RMSNorm | LayerNorm | HeadNorm):
                 _set_gain(module, 1.0)
             else:
-                deviation = _EMBEDDING_DEVIATION if isinstance(module, nn.Embedding) else parameter.shape[-1] ** -0.5
+                inputs = parameter[0].numel() if isinstance(module, nn.Conv1d) else parameter.shape[-1]
+                deviation = _EMBEDDING_DEVIATION if isinstance(module, nn.Embedding) else inputs**-0.5
                 key = f"{path}.{kind}" if path else kind
                 draw = generator(seed, "initialise", key).standard_normal(parameter.shape, dtype=np.float32)
                 with torch.no_grad():

@@ -253,8 +253,7 @@ class LayerConfig:
     norm(f(norm(x))) (Gemma 2). after: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + mlp(norm'(x))
     (GPT-NeoX); parallel_shared: with one norm for both (Falcon 7B). cross_attention: to an encoder's states.
     attention_norm: False where attention has none, because its input is normed already (ModernBERT's first layer).
-    residual_scale: of what each part adds (Granite).
-    convolution: beside the whole layer.
+    residual_scale: of what each part adds (Granite). convolution: beside the whole layer.
     """
 
     attention: AttentionConfig | LatentAttentionConfig

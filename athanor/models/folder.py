@@ -109,7 +109,10 @@ def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decode
     """`load_model` where only a decoder will do. Raises ModelError for another kind."""
     model = load_model(folder, dtype)
     if not isinstance(model, Decoder):
-        raise ModelError(f"{folder} holds a {type(model).__name__}, which does not continue a text.", "Take a decoder.")
+        raise ModelError(
+            f"{folder} holds no decoder but an {type(model).__name__}, which does not continue a text.",
+            "Take a decoder.",
+        )
     return model
 
 

@@ -100,12 +100,22 @@ def _document(folder: Path, config: Mapping[str, Any], model_type: str, names: d
     if (folder / "vocab.txt").is_file():
         return _word_list(folder, config)
     if (folder / "tokenizer.model").is_file() and model_type in _SENTENCEPIECE:
-        return from_sentencepiece(read_sentencepiece(folder / "tokenizer.model"))
+        document = from_sentencepiece(read_sentencepiece(folder / "tokenizer.model"))
+        return _with_extra_ids(document, config) if model_type == "t5" else document
     raise TokenizerError(
         f"{folder} has no tokenizer that can be read.",
         "Read are tokenizer.json, vocab.json with merges.txt, vocab.txt and, for Llama, Mistral, Gemma, Phi-3 and T5, "
         "tokenizer.model. transformers writes the first: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
     )
+
+
+def _with_extra_ids(document: Document, config: Mapping[str, Any]) -> Document:
+    """T5's sentinels, which stand after the sentencepiece model's tokens, the last one first."""
+    tokens, count = vocabulary(document["model"]), int(config.get("extra_ids", 100))
+    if "<extra_id_0>" in tokens or not 0 <= count <= 10_000:
+        return document
+    sentinels = [added_token(len(tokens) + i, f"<extra_id_{count - 1 - i}>", True) for i in range(count)]
+    return {**document, "added_tokens": [*document["added_tokens"], *sentinels]}
 
 
 def _words_and_merges(folder: Path, model_type: str, names: dict[str, str]) -> Document:

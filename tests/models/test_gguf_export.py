@@ -35,6 +35,8 @@ NOT_THERE = {
     "gemma2": "scale would be 0.25",
     "gemma3": "scale would be 0.25",
     "deepseek_v3, YaRN": "position would be",
+    "stablelm, 2 12B": "activation would be silu instead of gelu",
+    "starcoder2, no window, no biases, untied": "would be True instead of False",
 }
 """Rows that llama.cpp does not compute, and what is said."""
 
@@ -42,6 +44,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe, all sparse": ("Qwen3MoeForCausalLM", {**DECODERS["qwen3_moe"][1], "mlp_only_layers": []}),
     "gemma2, scaled by head": ("Gemma2ForCausalLM", {**DECODERS["gemma2"][1], "query_pre_attn_scalar": 16}),
     "gemma3, scaled by head": ("Gemma3ForCausalLM", {**DECODERS["gemma3"][1], "query_pre_attn_scalar": 16}),
+    "stablelm, 2 12B, untied": ("StableLmForCausalLM", {
+        **DECODERS["stablelm, 2 12B"][1], "tie_word_embeddings": False, "hidden_act": "silu"}),
     "deepseek_v3, YaRN of one scale": ("DeepseekV3ForCausalLM", {
         **DEEPSEEK, "rope_parameters": {"rope_theta": 1e4, **SCALINGS["yarn"], "mscale": 0.7, "mscale_all_dim": 0.7}}),
 }  # fmt: skip

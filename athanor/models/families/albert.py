@@ -58,7 +58,7 @@ def _inner(config: ModelConfig) -> int:
     depth, blocks = config.n_layers, config.n_blocks
     for inner in range(1, blocks + 1):
         even = depth % inner == blocks % inner == 0
-        if even and _sharing(depth // inner, blocks // inner, inner) == (config.sharing or tuple(range(depth))):
+        if even and _sharing(depth // inner, blocks // inner, inner) == config.sharing:
             return inner
     raise ModelError(f"ALBERT's layers cannot share their weights as {config.sharing} says.")
 

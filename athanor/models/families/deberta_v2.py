@@ -41,20 +41,14 @@ def _read(keys: Keys) -> ModelConfig:
     if size != d_model and (positions or segments):
         raise ModelError(f"{keys.place}: embedding_size = {size} beside positions or segments.", f"Known: {d_model}.")
     keys.ignore("pooler_dropout", "pooler_hidden_act", "pooler_hidden_size", "cls_dropout")
+    embedding = EmbeddingConfig(positions=positions, token_types=segments, norm=layer.norm)
     assert isinstance(layer.mlp, MlpConfig)
     return ModelConfig(
         keys.whole("vocab_size"),
         d_model,
         length,
         (replace(layer, convolution=_convolution(keys)), *(layer,) * depth)[:depth],
-        EmbeddingConfig(
-            None if size == d_model else size,
-            widen_bias=False,
-            widen_first=True,
-            positions=positions,
-            token_types=segments,
-            norm=layer.norm,
-        ),
+        embedding if size == d_model else replace(embedding, size=size, widen_bias=False, widen_first=True),
         norm=None,
         head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),
         causal=False,
