@@ -71,7 +71,7 @@ class RopeConfig:
         """Raises ModelError where `dim` of the numbers of a head cannot be turned so."""
         if dim % 2 or not dim:
             raise ModelError(
-                f"{dim} of head_dim = {head_dim} are turned, which is not an even, positive number.",
+                f"{dim} of head_dim = {head_dim} are turned, {'an odd number' if dim else 'which is nothing'}.",
                 "Rotary positions turn pairs: choose an even number.",
             )
         scaling = self.scaling
