@@ -33,14 +33,15 @@ def _read(keys: Keys) -> ModelConfig:
     return replace(gemma.finish(config, norm), head=replace(config.head, soft_cap=final))
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def write(config: ModelConfig) -> dict[str, Any]:
     attention = config.layers[0].attention
     assert isinstance(attention, AttentionConfig)
     assert attention.scale is not None
     assert config.head is not None
+    scalar = attention.scale**-2
     return llama.write(config) | {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(attention.scale**-2),
+        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 * scalar else scalar,
         "attn_logit_softcapping": attention.soft_cap,
         "final_logit_softcapping": config.head.soft_cap,
         "sliding_window": next((layer.attention.window for layer in config.layers if layer.attention.window), 4096),
@@ -58,4 +59,4 @@ def rules(config: ModelConfig) -> list[Rule]:
     ]
 
 
-FAMILY = Family("gemma2", ("Gemma2ForCausalLM",), _read, _write, rules)
+FAMILY = Family("gemma2", ("Gemma2ForCausalLM",), _read, write, rules)

@@ -7,11 +7,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig
+from athanor.models.config import LayerConfig, ModelConfig
 from athanor.models.families import gemma, gemma2, llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
-from athanor.models.families.windows import layer_kinds, read_kinds
+from athanor.models.families.windows import read_kinds, write_ropes
 from athanor.models.position_config import RopeConfig
 
 
@@ -47,23 +47,7 @@ def _read(keys: Keys) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    attention = config.layers[0].attention
-    assert isinstance(attention, AttentionConfig)
-    assert attention.scale is not None
-    assert config.head is not None
-    ropes = {
-        kind: layer.attention.position
-        for kind, layer in zip(layer_kinds(config), config.layers, strict=True)
-        if isinstance(layer.attention.position, RopeConfig)
-    }
-    written = llama.write(config) | {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(attention.scale**-2),
-        "final_logit_softcapping": config.head.soft_cap,
-        "sliding_window": next((layer.attention.window for layer in config.layers if layer.attention.window), 4096),
-        "layer_types": layer_kinds(config),
-        "rope_parameters": {kind: llama.write_rope(rope)["rope_parameters"] for kind, rope in ropes.items()},
-    }
+    written = gemma2.write(config) | write_ropes(config)
     del written["rope_theta"]
     return written
 

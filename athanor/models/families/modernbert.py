@@ -22,12 +22,10 @@ from athanor.models.config import (
     ModelConfig,
     NormConfig,
 )
-from athanor.models.families import llama
 from athanor.models.families.family import Family
 from athanor.models.families.keys import ACTIVATION_NAMES, Keys
 from athanor.models.families.weights import Rule, fused, same
-from athanor.models.families.windows import layer_kinds, read_kinds
-from athanor.models.position_config import RopeConfig
+from athanor.models.families.windows import layer_kinds, read_kinds, write_ropes
 
 _MASKED, _BARE = "ModernBertForMaskedLM", "ModernBertModel"
 _THETAS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
@@ -79,11 +77,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     attention, mlp, head = layer.attention, layer.mlp, config.head or HeadConfig(transform="gelu")
     assert isinstance(attention, AttentionConfig)
     assert isinstance(mlp, MlpConfig)
-    ropes = {
-        kind: one.attention.position
-        for kind, one in zip(layer_kinds(config), config.layers, strict=True)
-        if isinstance(one.attention.position, RopeConfig)
-    }
+    ropes = write_ropes(config)
     return {
         "architectures": [_BARE if config.head is None else _MASKED],
         "vocab_size": config.vocab_size,
@@ -99,8 +93,12 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "mlp_bias": mlp.bias,
         "local_attention": next((one.attention.window for one in config.layers if one.attention.window), 128),
         "layer_types": layer_kinds(config),
-        "rope_parameters": {kind: llama.write_rope(rope)["rope_parameters"] for kind, rope in ropes.items()},
-        **{key: ropes[kind].theta for kind, (key, _) in _THETAS.items() if kind in ropes},
+        **ropes,
+        **{
+            key: ropes["rope_parameters"][kind]["rope_theta"]
+            for kind, (key, _) in _THETAS.items()
+            if kind in ropes["rope_parameters"]
+        },
         "decoder_bias": head.bias,
         "classifier_bias": head.transform_bias,
         "classifier_activation": _name(head.transform),

@@ -7,7 +7,9 @@ from typing import Any
 
 from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
+from athanor.models.families import llama
 from athanor.models.families.keys import LAYER_KINDS, Keys
+from athanor.models.position_config import RopeConfig
 
 
 def read_kinds(keys: Keys, usual: Callable[[int], bool]) -> Callable[[int], bool]:
@@ -22,6 +24,16 @@ def read_kinds(keys: Keys, usual: Callable[[int], bool]) -> Callable[[int], bool
 def layer_kinds(config: ModelConfig) -> list[str]:
     """`layer_types`."""
     return [LAYER_KINDS[layer.attention.window is not None] for layer in config.layers]
+
+
+def write_ropes(config: ModelConfig) -> dict[str, Any]:
+    """`rope_parameters` of each kind of layer, where each has its own."""
+    ropes = zip(layer_kinds(config), (layer.attention.position for layer in config.layers), strict=True)
+    return {
+        "rope_parameters": {
+            kind: llama.write_rope(rope)["rope_parameters"] for kind, rope in ropes if isinstance(rope, RopeConfig)
+        }
+    }
 
 
 def read_windows(keys: Keys) -> Callable[[int], int | None]:
