@@ -24,7 +24,7 @@ from athanor.models.families.weights import Rule, same
 
 
 def _read(keys: Keys) -> ModelConfig:
-    rope = replace(keys.rope(), interleaved=keys.flag("rope_interleave", True))
+    rope = replace(keys.rope(length=4096), interleaved=keys.flag("rope_interleave", True))
     keys.ignore("num_nextn_predict_layers", "num_mtp_layers", "ep_size")
     keys.ignore("aux_loss_alpha", "seq_aux", "output_router_logits")
     n_heads, plain, turned = (

@@ -22,7 +22,7 @@ def _read(keys: Keys) -> ModelConfig:
     scale, final = keys.number("query_pre_attn_scalar", 256) ** -0.5, keys.take("final_logit_softcapping")
     every = keys.whole("_sliding_window_pattern", keys.whole("sliding_window_pattern", 6))
     window, windowed = keys.whole("sliding_window", 4096), read_kinds(keys, lambda i: (i + 1) % every != 0)
-    far = keys.rope(1e6, nested="full_attention")
+    far = keys.rope(1e6, nested="full_attention", length=131_072)
     parameters = keys.take("rope_parameters")
     nested = isinstance(parameters, dict) and isinstance(parameters.get("sliding_attention"), dict)
     near = (

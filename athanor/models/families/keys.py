@@ -110,14 +110,16 @@ class Keys:
         """Settings that are known to have no effect here."""
         self._taken.update(names)
 
-    def rope(self, default_theta: float = 10_000.0, share: float = 1.0, nested: str | None = None) -> RopeConfig:
+    def rope(
+        self, default_theta: float = 10_000.0, share: float = 1.0, nested: str | None = None, length: int = 2048
+    ) -> RopeConfig:
         """`rope_parameters`, or the older `rope_theta`, `rope_scaling`, `partial_rotary_factor`. nested: the kind of
-        layer whose parameters are wanted, where each has its own.
+        layer whose parameters are wanted, where each has its own. length: `max_position_embeddings`, if not given.
         """
         inside = self.rope_settings(nested)
         theta = inside.number("rope_theta", self.number("rope_theta", default_theta))
         share = inside.number("partial_rotary_factor", self.number("partial_rotary_factor", share))
-        scaling = self._scaling(inside)
+        scaling = self._scaling(inside, length)
         inside.finish()
         return RopeConfig(theta, share, scaling=scaling)
 
@@ -137,10 +139,10 @@ class Keys:
         inside.ignore(*_ROPE)
         return inside
 
-    def _scaling(self, inside: Keys) -> RopeScaling | None:
+    def _scaling(self, inside: Keys, length: int) -> RopeScaling | None:
         found = inside.settings
         kind = found.get("rope_type") or found.get("type") or "default"
-        longest: Any = self.settings.get("max_position_embeddings")
+        longest = self.whole("max_position_embeddings", length)
         original: Any = found.get("original_max_position_embeddings") or self.settings.get(
             "original_max_position_embeddings"
         )
@@ -149,7 +151,7 @@ class Keys:
                 case "default":
                     return None
                 case "linear" | "dynamic":
-                    return RopeScaling(kind, found["factor"], longest or 2048)
+                    return RopeScaling(kind, found["factor"], longest)
                 case "llama3":
                     low, high = found["low_freq_factor"], found["high_freq_factor"]
                     return RopeScaling("llama3", found["factor"], original or longest, low, high)
@@ -160,7 +162,7 @@ class Keys:
                         _yarn_attention(found, factor), found.get("truncate", True),
                     )  # fmt: skip
                 case "longrope" | "su":  # as Phi-3's first folders call it
-                    factor = longest / original if original and longest else found.get("factor", 1.0)
+                    factor = longest / original if original else found.get("factor", 1.0)
                     return RopeScaling(
                         "longrope", factor, original or longest, attention_factor=found.get("attention_factor"),
                         short_factors=tuple(found["short_factor"]), long_factors=tuple(found["long_factor"]),

@@ -24,11 +24,13 @@ def read(
     read it already. defaults: of keys that the file may lack, by their name in the file.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
+    length = defaults.get("max_position_embeddings", 2048)
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
         keys.whole("head_dim", defaults.get("head_dim", d_model // max(1, n_heads))),
-        position=rope or keys.rope(defaults.get("rope_theta", 10_000.0), defaults.get("partial_rotary_factor", 1.0)),
+        position=rope
+        or keys.rope(defaults.get("rope_theta", 10_000.0), defaults.get("partial_rotary_factor", 1.0), length=length),
         bias=keys.flag("attention_bias", False),
         output_bias=keys.flag("attention_bias", False),
     )
@@ -40,7 +42,7 @@ def read(
     return ModelConfig(
         vocab_size=keys.whole("vocab_size"),
         d_model=d_model,
-        max_seq_len=keys.whole("max_position_embeddings", defaults.get("max_position_embeddings", 2048)),
+        max_seq_len=keys.whole("max_position_embeddings", length),
         layers=layers,
         norm=layers[0].norm if layers else layer.norm,
         head=HeadConfig(tied=keys.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False))),

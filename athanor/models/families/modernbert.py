@@ -39,7 +39,7 @@ def _read(keys: Keys) -> ModelConfig:
     mlp = MlpConfig(keys.whole("intermediate_size", 1152), activation, gated=True, bias=mlp_bias)
     every, window = keys.whole("global_attn_every_n_layers", 3), keys.whole("local_attention", 128)
     windowed = read_kinds(keys, lambda number: number % every != 0)
-    far, near = (keys.rope(keys.number(*theta), nested=kind) for kind, theta in _THETAS.items())
+    far, near = (keys.rope(keys.number(*theta), nested=kind, length=8192) for kind, theta in _THETAS.items())
     head = HeadConfig(
         tied=keys.flag("tie_word_embeddings", True),
         bias=keys.flag("decoder_bias", True),
