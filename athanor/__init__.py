@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 from athanor.base.errors import AthanorError
 
 if TYPE_CHECKING:
+    from athanor.engine.embedder import load_embedder
     from athanor.engine.language_model import load
 
 __version__ = "0.1.0"
-__all__ = ["AthanorError", "load"]
+__all__ = ["AthanorError", "load", "load_embedder"]
+
+_LOADERS = {"load": "athanor.engine.language_model", "load_embedder": "athanor.engine.embedder"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # torch is imported only when a model is asked for
+    if name in _LOADERS:  # torch is imported only when a model is asked for
+        from importlib import import_module
+
         from athanor.base.machine import prepare_process
 
         prepare_process()
-        from athanor.engine.language_model import load
-
-        return load
+        return getattr(import_module(_LOADERS[name]), name)
     raise AttributeError(f"module 'athanor' has no attribute {name!r}")

@@ -28,7 +28,8 @@ def rows() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(["a model for measuring how long it takes to start"], 8192)
         config = standard_config(8192, 1024, d_model=384, n_layers=8)
-        save_model(build(config, 0), folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
+        ids = {"end_of_text_id": tokenizer.end_of_text_id, "stop_ids": tokenizer.stop_ids}
+        save_model(build(config, 0), folder, **ids, lineage={})
         tokenizer.save(Path(folder))
         yield measured(
             f"athanor chat, to its prompt and back ({count_parameters(config) / 1e6:.0f} M)", ("chat", folder), 4.0

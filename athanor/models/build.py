@@ -53,7 +53,8 @@ def initialise(model: nn.Module, seed: int) -> None:
             elif isinstance(module, RMSNorm | LayerNorm | HeadNorm):
                 _set_gain(module, 1.0)
             else:
-                deviation = _EMBEDDING_DEVIATION if isinstance(module, nn.Embedding) else parameter.shape[-1] ** -0.5
+                inputs = parameter[0].numel() if isinstance(module, nn.Conv1d) else parameter.shape[-1]
+                deviation = _EMBEDDING_DEVIATION if isinstance(module, nn.Embedding) else inputs**-0.5
                 key = f"{path}.{kind}" if path else kind
                 draw = generator(seed, "initialise", key).standard_normal(parameter.shape, dtype=np.float32)
                 with torch.no_grad():
@@ -68,7 +69,7 @@ def _adjust(module: nn.Module) -> None:
     if isinstance(module, Block):
         _begin_as_identity(module.attention, module.attention_norms)
         _begin_as_identity(module.mlp, module.mlp_norms)
-        if hasattr(module, "cross_attention"):
+        if module.cross_attention is not None and module.cross_norms is not None:
             _begin_as_identity(module.cross_attention, module.cross_norms)
     elif isinstance(module, Attention | CrossAttention) and module.scale * module.config.head_dim**0.5 > 1:
         module.query.weight /= module.scale * module.config.head_dim**0.5  # T5 does not scale its scores

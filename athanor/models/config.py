@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Literal
 
 from athanor.base.errors import ModelError
-from athanor.models.position_config import Position, RopeConfig
+from athanor.models.position_config import Disentangled, Position, RelativeBias, RopeConfig
 from athanor.models.sizes import MOST_LAYERS, count, positive
 
 _MOST_EXPERTS = 1 << 16  # beyond it a file is damaged or hostile
@@ -70,6 +70,8 @@ class AttentionConfig:
                 f"{self.rotary_dim} of head_dim = {self.head_dim} are turned, an odd number.",
                 "Rotary positions turn pairs: choose an even number.",
             )
+        if isinstance(self.position, Disentangled) and self.n_kv_heads != self.n_heads:
+            raise ModelError(f"Disentangled attention has a key head for each of its {self.n_heads} query heads.")
         if self.window is not None:
             positive("sliding_window", self.window)
 
@@ -214,6 +216,26 @@ class MoeConfig:
         return self.matrix_parameters(d_model) + more
 
 
+@dataclass(frozen=True)
+class ConvolutionConfig:
+    """A convolution over what a layer is given, added to what it gives and normed with it (DeBERTa v2). kernel: tokens
+    that each sees, itself in the middle. groups: channels are mixed within each of so many.
+    """
+
+    kernel: int
+    activation: Activation = "tanh"
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        positive("conv_kernel_size", self.kernel)
+        positive("conv_groups", self.groups)
+        if self.kernel % 2 == 0:
+            raise ModelError(f"conv_kernel_size = {self.kernel} has no middle.", "Choose an odd number.")
+
+    def matrix_parameters(self, d_model: int) -> int:
+        return self.kernel * d_model * d_model // self.groups
+
+
 Placement = Literal["pre", "post", "sandwich", "after", "parallel", "parallel_shared"]
 
 
@@ -225,7 +247,7 @@ class LayerConfig:
     norm(f(norm(x))) (Gemma 2). after: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + mlp(norm'(x))
     (GPT-NeoX); parallel_shared: with one norm for both (Falcon 7B). cross_attention: to an encoder's states.
     attention_norm: False where attention has none, because its input is normed already (ModernBERT's first layer).
-    residual_scale: of what each part adds (Granite).
+    residual_scale: of what each part adds (Granite). convolution: beside the whole layer.
     """
 
     attention: AttentionConfig | LatentAttentionConfig
@@ -235,8 +257,11 @@ class LayerConfig:
     cross_attention: AttentionConfig | None = None
     attention_norm: bool = True
     residual_scale: float = 1.0
+    convolution: ConvolutionConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.convolution is not None and self.placement != "post":
+            raise ModelError(f"A convolution stands beside post-norm layers, not beside {self.placement} ones.")
         if self.cross_attention is not None and self.placement not in ("pre", "post"):
             raise ModelError(f"Cross-attention stands in pre- or post-norm layers, not in {self.placement} ones.")
 
@@ -304,8 +329,9 @@ class ModelConfig:
     """A decoder or an encoder; an `EncoderDecoderConfig` has one of each.
 
     norm: after the last layer, None for models whose layers end in a norm. causal: tokens see only earlier ones.
-    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT). groups: the layers share
-    the weights of so many (ALBERT). family: the name in `families` under which it is saved.
+    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT). sharing: for each layer
+    the number of the block whose weights it has (ALBERT), None where each has its own. family: the name in `families`
+    under which it is saved.
     """
 
     vocab_size: int
@@ -318,7 +344,7 @@ class ModelConfig:
     causal: bool = True
     pooler: bool = False
     next_sentence: bool = False
-    groups: int | None = None
+    sharing: tuple[int, ...] | None = None
     family: str = "qwen3"
 
     def __post_init__(self) -> None:
@@ -326,10 +352,19 @@ class ModelConfig:
             positive(name, getattr(self, name))
         if not 0 < len(self.layers) <= MOST_LAYERS:
             raise ModelError(f"n_layers = {len(self.layers)} is not between 1 and {MOST_LAYERS}.")
-        if self.groups is not None:
-            positive("groups", self.groups)
-            if self.groups > self.n_layers:
-                raise ModelError(f"{self.n_layers} layers cannot share the weights of {self.groups} groups.")
+        if self.sharing is not None and (
+            len(self.sharing) != self.n_layers or set(self.sharing) != set(range(self.n_blocks))
+        ):
+            raise ModelError(f"{self.n_layers} layers cannot share the weights of blocks as {self.sharing} says.")
+        first = self.layers[0].attention.position
+        for layer in self.layers:
+            position = layer.attention.position
+            if position != first and any(isinstance(one, RelativeBias | Disentangled) for one in (position, first)):
+                raise ModelError("The layers share one table of distances, so all of them need the same.")
+            if layer.convolution is not None and self.causal:
+                raise ModelError("A convolution sees later tokens: only an encoder's layers can have it.")
+            if layer.convolution is not None and self.d_model % layer.convolution.groups:
+                raise ModelError(f"d_model = {self.d_model} is not a multiple of conv_groups.")
         width = self.embedding.size or self.d_model
         if self.embedding.sinusoidal and width % 2:
             raise ModelError(f"Sines and cosines come in pairs: the embedding's size, {width}, is odd.")
@@ -337,6 +372,11 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def n_blocks(self) -> int:
+        """Layers with weights of their own."""
+        return self.n_layers if self.sharing is None else max(self.sharing, default=-1) + 1
 
     @property
     def matrix_parameters(self) -> int:
@@ -351,8 +391,8 @@ class ModelConfig:
             total += self.embedding.size * self.d_model
         for layer in self.layers:
             total += layer.attention.matrix_parameters(self.d_model) + layer.mlp.matrix_parameters(self.d_model)
-            if layer.cross_attention:
-                total += layer.cross_attention.matrix_parameters(self.d_model)
+            for part in (layer.cross_attention, layer.convolution):
+                total += part.matrix_parameters(self.d_model) if part else 0
         return total
 
     def flops_per_token(self, context: float, training: bool = True) -> float:

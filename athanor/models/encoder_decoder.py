@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from athanor.models.attention import CrossAttention
+from athanor.models.block import Block
 from athanor.models.cache import Cache
 from athanor.models.config import EncoderDecoderConfig
 from athanor.models.head import Head
@@ -41,8 +41,8 @@ class EncoderDecoder(nn.Module):
 
     def read(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each decoder layer's keys and values of the source; made once, and used for every token written."""
-        layers: Sequence[CrossAttention] = [block.cross_attention for block in self.decoder.blocks]  # type: ignore
-        return [layer.read(states) for layer in layers]
+        layers = (block.cross_attention for block in self.decoder.blocks if isinstance(block, Block))
+        return [layer.read(states) for layer in layers if layer is not None]
 
     def decode(
         self,

@@ -37,15 +37,20 @@ def save_model(
     *,
     end_of_text_id: int | None = None,
     stop_ids: tuple[int, ...] = (),
-    generation: dict[str, Any] | None = None,
+    start_id: int | None = None,
+    generation: Mapping[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the folder. generation: sampling defaults for `generation_config.json`; lineage: what goes into
-    `athanor.json`. Raises ModelError for a model that its family's settings cannot describe, or that has diverged.
+    """Writes the folder. end_of_text_id: pads, too. start_id: what a text begins with. generation: sampling defaults
+    for `generation_config.json`. lineage: what goes into `athanor.json`, which marks a model that was made here.
+
+    Raises ModelError for a model that its family's settings cannot describe, or that has diverged.
     """
     folder = Path(folder)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    tokens = {"eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": None}
+    given = {
+        "eos_token_id": stop_ids[0] if stop_ids else None, "pad_token_id": end_of_text_id, "bos_token_id": start_id
+    }  # fmt: skip
     settings = write_config(model.config)  # may hold token ids: what RoBERTa computes depends on padding
     weights = their_weights(model)
     for name, tensor in weights.items():
@@ -53,13 +58,12 @@ def save_model(
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
-    tokens = {name: settings.get(name) if token is None else token for name, token in tokens.items()}
+    tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
-    write_json(
-        folder / "generation_config.json",
-        {**(generation or {}), "eos_token_id": list(stop_ids), "pad_token_id": tokens["pad_token_id"]},
-    )
-    write_json(folder / "athanor.json", lineage or {})
+    ids = {**tokens, "eos_token_id": list(stop_ids)}
+    write_json(folder / "generation_config.json", {**(generation or {}), **ids})
+    if lineage is not None:
+        write_json(folder / "athanor.json", lineage)
 
 
 def their_weights(model: Model) -> dict[str, Tensor]:
@@ -96,9 +100,9 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
         family, config = read_config(settings, str(folder / "config.json"))
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'} has a value of the wrong kind ({error}).") from None
-    with _open_weights(folder) as weights:
+    with _open_weights(folder, family) as weights:
         check_depth(config, weights)
-        model = empty(_with_own_head(config, weights, family))
+        model = empty(_as_held(config, weights, family))
         state = read_weights(model, weights, family, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -108,14 +112,17 @@ def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decode
     """`load_model` where only a decoder will do. Raises ModelError for another kind."""
     model = load_model(folder, dtype)
     if not isinstance(model, Decoder):
-        raise ModelError(f"{folder} holds a {type(model).__name__}, which does not continue a text.", "Take a decoder.")
+        raise ModelError(
+            f"{folder} holds no decoder but an {type(model).__name__}, which does not continue a text.",
+            "Take a decoder.",
+        )
     return model
 
 
 def check_depth(config: Config, weights: Weights) -> None:
     """Raises ModelError for more layers than there are weights, before any of them is made."""
     for part in (config,) if isinstance(config, ModelConfig) else (config.encoder, config.decoder):
-        if (part.groups or part.n_layers) > len(weights.get):
+        if part.n_blocks > len(weights.get):
             raise ModelError(
                 f"{weights.place} lacks the weights of {part.n_layers} layers: it holds {len(weights.get)} tensors."
             )
@@ -136,7 +143,7 @@ class Weights:
 
 
 @contextmanager
-def _open_weights(folder: Path) -> Iterator[Weights]:
+def _open_weights(folder: Path, family: Family) -> Iterator[Weights]:
     index = folder / INDEX
     paths = _shards(index) if index.is_file() else [folder / WEIGHTS]
     found = Weights(index if index.is_file() else paths[0], {})
@@ -150,13 +157,11 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
             except (SafetensorError, OSError) as error:
                 raise _invalid(path, error) from None
             for name in file.keys():  # noqa: SIM118, no mapping
-                found.get[_present_name(name)] = partial(_tensor, path, file, name)
+                present = family.present_name(name)
+                if present in found.get:
+                    raise ModelError(f"{found.place} holds {present} more than once, perhaps under an older name.")
+                found.get[present] = partial(_tensor, path, file, name)
         yield found
-
-
-def _present_name(name: str) -> str:
-    """BERT's first folders say gamma and beta."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -183,11 +188,9 @@ def read_weights(
     that the family does not have.
     """
     wanted = dict(model.named_parameters())
-    left = set(weights.get)
-    bare = not any(name.startswith(family.prefix) for name in left)  # saved without a head, and without its prefix
-    state = {}
+    left, state, absent = set(weights.get), {}, _absent_prefix(weights, family)
     for rule in applicable(family.rules(model.config), wanted, _depth(model.config)):
-        names = [name.removeprefix(family.prefix) if bare else name for name in rule.theirs]
+        names = [name.removeprefix(absent) for name in rule.theirs]
         if missing := [name for name in names if name not in weights.get]:
             raise ModelError(f"{weights.place} lacks the weight {missing[0]}.")
         try:
@@ -213,6 +216,21 @@ def read_weights(
             f"{', '.join(sorted(strange)[:3])}."
         )
     return state
+
+
+def _absent_prefix(weights: Weights, family: Family) -> str:
+    """What names lack on disk: a model saved without a head is saved without the family's prefix."""
+    return "" if any(name.startswith(family.prefix) for name in weights.get) else family.prefix
+
+
+def _as_held(config: Config, weights: Weights, family: Family) -> Config:
+    """`config`, with the parts for which the files hold weights, where a configuration does not tell."""
+    if isinstance(config, ModelConfig) and config.pooler and not config.next_sentence:
+        absent, rules = _absent_prefix(weights, family), family.rules(config)
+        pooler = [name for rule in rules if rule.ours[0].startswith("pooler.") for name in rule.theirs]
+        if not any(name.removeprefix(absent) in weights.get for name in pooler):
+            config = replace(config, pooler=False)  # as models of sentences are often saved
+    return _with_own_head(config, weights, family)
 
 
 def _with_own_head(config: Config, weights: Weights, family: Family) -> Config:

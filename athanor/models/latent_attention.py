@@ -28,8 +28,8 @@ class LatentAttention(nn.Module):
         self.output = nn.Linear(config.n_heads * config.value_dim, d_model, bias=config.bias)
         self.scale = config.key_dim**-0.5 if config.scale is None else config.scale
 
-    def forward(self, x: Tensor, where: Where, cache: LayerCache | None = None, bias: Tensor | None = None) -> Tensor:
-        """x: (batch, time, d_model)."""
+    def forward(self, x: Tensor, where: Where, cache: LayerCache | None = None, relative: object = None) -> Tensor:
+        """x: (batch, time, d_model). relative: nothing, for its positions are rotary."""
         config = self.config
         narrow = x if self.query_down is None or self.query_norm is None else self.query_norm(self.query_down(x))
         queries = self.query(narrow).unflatten(-1, (config.n_heads, config.key_dim))
@@ -43,6 +43,5 @@ class LatentAttention(nn.Module):
         keys, values = torch.cat([plain, shared], dim=-1).transpose(1, 2), values.transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(keys, values)
-        mask = where.mask(config.window) if bias is None else bias
-        mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, None)
+        mixed = attend(queries, keys, values, where.mask(config.window), where.is_causal, self.scale, None)
         return self.output(mixed.transpose(1, 2).flatten(2))

@@ -81,4 +81,39 @@ class RelativeBias:
         positive("relative_attention_max_distance", self.farthest)
 
 
-Position = RopeConfig | Alibi | RelativeBias | None
+@dataclass(frozen=True)
+class Disentangled:
+    """Content is scored against learned vectors of distances (DeBERTa, He et al. 2021); the stack's layers share them.
+
+    farthest: longer distances count as this one. buckets: vectors to a side, where half of them stand for a distance
+    each and the rest share logarithmically; None for one for every distance. content_to_position: queries are scored
+    against the vector of the key's distance; position_to_content: keys against that of the query's. shared: vectors are
+    projected by the layer's matrices for tokens, not by their own. normed: they get a norm as the layers have it.
+    """
+
+    farthest: int
+    buckets: int | None = None
+    content_to_position: bool = True
+    position_to_content: bool = True
+    shared: bool = False
+    normed: bool = False
+
+    def __post_init__(self) -> None:
+        positive("max_relative_positions", self.farthest)
+        if not (self.content_to_position or self.position_to_content):
+            raise ModelError("Disentangled attention scores content to position, position to content, or both.")
+        if self.buckets is not None:
+            positive("position_buckets", self.buckets)
+            if not 1 <= self.buckets // 2 < self.farthest - 1:
+                raise ModelError(
+                    f"position_buckets = {self.buckets} cannot stand for distances up to {self.farthest}.",
+                    f"Choose from 2 to {2 * self.farthest - 3}, or none.",
+                )
+
+    @property
+    def span(self) -> int:
+        """Vectors to a side."""
+        return self.buckets or self.farthest
+
+
+Position = RopeConfig | Alibi | RelativeBias | Disentangled | None

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from athanor.models.attention import LayerCache
 from athanor.models.block import Block
-from athanor.models.config import AttentionConfig, ModelConfig
+from athanor.models.config import ModelConfig
+from athanor.models.disentangled import Distances, DistanceTable
 from athanor.models.embedding import Embedding
 from athanor.models.norm import norm
-from athanor.models.position_config import RelativeBias
+from athanor.models.position_config import Disentangled, RelativeBias
 from athanor.models.positions import RelativeBiasTable
 from athanor.models.where import Where
 
@@ -24,12 +25,14 @@ class Stack(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config, tokens)
-        first = config.layers[0].attention
-        relative = isinstance(first, AttentionConfig) and isinstance(first.position, RelativeBias)
+        first, norms = config.layers[0].attention, config.layers[0].norm
+        place, n_heads = first.position, first.n_heads
         self.relative_bias = (
-            RelativeBiasTable(first.position, first.n_heads, config.causal) if relative else None  # type: ignore
+            RelativeBiasTable(place, n_heads, config.causal) if isinstance(place, RelativeBias) else None
         )
-        distinct = config.layers[: config.groups] if config.groups else config.layers
+        self.distances = DistanceTable(config.d_model, place, norms) if isinstance(place, Disentangled) else None
+        self._order = config.sharing or tuple(range(config.n_layers))
+        distinct = (config.layers[self._order.index(number)] for number in range(config.n_blocks))
         self.blocks = nn.ModuleList(Block(config.d_model, layer) for layer in distinct)
         self.norm = norm(config.d_model, config.norm)
 
@@ -47,10 +50,15 @@ class Stack(nn.Module):
         cache: one `LayerCache` a layer. source: keys and values of an encoder's states, a pair a layer.
         """
         x = self.embedding(tokens, where.positions, types)
-        bias = None if self.relative_bias is None else where.masked(self.relative_bias(where.distance()))
-        for i in range(self.config.n_layers):
-            # divided as ALBERT's reference does, which where groups are uneven decides on the layer between two
-            block = self.blocks[int(i / (self.config.n_layers / len(self.blocks)))]
+        relative = self._relative(where)
+        for i, number in enumerate(self._order):
             read = None if source is None else (source[i], source_mask)
-            x = block(x, where, None if cache is None else cache[i], bias, read)
+            x = self.blocks[number](x, where, None if cache is None else cache[i], relative, read)
         return self.norm(x)
+
+    def _relative(self, where: Where) -> Tensor | Distances | None:
+        """What all layers share about distances."""
+        if self.distances is not None:
+            found: Distances = self.distances(where.distance())
+            return found
+        return None if self.relative_bias is None else where.masked(self.relative_bias(where.distance()))

@@ -1,90 +1,77 @@
-"""Tokenizers that came with somebody else's model: any byte-level BPE, with the model's own chat template.
+"""Tokenizers that came with somebody else's model, with the model's own chat template.
 
-They answer to the same names as `Tokenizer`. Texts are cut by the `tokenizers` library. A conversation is laid out by
-the template in the sandbox of `templates`, with a mark in place of every content; the contents are then encoded as
-ordinary text, so that nobody can write a control token. (A content that begins with blanks may be cut differently from
-what the template's author had; that is the price.)
+They answer to the same names as `Tokenizer`; texts are cut by the `tokenizers` library. Read are BPE over bytes (GPT-2,
+Llama 3, Qwen), BPE with bytes for what has no token (Llama 2, Mistral, Gemma), Unigram (T5, XLM-R) and WordPiece
+(BERT); the last two, and normalizers, may lose something of a text. Control tokens come only from ids and from the
+template's own text: the library is given a vocabulary in which nobody can write them, and a conversation's contents are
+put into the template's output after its control tokens were found.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from athanor.base.errors import TokenizerError
-from athanor.base.files import read_json, to_json
-from athanor.tokenizer.file_format import byte_level, unspell
-from athanor.tokenizer.pretokenization import PATTERN
-from athanor.tokenizer.templates import read_template, render_template
+from athanor.base.files import write_json
+from athanor.tokenizer.documents import wrapped_with
+from athanor.tokenizer.spelling import bytes_of_tokens, components, kind_of, without_control
+from athanor.tokenizer.templates import render_template
 
-_MARK = re.compile("\ue000(\\d+)\ue001")
+if TYPE_CHECKING:
+    import tokenizers
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+_MARK = re.compile("\ue000(\\d{1,9})\ue001")
 
 
-def _split(pattern: str) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, byte_level("ByteLevel")]}
-
-
-# llama.cpp's names for how text is cut before merging.
-PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "gpt-2": _GPT2,
-    "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2]},
-    "qwen2": _split(PATTERN),
-    "llama-bpe": _split(_LLAMA3),
-}
+@contextmanager
+def _library() -> Iterator[None]:
+    """Whatever the library objects to, its panics included (which are no `Exception`), as a TokenizerError."""
+    try:
+        yield
+    except (TokenizerError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"The tokenizer cannot be read ({type(error).__name__}: {error}).") from None
 
 
 class ForeignTokenizer:
     """document: the content of a `tokenizer.json`. stop_ids: tokens that end an answer. template: the chat template.
+    names: the spelling of `bos_token`, `eos_token`, `pad_token`… where the model has them.
 
-    Raises TokenizerError for a kind that is not byte-level BPE.
+    Raises TokenizerError for a kind that is not read, or a document that is broken.
     """
 
     def __init__(
         self, document: Mapping[str, Any], *, stop_ids: Sequence[int], template: str | None, names: Mapping[str, str]
     ) -> None:
-        from tokenizers import Tokenizer as Backend
-
-        self._names = dict(names)
-        try:
-            model = document["model"]
-            if model["type"] != "BPE" or model.get("byte_fallback") or document.get("normalizer") is not None:
-                raise TokenizerError("This tokenizer is not a byte-level BPE.", "Only such are read.")
-            vocabulary = {str(token): int(index) for token, index in model["vocab"].items()}
-            self.control = {str(t["content"]): int(t["id"]) for t in document["added_tokens"] if t["special"]}
-            others = {str(t["content"]): int(t["id"]) for t in document["added_tokens"] if not t["special"]}
-            self._backend = Backend.from_str(to_json(dict(document)))
-            plain = {**document, "added_tokens": [t for t in document["added_tokens"] if not t["special"]]}
-            self._plain = Backend.from_str(to_json(plain | {"post_processor": None}))
-        except TokenizerError:
-            raise
-        except Exception as error:  # whatever is wrong inside the library's file is reported by it
-            raise TokenizerError(f"The tokenizer cannot be read ({error}).") from None
-        self._bytes = {index: text.encode() for text, index in {**self.control, **others}.items()}
-        for token, index in vocabulary.items():
-            if index not in self._bytes:
-                self._bytes[index] = unspell(token)
+        self.document, self.names, self.template = dict(document), dict(names), template
+        with _library():
+            self.kind = kind_of(self.document)
+            self._added = {str(t["content"]): t for t in document["added_tokens"] if t["special"]}
+            self.control = {name: int(token["id"]) for name, token in self._added.items()}
+            self._bytes = bytes_of_tokens(self.document, self.kind)
+            self._backend = _backend(without_control(self.document))
+            self.start_ids, self.end_ids = wrapped_with(document.get("post_processor"))
         self.vocab_size = max(self._bytes) + 1
+        if strangers := {*self.start_ids, *self.end_ids, *stop_ids} - self._bytes.keys():
+            raise TokenizerError(f"The tokenizer names the token {min(strangers)}, which it does not have.")
         self.control_ids = frozenset(self.control.values())
         self.stop_ids = tuple(stop_ids)
         self.end_of_text_id = self.control.get("<|endoftext|>", self.stop_ids[0] if self.stop_ids else 0)
         self.never_said = tuple(sorted(self.control_ids - {*self.stop_ids}))
-        self.template = template
+        self._drops_blank = self._begins_with_blank()
 
     @property
     def pad_id(self) -> int:
-        return self.end_of_text_id
+        return self.control.get(self.names.get("pad_token", ""), self.end_of_text_id)
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -95,15 +82,11 @@ class ForeignTokenizer:
         return lengths
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; what looks like a control token is spelled out."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise TokenizerError("The text holds a lone surrogate, which is not a Unicode character.") from None
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        """Ids of ordinary text, without `start_ids` and `end_ids`; what looks like a control token is spelled out."""
+        return self._encode(text, self._backend)
 
     def token_bytes(self, token_id: int) -> bytes:
+        """A word's blank is part of its token: `▁the` is b" the"."""
         return self.decode_bytes((token_id,))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -114,7 +97,9 @@ class ForeignTokenizer:
             raise TokenizerError(f"Token id {error} is not in the vocabulary.") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        """The text of ids that `encode` gave: without the blank that some tokenizers put before a text."""
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._drops_blank else text
 
     def conversation(
         self,
@@ -127,88 +112,121 @@ class ForeignTokenizer:
             raise TokenizerError("This model has no chat template.", "Complete plain text with it instead.")
         self._refuse_control([tools, [{k: v for k, v in m.items() if k != "content"} for m in messages]])
         contents = [str(message.get("content") or "") for message in messages]
-        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
-        laid_out = render_template(self.template, marked, tools, add_generation_prompt, **self._names)
+        marked = [{**m, "content": _marked(i, m.get("content"))} for i, m in enumerate(messages)]
+        laid_out = render_template(self.template, marked, tools, add_generation_prompt, **self.names)
+        return self._sections(_MARK.split(laid_out), [text.strip() for text in contents])
+
+    def _sections(self, parts: Sequence[str], contents: Sequence[str]) -> list[int]:
+        """Ids of the template's text (even places) and contents (their numbers at odd places), cut at the template's
+        control tokens."""
         ids: list[int] = []
-        for place, part in enumerate(_MARK.split(laid_out)):
+        section, strip = "", False
+        for place, part in enumerate(parts):
             if place % 2:
-                ids += self.encode(contents[int(part)])
-            else:
-                ids += self._backend.encode(part, add_special_tokens=False).ids
+                if int(part) >= len(contents):
+                    raise TokenizerError("The chat template failed: it writes a message that there is not.")
+                section += contents[int(part)]
+                continue
+            at = 0
+            for found in self._control_pattern.finditer(part) if self.control else ():
+                token = self._added[found[0]]
+                section += part[at : found.start()]
+                section = section.lstrip() if strip else section
+                ids += self._section(section.rstrip() if token.get("lstrip") else section, first=not ids)
+                ids.append(int(token["id"]))
+                section, strip, at = "", bool(token.get("rstrip")), found.end()
+            section += part[at:]
+        return ids + self._section(section.lstrip() if strip else section, first=not ids)
+
+    def _section(self, text: str, first: bool) -> list[int]:
+        if not text:
+            return []
+        return self._encode(text, self._backend if first else self._inner)
+
+    def save(self, folder: Path | str, max_length: int | None = None) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json` (with the chat template), as transformers reads them."""
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.names,
+        }
+        if self.template is not None:
+            config["chat_template"] = self.template
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        write_json(Path(folder) / "tokenizer.json", self.document)
+        write_json(Path(folder) / "tokenizer_config.json", config)
+
+    def _encode(self, text: str, backend: tokenizers.Tokenizer) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise TokenizerError("The text holds a lone surrogate, which is not a Unicode character.") from None
+        with _library():
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    @cached_property
+    def _inner(self) -> tokenizers.Tokenizer:
+        """For what follows a control token: some tokenizers put a blank only before the very first word."""
+        cut = self.document.get("pre_tokenizer")
+        if not any(part.get("prepend_scheme") == "first" for part in components(cut)):
+            return self._backend
+        document = without_control(self.document)
+        document["pre_tokenizer"] = _never_first(cut)
+        with _library():
+            return _backend(document)
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))))
+
+    def _begins_with_blank(self) -> bool:
+        """Whether a whole text's first blank is the tokenizer's own."""
+        if self.kind == "words":
+            return True
+        return any(
+            (part["type"] == "Strip" and part.get("content") == " " and bool(part.get("start")))
+            or (part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never")
+            for part in components(self.document.get("decoder"))
+        )
 
     def _refuse_control(self, value: Any) -> None:
         """Tools and calls are written by the template itself: they must not hold what it would take for control."""
-        text = to_json(value)
-        found = next((name for name in self.control if name in text), None)
-        if found is not None:
-            raise TokenizerError(f"A tool or its call holds the control token {found}.", "Remove it.")
+        for text in _texts(value):
+            if self.control and (found := self._control_pattern.search(text)):
+                raise TokenizerError(f"A tool or its call holds the control token {found[0]}.", "Remove it.")
 
 
-def from_gguf(metadata: Mapping[str, Any], place: str) -> ForeignTokenizer:
-    """The tokenizer inside a GGUF file. Raises TokenizerError for a kind that is not read."""
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
-        raise TokenizerError(
-            f"{place} has a tokenizer of the kind {kind!r}, cut as {pre!r}.", f"Read are gpt2 with: {known}."
-        )
-    tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
-    merges, end = metadata.get("tokenizer.ggml.merges"), metadata.get("tokenizer.ggml.eos_token_id")
-    if not (isinstance(tokens, list) and isinstance(kinds, list) and isinstance(merges, list) and tokens):
-        raise TokenizerError(f"{place} lacks the tokenizer's tokens, their types or its merges.")
-    if len(kinds) != len(tokens) or not isinstance(end, int) or not 0 <= end < len(tokens):
-        raise TokenizerError(f"{place} has a tokenizer whose parts do not fit together.")
-    added = [
-        {
-            "id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-            "special": kind == _CONTROL,
-        }
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]  # fmt: skip
-    document = {
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": PRE_TOKENIZERS[pre],
-        "post_processor": None,
-        "decoder": byte_level("ByteLevel"),
-        "model": {
-            "type": "BPE",
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in merges],
-        },
-    }
-    first = metadata.get("tokenizer.ggml.bos_token_id")
-    names = {"eos_token": tokens[end]}
-    if isinstance(first, int) and 0 <= first < len(tokens):
-        names["bos_token"] = tokens[first]
-    template = metadata.get("tokenizer.chat_template")
-    return ForeignTokenizer(
-        document, stop_ids=(end,), template=template if isinstance(template, str) else None, names=names
-    )
+def _backend(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    return Backend.from_str(json.dumps(document, ensure_ascii=False))
 
 
-_CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
+def _marked(index: int, content: Any) -> Any:
+    """A content as the template sees it: its own blanks around a mark, for templates that strip them."""
+    text = str(content or "")
+    core = text.strip()
+    if not core:
+        return content
+    start = text.index(core)
+    return f"{text[:start]}\ue000{index}\ue001{text[start + len(core) :]}"
 
 
-def from_folder(folder: Path | str) -> ForeignTokenizer:
-    """The tokenizer of a Hugging Face folder. Raises TokenizerError."""
-    folder = Path(folder)
-    document, names = read_json(folder / "tokenizer.json"), {}
-    if not isinstance(document, dict):
-        raise TokenizerError(f"{folder / 'tokenizer.json'} is not a JSON object.")
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name) if isinstance(config, dict) else None
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            names[name] = value
-    stops: list[int] = []
-    for file in ("generation_config.json", "config.json"):
-        found = read_json(folder / file) if (folder / file).is_file() else {}
-        ends = found.get("eos_token_id") if isinstance(found, dict) else None
-        stops += [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int) and i not in stops]
-    template = read_template(folder) if config or (folder / "chat_template.jinja").is_file() else None
-    return ForeignTokenizer(document, stop_ids=stops, template=template, names=names)
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _never_first(cut: Any) -> Any:
+    if cut.get("type") == "Sequence":
+        return {**cut, "pretokenizers": [_never_first(part) for part in cut["pretokenizers"]]}
+    return {**cut, "prepend_scheme": "never"} if cut.get("prepend_scheme") == "first" else cut

@@ -12,7 +12,11 @@ from athanor.tokenizer.tokenizer import Tokenizer
 
 
 class StreamDecoder:
-    """What `push` returns, joined, followed by `finish()`, is exactly `tokenizer.decode` of all ids."""
+    """What `push` returns, joined, followed by `finish()`, is exactly `tokenizer.decode_bytes` of all ids, as text.
+
+    `decode` gives the same, but for the blank that some tokenizers put before a whole text: a stream goes on from what
+    came before, so it keeps that one.
+    """
 
     def __init__(self, tokenizer: Tokenizer | ForeignTokenizer) -> None:
         self._tokenizer = tokenizer

@@ -51,6 +51,8 @@ class Tokenizer:
         self.control_ids = frozenset(self.control.values())
         self.vocab_size = len(tokens) + len(control_names)
         self.end_of_text_id = self.control[names.END_OF_TEXT]
+        self.start_ids = (self.end_of_text_id,)
+        """What a plain text begins with, as in pre-training."""
         self.end_of_turn_id = self.control[names.TURN_END]
         self.stop_ids = (self.end_of_turn_id, self.end_of_text_id)
         self.never_said = tuple(i for name, i in self.control.items() if name not in names.SAID)

@@ -90,7 +90,7 @@ def test_another_file_under_the_name_is_refused_and_not_kept(shelf: Path) -> Non
 def test_hash_is_checked_even_if_pip_does_not(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = make_wheel(shelf, "wheelfour", b"hello")
     monkeypatch.setattr(
-        downloads, "_pip_download", lambda wanted, folder: (folder / wanted.filename).write_bytes(b"y" * wanted.size)
+        downloads, "_pip_download", lambda wanted, folder, _: (folder / wanted.filename).write_bytes(b"y" * wanted.size)
     )
     with pytest.raises(DataError, match=package.sha256):
         fetch(package)
@@ -135,3 +135,17 @@ def test_many_at_once_and_two_callers_at_once(shelf: Path) -> None:
     assert len(results) == 2
     assert results[0] == results[1] == {package.name: cached_path(package) for package in packages}
     assert sorted(path.name for path in cached_path(packages[0]).parent.iterdir()) == [p.filename for p in packages]
+
+
+def test_what_has_arrived_is_seen_while_pip_works(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = make_wheel(shelf, "wheelslow", b"hello")
+    fake = shelf / "python"
+    fake.write_text(
+        f"#!/bin/sh\nmkdir $TMPDIR/pip-unpack\nhead -c 40 {shelf / package.filename} > $TMPDIR/pip-unpack/some.whl\n"
+        f"sleep 1\ncp {shelf / package.filename} .\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(downloads.sys, "executable", str(fake))
+    heard: list[int] = []
+    fetch(package, heard.append)
+    assert 40 in heard

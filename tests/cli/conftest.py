@@ -60,5 +60,5 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.embedding.tokens.weight[list(tokenizer.stop_ids)] = 0.0  # rarely said
     folder = tmp_path_factory.mktemp("cli") / "model"
     tokenizer.save(folder, 4096)
-    save_model(model, folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
+    save_model(model, folder, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids, lineage={})
     return folder

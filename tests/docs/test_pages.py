@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from athanor.models.families import families
 from tests.models.family_rows import DECODERS, ENCODERS, PAIRS
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,8 @@ def test_the_page_of_families_names_every_row() -> None:
     page = (ROOT / "docs" / "models.md").read_text()
     named = re.findall(r"^\| \S+ \| (.+?) \| (\w+) \| [^|]+ \| 1e-\d+ \|$", page, re.M)
     assert named == [(name, architecture) for name, (architecture, _) in rows.items()]
+    compared = {architecture for _, architecture in named}
+    assert all(compared & set(family.architectures) for family in families().values())
 
 
 def test_the_family_that_is_shown_is_the_one_there_is() -> None:

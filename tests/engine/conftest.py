@@ -47,7 +47,7 @@ def model(tokenizer: Tokenizer) -> Decoder:
 def folder(model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "model"
     tokenizer.save(path, model.config.max_seq_len)
-    save_model(model, path, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids)
+    save_model(model, path, end_of_text_id=tokenizer.end_of_text_id, stop_ids=tokenizer.stop_ids, lineage={})
     return path
 
 

@@ -118,6 +118,13 @@ MODERNBERT: dict[str, Any] = {**PLAIN, "num_hidden_layers": 4, "local_attention"
 DISTILBERT: dict[str, Any] = {
     "vocab_size": 96, "dim": 48, "hidden_dim": 80, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
+DEBERTA: dict[str, Any] = {
+    **PLAIN, "relative_attention": True, "position_buckets": 8, "max_relative_positions": -1,
+    "max_position_embeddings": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": "p2c|c2p",
+    "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
+CONVOLUTION: dict[str, Any] = {"conv_kernel_size": 3, "conv_act": "gelu"}
+NO_DISTANCES: dict[str, Any] = {"relative_attention": False, "pos_att_type": None, "norm_rel_ebd": "none"}
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert, masked words": ("BertForMaskedLM", PLAIN),
     "bert, both heads": ("BertForPreTraining", {**PLAIN, "hidden_act": "relu"}),
@@ -133,6 +140,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "albert, masked words": ("AlbertForMaskedLM", ALBERT),
     "albert, both heads, groups": ("AlbertForPreTraining", {**ALBERT, "num_hidden_groups": 3}),
     "albert, bare, uneven groups": ("AlbertModel", {**ALBERT, "num_hidden_layers": 18, "num_hidden_groups": 14}),
+    "albert, two layers a group": ("AlbertForMaskedLM", {
+        **ALBERT, "num_hidden_layers": 3, "num_hidden_groups": 2, "inner_group_num": 2}),
     "albert, untied, as wide as the layers": ("AlbertForMaskedLM", {
         **ALBERT, "tie_word_embeddings": False, "embedding_size": 48, "hidden_act": "relu"}),
     "modernbert, masked words": ("ModernBertForMaskedLM", MODERNBERT),
@@ -157,6 +166,23 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         **PLAIN, "embedding_size": 48, "tie_word_embeddings": False}),
     "electra, discriminator": ("ElectraForPreTraining", {**PLAIN, "embedding_size": 20, "hidden_act": "silu"}),
     "electra, bare": ("ElectraModel", {**PLAIN, "embedding_size": 48}),
+    "deberta_v2, as v3": ("DebertaV2ForMaskedLM", DEBERTA),
+    "deberta_v2, as v3, other head": ("DebertaV2ForMaskedLM", {
+        **DEBERTA, "legacy": False, "tie_word_embeddings": False}),
+    "deberta_v2, as v3, bare": ("DebertaV2Model", DEBERTA),
+    "deberta_v2, as v2, convolution": ("DebertaV2ForMaskedLM", {**DEBERTA, **CONVOLUTION, "hidden_act": "relu"}),
+    "deberta_v2, wide convolution in groups": ("DebertaV2Model", {
+        **DEBERTA, "conv_kernel_size": 7, "conv_groups": 4, "share_att_key": False, "max_relative_positions": 20}),
+    "deberta_v2, a distance each, projections of their own": ("DebertaV2ForMaskedLM", {
+        **DEBERTA, "position_buckets": -1, "share_att_key": False, "norm_rel_ebd": "none",
+        "max_relative_positions": 6}),
+    "deberta_v2, c2p, positions, segments": ("DebertaV2ForMaskedLM", {
+        **DEBERTA, "pos_att_type": ["c2p"], "share_att_key": False, "position_biased_input": True,
+        "type_vocab_size": 2, "max_position_embeddings": 30, "position_buckets": 5}),
+    "deberta_v2, p2c, narrow embedding, untied": ("DebertaV2ForMaskedLM", {
+        **DEBERTA, "pos_att_type": ["p2c"], "embedding_size": 20, "tie_word_embeddings": False}),
+    "deberta_v2, no distances": ("DebertaV2ForMaskedLM", {
+        **DEBERTA, **NO_DISTANCES, "position_biased_input": True, "max_position_embeddings": 24}),
 }  # fmt: skip
 
 T5: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,23 @@ from torch import Tensor
 import athanor.models as models
 from athanor.base.errors import ModelError
 from athanor.models.cache import Cache
+from athanor.models.config import (
+    AttentionConfig,
+    ConvolutionConfig,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    NormConfig,
+)
+from athanor.models.disentangled import DistanceTable
 from athanor.models.families import read_config
+from athanor.models.position_config import Disentangled
 from athanor.models.sentences import embed
 from tests.models.family_rows import (
     ALBERT,
     BOUND,
     COMPARED,
+    DEBERTA,
     DECODERS,
     ENCODERS,
     FAIRSEQ,
@@ -143,7 +155,7 @@ def test_encoders(encoders: Any, side: str | None, tmp_path: Path, compare: Any)
     elif side:
         mask[0, slice(0, 5) if side == "left" else slice(19, None)] = 0
         ids[0, mask[0] == 0] = padding
-    types = types.clamp(max=getattr(theirs.config, "type_vocab_size", 1) - 1)
+    types = types.clamp(max=max(getattr(theirs.config, "type_vocab_size", 1) - 1, 0))
     segments = {"token_type_ids": types} if "token_type_ids" in accepted else {}
     kept = mask.bool()
     for model in (theirs, None):
@@ -192,7 +204,9 @@ def test_weights_beside_a_masked_word_head(architecture: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"inner_group_num": 2}, "inner_group_num"),
+        ({"inner_group_num": 2, "num_hidden_groups": 6}, "inner_group_num"),
+        ({"inner_group_num": 0}, "groups of 0"),
+        ({"inner_group_num": 2000}, "groups of 2000"),
         ({"num_hidden_groups": 7}, "7 groups"),
         ({"gap_size": 1}, "gap_size"),
     ],
@@ -200,6 +214,120 @@ def test_weights_beside_a_masked_word_head(architecture: str, tmp_path: Path) ->
 def test_albert_refuses_what_it_would_compute_otherwise(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ModelError, match=word):
         read_config({"architectures": ["AlbertModel"], **ALBERT, **changes}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"pos_att_type": "c2p|p2p"}, "pos_att_type"),
+        ({"pos_att_type": []}, "pos_att_type"),
+        ({"pos_att_type": 3}, "pos_att_type"),
+        ({"relative_attention": False}, "relative_attention"),
+        ({"norm_rel_ebd": "rms"}, "norm_rel_ebd"),
+        ({"position_buckets": 40}, "position_buckets"),
+        ({"position_buckets": 1}, "position_buckets"),
+        ({"attention_head_size": 16}, "attention_head_size"),
+        ({"conv_kernel_size": 4}, "conv_kernel_size"),
+        ({"conv_kernel_size": 3, "conv_groups": 5}, "conv_groups"),
+        ({"embedding_size": 20, "position_biased_input": True}, "embedding_size"),
+        ({"num_hidden_layers": 0}, "n_layers"),
+    ],
+)
+def test_deberta_refuses_what_it_would_compute_otherwise(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelError, match=word):
+        read_config({"architectures": ["DebertaV2Model"], **DEBERTA, **changes}, "config.json")
+
+
+@torch.inference_mode()
+def test_deberta_as_the_hub_has_it(tmp_path: Path) -> None:
+    """microsoft/deberta-v3-base: no architecture, heads of pre-training, a table of positions that nothing uses."""
+    theirs = reference("DebertaV2ForMaskedLM", {**DEBERTA, "legacy": False})
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architectures"], config["legacy"], config["pooler_hidden_size"]
+    config |= {"pos_att_type": "p2c|c2p", "attention_head_size": 12, "position_buckets": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_predictions.lm_head.dense.weight" in weights
+    weights["mask_predictions.classifier.weight"] = torch.ones(1, 48)
+    weights["deberta.embeddings.position_embeddings.weight"] = torch.ones(16, 48)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ours = models.load(tmp_path)
+    assert ours.head is None
+    assert_close(ours.encode(tokens()), theirs(tokens(), output_hidden_states=True).hidden_states[-1])
+    weights |= {"cls.predictions.bias": torch.ones(96)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="more than once"):
+        models.load(tmp_path)
+
+
+def test_parts_that_do_not_go_together() -> None:
+    layer = LayerConfig(
+        AttentionConfig(4, 4, 12, Disentangled(16)), MlpConfig(80), placement="post", convolution=ConvolutionConfig(3)
+    )
+    other = replace(layer, attention=AttentionConfig(4, 4, 12, Disentangled(17)))
+    for layers, more, word in (
+        ((layer,), {}, "encoder"),
+        ((layer, other), {"causal": False}, "one table"),
+        ((layer, layer), {"causal": False, "sharing": (0, 2)}, "share the weights"),
+        ((layer, layer), {"causal": False, "sharing": (0,)}, "share the weights"),
+    ):
+        with pytest.raises(ModelError, match=word):
+            ModelConfig(96, 48, 64, layers, **more)
+    with pytest.raises(ModelError, match="key head"):
+        AttentionConfig(4, 2, 12, Disentangled(16))
+    with pytest.raises(ModelError, match="post-norm"):
+        replace(layer, placement="pre")
+
+
+@pytest.mark.parametrize(("buckets", "farthest"), [(256, 512), (8, 16), (5, 30), (2, 24), (33, 512), (7, 6)])
+def test_buckets_of_distances(buckets: int, farthest: int) -> None:
+    """To both sides of what is told apart, and as they round."""
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+    distance = torch.arange(-700, 701)
+    table = DistanceTable(4, Disentangled(farthest, buckets), NormConfig())
+    wanted = make_log_bucket_position(distance, buckets, farthest).long().clamp(-buckets, buckets - 1)
+    found = table(distance).rows
+    assert torch.equal(found - found.min(), wanted - wanted.min())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("BertModel", PLAIN), ("RobertaModel", ROBERTA), ("XLMRobertaModel", ROBERTA), ("AlbertModel", ALBERT)],
+)
+def test_a_bare_model_without_a_pooler(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """As models of sentences are saved."""
+    kind = getattr(transformers, architecture)
+    torch.manual_seed(0)
+    theirs = kind(kind.config_class(**settings), add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = models.load(tmp_path)
+    assert ours.pooler is None
+    assert_close(ours.encode(tokens()), theirs(tokens()).last_hidden_state)
+    models.save(ours, tmp_path / "again")
+    again = kind.from_pretrained(tmp_path / "again", add_pooling_layer=False)
+    assert_close(again(tokens()).last_hidden_state, theirs(tokens()).last_hidden_state)
+    assert models.load(tmp_path / "again").pooler is None
+
+
+HEADED = {name: row for name, row in ENCODERS.items() if row[0].endswith("ForMaskedLM")}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", {row[0]: name for name, row in HEADED.items()}.values())
+def test_a_bare_model_beside_its_head(name: str, tmp_path: Path) -> None:
+    """Saved with a head for masked words, and named a bare model by hand."""
+    architecture, settings = HEADED[name]
+    theirs = reference(architecture, settings)
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    bare = architecture.replace("ForMaskedLM", "Model")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [bare]}))
+    ours = models.load(tmp_path)
+    assert ours.head is ours.pooler is None
+    assert_close(ours.encode(tokens()), theirs(tokens(), output_hidden_states=True).hidden_states[-1])
 
 
 @torch.inference_mode()

@@ -50,7 +50,7 @@ def test_transformers_gives_the_same_logits(
     from transformers import AutoModelForCausalLM
 
     model = random_model(tied, theta)
-    save_model(model, tmp_path, end_of_text_id=0, stop_ids=(1, 0), generation={"temperature": 0.7})
+    save_model(model, tmp_path, end_of_text_id=0, stop_ids=(1, 0), generation={"temperature": 0.7}, lineage={})
     peer, loading = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
@@ -90,12 +90,12 @@ def test_weights_that_are_not_numbers_are_refused(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saving_and_loading_changes_no_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_model().to(dtype)
-    save_model(model, tmp_path)
+    save_model(model, tmp_path, lineage={})
     again = load_model(tmp_path)
     assert again.config == model.config
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in model.state_dict().items())
-    save_model(again, tmp_path / "again")
+    save_model(again, tmp_path / "again", lineage={})
     for name in ("model.safetensors", "config.json", "generation_config.json", "athanor.json"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert load_model(tmp_path, torch.float32).norm.weight.dtype == torch.float32

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from athanor.base.errors import TokenizerError
 from athanor.tokenizer import StreamDecoder
-from athanor.tokenizer.foreign import PRE_TOKENIZERS, ForeignTokenizer, from_folder, from_gguf
+from athanor.tokenizer.cuts import PRE_TOKENIZERS
+from athanor.tokenizer.folder import from_folder
+from athanor.tokenizer.foreign import ForeignTokenizer
+from athanor.tokenizer.gguf import from_gguf
 
 TEXTS = ["The capital of France is Paris.", "12345 people's naïve café", "火 and 水\n\n  indented\tcode()"] * 3
 TEMPLATE = (
@@ -96,8 +99,8 @@ def test_a_folder_gives_the_same(tokenizer: ForeignTokenizer, backend: Any, tmp_
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"tokenizer.ggml.model": "llama"}, "kind 'llama'"),
-        ({"tokenizer.ggml.pre": "deepseek-llm"}, "deepseek-llm"),
+        ({"tokenizer.ggml.model": "rwkv"}, "kind 'rwkv'"),
+        ({"tokenizer.ggml.pre": "kimi-k2"}, "kimi-k2"),
         ({"tokenizer.ggml.tokens": 3}, "lacks"),
         ({"tokenizer.ggml.token_type": [1]}, "fit together"),
         ({"tokenizer.ggml.eos_token_id": 10**9}, "fit together"),

@@ -20,14 +20,14 @@ from athanor.models.families.weights import Rule, parameter, same
 _MASKED, _BOTH, _BARE = "BertForMaskedLM", "BertForPreTraining", "BertModel"
 
 
-def layer_of(keys: Keys, activation: str = "gelu") -> LayerConfig:
-    """A layer as BERT and its heirs write it. activation: the family's usual one."""
+def layer_of(keys: Keys, activation: str = "gelu", epsilon: float = 1e-12) -> LayerConfig:
+    """A layer as BERT and its heirs write it. activation, epsilon: the family's usual ones."""
     d_model, n_heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     keys.fixed(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     return LayerConfig(
         AttentionConfig(n_heads, n_heads, d_model // n_heads, None, bias=True, output_bias=True),
         MlpConfig(keys.whole("intermediate_size"), keys.activation("hidden_act", activation), gated=False, bias=True),
-        NormConfig(keys.number("layer_norm_eps", 1e-12), "layer", bias=True),
+        NormConfig(keys.number("layer_norm_eps", epsilon), "layer", bias=True),
         "post",
     )
 
@@ -35,6 +35,7 @@ def layer_of(keys: Keys, activation: str = "gelu") -> LayerConfig:
 def _read(keys: Keys) -> ModelConfig:
     layer, length = layer_of(keys), keys.whole("max_position_embeddings", 512)
     tied = keys.flag("tie_word_embeddings", True)
+    assert isinstance(layer.mlp, MlpConfig)
     return ModelConfig(
         keys.whole("vocab_size"),
         keys.whole("hidden_size"),
@@ -42,7 +43,7 @@ def _read(keys: Keys) -> ModelConfig:
         (layer,) * keys.depth("num_hidden_layers"),
         EmbeddingConfig(positions=length, token_types=keys.whole("type_vocab_size", 2), norm=layer.norm),
         norm=None,
-        head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),  # type: ignore
+        head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),
         causal=False,
         pooler=keys.architecture != _MASKED,
         next_sentence=keys.architecture == _BOTH,
@@ -114,7 +115,7 @@ def _rules(config: ModelConfig) -> list[Rule]:
 FAMILY = Family(
     "bert", (_MASKED, _BOTH, _BARE), _read, _write, _rules, "bert.",
     (
-        r".*embeddings\.position_ids", r"cls\.predictions\.(decoder\.)?(weight|bias)",
-        r"bert\.pooler\..*", r"cls\.seq_relationship\..*",  # hub folders keep them beside a masked-word head
+        r".*embeddings\.position_ids",
+        r"cls\..*", r"bert\.pooler\..*",  # hub folders keep heads that their architecture does not have
     ),
 )  # fmt: skip

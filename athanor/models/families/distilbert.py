@@ -86,5 +86,5 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 FAMILY = Family(
     "distilbert", (_MASKED, _BARE), _read, _write, _rules, "distilbert.",
-    (r".*embeddings\.position_ids", r"vocab_projector\.weight"),
+    (r".*embeddings\.position_ids", r"vocab_(transform|layer_norm|projector)\..*"),
 )  # fmt: skip

@@ -68,5 +68,5 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 FAMILY = Family(
     "electra", (_DISCRIMINATOR, _GENERATOR, _BARE), _read, _write, _rules, "electra.",
-    (r".*embeddings\.position_ids", r"generator_lm_head\.weight"),
+    (r".*embeddings\.position_ids", r"(generator|discriminator)_(predictions|lm_head)\..*"),
 )  # fmt: skip

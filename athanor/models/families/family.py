@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 from athanor.models.families.keys import Keys
 from athanor.models.families.weights import Rule
 
+# As BERT's first folders, and some of its heirs', call the weights of norms.
+FIRST_NAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+
 
 @dataclass(frozen=True)
 class Family:
     """name: `model_type` in config.json. architectures: the names under `architectures`, the one written first.
 
     prefix: what all names on disk begin with but for a head's, and what a folder of the bare model lacks. unused:
-    patterns of names on disk that are no weights of ours (buffers, copies of tied matrices).
+    patterns of names on disk that are no weights of ours (buffers, copies of tied matrices). renamed: patterns of other
+    names that weights have on disk, and the present ones. unnamed: the architecture of a config.json that names none,
+    for families that are published so.
     """
 
     name: str
@@ -25,3 +31,10 @@ class Family:
     rules: Callable[[Any], list[Rule]]
     prefix: str = "model."
     unused: tuple[str, ...] = (r".*rotary_emb\.inv_freq", r"lm_head\.weight")
+    renamed: tuple[tuple[str, str], ...] = FIRST_NAMES
+    unnamed: str | None = None
+
+    def present_name(self, name: str) -> str:
+        for pattern, present in self.renamed:
+            name = re.sub(pattern, present, name)
+        return name

@@ -133,5 +133,11 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 
 FAMILY = Family(
-    "modernbert", (_MASKED, _BARE), _read, _write, _rules, "model.", (r".*rotary_emb\..*inv_freq", r"decoder\.weight")
+    "modernbert",
+    (_MASKED, _BARE),
+    _read,
+    _write,
+    _rules,
+    "model.",
+    (r".*rotary_emb\..*inv_freq", r"(head|decoder)\..*"),
 )

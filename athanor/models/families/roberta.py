@@ -47,7 +47,7 @@ def family(name: str, masked: str, bare: str) -> Family:
 
     return Family(
         name, (masked, bare), read, write, _rules, "roberta.",
-        (r".*embeddings\.position_ids", r"lm_head\.(decoder\.)?(weight|bias)", r"roberta\.pooler\..*"),
+        (r".*embeddings\.position_ids", r"lm_head\..*", r"roberta\.pooler\..*"),
     )  # fmt: skip
 
 

@@ -20,12 +20,12 @@ from athanor.models.config import (
     MoeConfig,
 )
 from athanor.models.families import Family, read_config
+from athanor.models.gguf import settings
 from athanor.models.gguf.header import Header
-from athanor.models.gguf.rope import read_rope, rope_metadata
+from athanor.models.gguf.rope import rope_metadata
+from athanor.models.gguf.settings import Settings
 from athanor.models.gguf.tensors import Layout, rules
 from athanor.models.position_config import RopeConfig
-
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,215 +52,6 @@ class Architecture:
 
 def _unused(_: Any) -> Any:
     raise NotImplementedError("A GGUF file's configuration is read and written by its architecture.")
-
-
-def _sizes(header: Header) -> Settings:
-    """What most architectures say in Llama's words."""
-    heads, width = header.whole("attention.head_count"), header.whole("embedding_length")
-    return {
-        "vocab_size": header.vocabulary,
-        "hidden_size": width,
-        "intermediate_size": header.whole("feed_forward_length"),
-        "num_hidden_layers": header.depth("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": header.whole("attention.head_count_kv", heads),
-        "head_dim": header.whole("attention.key_length", width // max(1, heads)),
-        "max_position_embeddings": header.whole("context_length"),
-        "tie_word_embeddings": not header.has("output.weight"),
-    }
-
-
-def _llama(header: Header) -> Settings:
-    sizes = _sizes(header)
-    found = sizes | {
-        "rms_norm_eps": header.decimal("attention.layer_norm_rms_epsilon"),
-        "attention_bias": header.has("blk.0.attn_q.bias"),
-        "mlp_bias": header.has("blk.0.ffn_up.bias"),
-        **read_rope(header, sizes["head_dim"]),
-    }
-    if header.take("expert_count"):
-        del found["mlp_bias"]
-        return found | {"architectures": ["MixtralForCausalLM"], **_experts(header, "num_local_experts")}
-    return found
-
-
-def _experts(header: Header, count: str) -> Settings:
-    return {count: header.whole("expert_count"), "num_experts_per_tok": header.whole("expert_used_count")}
-
-
-def _without(*names: str) -> Callable[[Header], Settings]:
-    """Llama's settings but for those that the family does not have."""
-
-    def settings(header: Header) -> Settings:
-        return {name: value for name, value in _llama(header).items() if name not in names}
-
-    return settings
-
-
-_plain = _without("attention_bias", "mlp_bias")
-_biased = _without("mlp_bias")
-
-
-def _qwen3_moe(header: Header) -> Settings:
-    return _biased_without_experts(header) | {
-        **_experts(header, "num_experts"),
-        "moe_intermediate_size": header.whole("expert_feed_forward_length", header.whole("feed_forward_length")),
-        "norm_topk_prob": True,
-    }
-
-
-def _biased_without_experts(header: Header) -> Settings:
-    sizes = _sizes(header)
-    return sizes | {
-        "rms_norm_eps": header.decimal("attention.layer_norm_rms_epsilon"),
-        "attention_bias": header.has("blk.0.attn_q.bias"),
-        **read_rope(header, sizes["head_dim"]),
-    }
-
-
-def _gemma(header: Header) -> Settings:
-    return _plain(header) | {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-
-
-def _gemma_scale(header: Header, settings: Settings, largest: int) -> Settings:
-    """llama.cpp scales the scores of the largest model, known by its number of layers, by another rule."""
-    usual = settings["num_hidden_layers"] != largest
-    quotient = settings["hidden_size"] // max(1, settings["num_attention_heads"])
-    return {"query_pre_attn_scalar": settings["head_dim"] if usual else quotient}
-
-
-def _gemma2(header: Header) -> Settings:
-    settings = _gemma(header)
-    return settings | _gemma_scale(header, settings, 46) | {
-        "attn_logit_softcapping": header.decimal("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": header.decimal("final_logit_softcapping", 30.0),
-        "sliding_window": header.whole("attention.sliding_window", 4096),
-    }  # fmt: skip
-
-
-def _gemma3(header: Header) -> Settings:
-    settings = _gemma(header)
-    far, near = settings.pop("rope_parameters"), header.decimal("rope.freq_base_swa", 10_000.0)
-    pattern, layers = header.take("attention.sliding_window_pattern", 6), settings["num_hidden_layers"]
-    if isinstance(pattern, int) and pattern > 0:
-        pattern = [(number + 1) % pattern != 0 for number in range(layers)]
-    if not isinstance(pattern, list):
-        raise ModelError(f"{header.place}: attention.sliding_window_pattern = {pattern!r} cannot be read.")
-    window = header.whole("attention.sliding_window", 0)
-    kinds = ["sliding_attention" if window and local else "full_attention" for local in pattern[:layers]]
-    return settings | _gemma_scale(header, settings, 62) | {
-        "final_logit_softcapping": header.decimal("final_logit_softcapping", 0.0) or None,
-        "sliding_window": window or 4096,
-        "layer_types": kinds,
-        "rope_parameters": {
-            "full_attention": far, "sliding_attention": {"rope_type": "default", "rope_theta": near}
-        },
-    }  # fmt: skip
-
-
-def _olmo2(header: Header) -> Settings:
-    return _plain(header) | {"tie_word_embeddings": False}
-
-
-def _phi3(header: Header) -> Settings:
-    settings = _plain(header)
-    del settings["head_dim"]
-    original = header.take("rope.scaling.original_context_length")
-    return settings | {
-        "sliding_window": header.whole("attention.sliding_window", 0) or None,
-        "original_max_position_embeddings": original or settings["max_position_embeddings"],
-    }
-
-
-def _gpt2(header: Header) -> Settings:
-    return {
-        "vocab_size": header.vocabulary,
-        "n_embd": header.whole("embedding_length"),
-        "n_head": header.whole("attention.head_count"),
-        "n_layer": header.depth("block_count"),
-        "n_positions": header.whole("context_length"),
-        "n_inner": header.whole("feed_forward_length"),
-        "layer_norm_epsilon": header.decimal("attention.layer_norm_epsilon"),
-        "tie_word_embeddings": not header.has("output.weight"),
-    }
-
-
-def _gpt_bigcode(header: Header) -> Settings:
-    heads = header.whole("attention.head_count")
-    return _gpt2(header) | {"multi_query": header.whole("attention.head_count_kv", heads) == 1}
-
-
-def _gpt_neox(header: Header) -> Settings:
-    sizes = _sizes(header)
-    rope = read_rope(header, sizes.pop("head_dim"))["rope_parameters"]
-    del sizes["num_key_value_heads"]
-    return sizes | {
-        "hidden_act": "gelu",
-        "tie_word_embeddings": False,
-        "layer_norm_eps": header.decimal("attention.layer_norm_epsilon"),
-        "use_parallel_residual": header.flag("use_parallel_residual", True),
-        "rotary_pct": rope.get("partial_rotary_factor", 1.0),
-        "rope_parameters": {"partial_rotary_factor": 1.0, **rope},
-        "attention_bias": True,
-    }
-
-
-def _bloom(header: Header) -> Settings:
-    return {
-        "vocab_size": header.vocabulary,
-        "hidden_size": header.whole("embedding_length"),
-        "n_head": header.whole("attention.head_count"),
-        "n_layer": header.depth("block_count"),
-        "seq_length": header.whole("context_length"),
-        "layer_norm_epsilon": header.decimal("attention.layer_norm_epsilon"),
-        "tie_word_embeddings": not header.has("output.weight"),
-    }
-
-
-def _falcon(header: Header) -> Settings:
-    sizes = _sizes(header)
-    two, heads = header.has("blk.0.attn_norm_2.weight"), sizes.pop("num_key_value_heads")
-    return {
-        **{name: value for name, value in sizes.items() if name not in ("intermediate_size", "head_dim")},
-        "ffn_hidden_size": sizes["intermediate_size"],
-        "num_kv_heads": heads,
-        "new_decoder_architecture": two or heads > 1,
-        "num_ln_in_parallel_attn": 2 if two else 1,
-        "layer_norm_epsilon": header.decimal("attention.layer_norm_epsilon"),
-        **read_rope(header, sizes["head_dim"]),
-    }
-
-
-def _deepseek(header: Header) -> Settings:
-    sizes = _sizes(header)
-    rank, turned = header.whole("attention.kv_lora_rank"), header.whole("rope.dimension_count")
-    split = header.take("attention.key_length_mla") is not None  # files from before 2025 keep the two matrices in one
-    keys = header.whole("attention.key_length_mla" if split else "attention.key_length")
-    del sizes["head_dim"], sizes["num_key_value_heads"]
-    if header.whole("expert_gating_func", 1) != 2:
-        raise ModelError(f"{header.place} holds a DeepSeek before V3, which is not read.")
-    rope = read_rope(header, turned)["rope_parameters"]
-    growth = header.decimal("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
-    if growth:
-        rope |= {"mscale": round(growth, 6), "mscale_all_dim": round(growth, 6)}
-    return sizes | {
-        "rms_norm_eps": header.decimal("attention.layer_norm_rms_epsilon"),
-        "moe_intermediate_size": header.whole("expert_feed_forward_length"),
-        "n_routed_experts": header.whole("expert_count"),
-        "num_experts_per_tok": header.whole("expert_used_count"),
-        "n_shared_experts": header.whole("expert_shared_count"),
-        "n_group": header.whole("expert_group_count", 1),
-        "topk_group": header.whole("expert_group_used_count", 1),
-        "routed_scaling_factor": header.decimal("expert_weights_scale", 1.0),
-        "norm_topk_prob": header.flag("expert_weights_norm", False),
-        "first_k_dense_replace": header.whole("leading_dense_block_count", 0),
-        "kv_lora_rank": rank,
-        "q_lora_rank": header.take("attention.q_lora_rank"),
-        "qk_rope_head_dim": turned,
-        "qk_nope_head_dim": keys - turned,
-        "v_head_dim": header.whole("attention.value_length_mla" if split else "attention.value_length"),
-        "rope_parameters": rope,
-    }
 
 
 def _deepseek_metadata(config: ModelConfig) -> Settings:
@@ -303,6 +94,18 @@ def _gemma3_metadata(config: ModelConfig) -> Settings:
     }
 
 
+def _granite_metadata(config: ModelConfig) -> Settings:
+    layer = config.layers[0]
+    assert isinstance(layer.attention, AttentionConfig)
+    assert config.head is not None
+    return {
+        "embedding_scale": float(config.embedding.scale),
+        "attention.scale": float(layer.attention.scale or 1.0),
+        "residual_scale": float(layer.residual_scale),
+        "logit_scale": float(1 / config.head.scale),
+    }
+
+
 _QKV, _GATE = Layout(fused_qkv=True), Layout(fused_qkv=True, fused_gate=True)
 _SHIFTED = Layout(shifted_norms=True)
 
@@ -310,29 +113,38 @@ ARCHITECTURES = {
     one.name: one
     for one in (
         Architecture(
-            "llama", ("llama", "mistral", "mixtral"), "LlamaForCausalLM", _llama, Layout(permuted=True)
+            "llama", ("llama", "mistral", "mixtral"), "LlamaForCausalLM", settings.llama, Layout(permuted=True)
         ),
-        Architecture("qwen2", ("qwen2",), "Qwen2ForCausalLM", _plain),
-        Architecture("qwen3", ("qwen3",), "Qwen3ForCausalLM", _biased),
-        Architecture("qwen3moe", ("qwen3_moe",), "Qwen3MoeForCausalLM", _qwen3_moe),
-        Architecture("gemma", ("gemma",), "GemmaForCausalLM", _gemma, _SHIFTED),
-        Architecture("gemma2", ("gemma2",), "Gemma2ForCausalLM", _gemma2, _SHIFTED, windows=True),
+        Architecture("qwen2", ("qwen2",), "Qwen2ForCausalLM", settings.plain),
+        Architecture("qwen3", ("qwen3",), "Qwen3ForCausalLM", settings.biased),
+        Architecture("qwen3moe", ("qwen3_moe",), "Qwen3MoeForCausalLM", settings.qwen3_moe),
+        Architecture("gemma", ("gemma",), "GemmaForCausalLM", settings.gemma, _SHIFTED),
+        Architecture("gemma2", ("gemma2",), "Gemma2ForCausalLM", settings.gemma2, _SHIFTED, windows=True),
         Architecture(
-            "gemma3", ("gemma3_text",), "Gemma3ForCausalLM", _gemma3, _SHIFTED, _gemma3_metadata, windows=True
+            "gemma3", ("gemma3_text",), "Gemma3ForCausalLM", settings.gemma3, _SHIFTED, _gemma3_metadata, windows=True
         ),
-        Architecture("phi3", ("phi3",), "Phi3ForCausalLM", _phi3, _GATE, windows=True),
-        Architecture("olmo2", ("olmo2",), "Olmo2ForCausalLM", _olmo2),
-        Architecture("glm4", ("glm4",), "Glm4ForCausalLM", _biased, Layout(fused_gate=True)),
-        Architecture("smollm3", ("smollm3",), "SmolLM3ForCausalLM", _biased, Layout(permuted=True)),
-        Architecture("gpt2", ("gpt2",), "GPT2LMHeadModel", _gpt2, _QKV),
-        Architecture("starcoder", ("gpt_bigcode",), "GPTBigCodeForCausalLM", _gpt_bigcode, _QKV),
+        Architecture("phi3", ("phi3",), "Phi3ForCausalLM", settings.phi3, _GATE, windows=True),
+        Architecture("olmo2", ("olmo2",), "Olmo2ForCausalLM", settings.olmo2),
+        Architecture("glm4", ("glm4",), "Glm4ForCausalLM", settings.biased, Layout(fused_gate=True)),
+        Architecture("smollm3", ("smollm3",), "SmolLM3ForCausalLM", settings.biased, Layout(permuted=True)),
+        Architecture("gpt2", ("gpt2",), "GPT2LMHeadModel", settings.gpt2, _QKV),
+        Architecture("starcoder", ("gpt_bigcode",), "GPTBigCodeForCausalLM", settings.gpt_bigcode, _QKV),
         Architecture(
-            "gptneox", ("gpt_neox",), "GPTNeoXForCausalLM", _gpt_neox, _QKV,
+            "gptneox", ("gpt_neox",), "GPTNeoXForCausalLM", settings.gpt_neox, _QKV,
             lambda config: {"use_parallel_residual": config.layers[0].placement == "parallel"},
         ),
-        Architecture("bloom", ("bloom",), "BloomForCausalLM", _bloom, _QKV),
-        Architecture("falcon", ("falcon",), "FalconForCausalLM", _falcon, Layout(fused_qkv=True, second_norm=True)),
-        Architecture("deepseek2", ("deepseek_v3",), "DeepseekV3ForCausalLM", _deepseek, Layout(), _deepseek_metadata),
+        Architecture("bloom", ("bloom",), "BloomForCausalLM", settings.bloom, _QKV),
+        Architecture(
+            "falcon", ("falcon",), "FalconForCausalLM", settings.falcon, Layout(fused_qkv=True, second_norm=True)
+        ),
+        Architecture("stablelm", ("stablelm",), "StableLmForCausalLM", settings.stablelm),
+        Architecture(
+            "granite", ("granite",), "GraniteForCausalLM", settings.granite, Layout(permuted=True), _granite_metadata
+        ),
+        Architecture("starcoder2", ("starcoder2",), "Starcoder2ForCausalLM", settings.starcoder2),
+        Architecture(
+            "deepseek2", ("deepseek_v3",), "DeepseekV3ForCausalLM", settings.deepseek, metadata=_deepseek_metadata
+        ),
     )
 }  # fmt: skip
 

@@ -24,7 +24,8 @@ from athanor.models.position_config import RopeConfig
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's llama_ftype
 _QUANTISATION_VERSION = 2
-_KEPT = ("position_embd", "ffn_gate_inp", "exp_probs_b")  # small, and llama.cpp reads them as fp32
+# Small, and llama.cpp reads them as fp32.
+_KEPT = ("position_embd", "ffn_gate_inp", "exp_probs_b", "attn_q_norm", "attn_k_norm")
 _AT_THE_ENDS = ("token_embd.weight", "output.weight")
 
 

@@ -71,9 +71,8 @@ def _text(text: str) -> bytes:
 
 def _value(value: Any) -> bytes:
     if isinstance(value, list | tuple):
-        kind = _kind(value[0]) if value else _UINT32
-        if kind == _UINT32 and any(one < 0 for one in value):
-            kind = _INT32
+        kind = _kind(value[0]) if value else _INT32
+        kind = _INT32 if kind == _UINT32 else kind  # llama.cpp looks for lists of signed numbers
         return struct.pack("<IIQ", _ARRAY, kind, len(value)) + b"".join(_bare(one, kind) for one in value)
     kind = _kind(value)
     return struct.pack("<I", kind) + _bare(value, kind)

@@ -1,0 +1,179 @@
+"""One file over HTTP: what has arrived is kept, the next try goes on from there, and only a file of the announced size
+and hash takes its place.
+
+The Hugging Face client restarts an interrupted file from nothing and compares sizes alone, so this is our own; it is
+urllib underneath, which knows the user's proxies and certificates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from athanor.base.errors import DataError
+
+_BLOCK = 1 << 18
+_TIMEOUT = 30.0  # seconds without a byte
+_TRIES = 5  # in a row that brought nothing
+_PAUSE = 1.0  # seconds before the second try; doubled each time
+_PASSING = (408, 429, 500, 502, 503, 504)
+_MOST_JSON = 64 << 20
+
+
+class TransferError(DataError):
+    """status: the server's answer, or None when it could not be reached."""
+
+    def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """digest: sha256, or the sha1 under which git stores the file (40 digits)."""
+
+    url: str
+    size: int
+    digest: str
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A token goes to the host it was meant for and to no other."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if request is not None and (before.scheme, before.netloc) != (after.scheme, after.netloc):
+            request.remove_header("Authorization")
+        return request
+
+
+def _open(url: str, headers: Mapping[str, str]) -> Any:
+    opener = urllib.request.build_opener(_Redirects)
+    return opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=_TIMEOUT)
+
+
+def read_json_from(url: str, headers: Mapping[str, str]) -> Any:
+    """The JSON value at an address. Raises TransferError."""
+    for left in reversed(range(_TRIES)):
+        try:
+            with _open(url, headers) as response:
+                data = response.read(_MOST_JSON)
+            return json.loads(data)
+        except ValueError:
+            raise TransferError(f"{url} is not JSON.", status=200) from None
+        except (OSError, http.client.HTTPException) as error:  # without a connection, waiting is no help
+            if not left or not (isinstance(error, urllib.error.HTTPError) and _may_pass(error)):
+                raise _explained(url, error) from None
+        time.sleep(_PAUSE * 2 ** (_TRIES - 1 - left))
+    raise AssertionError("unreachable")
+
+
+def download(remote: RemoteFile, target: Path, headers: Mapping[str, str], seen: Callable[[int], None]) -> None:
+    """Fetches the file to `target`, from where an earlier try stopped; `seen` hears how many bytes there are.
+
+    Raises TransferError; what has arrived is kept beside the target, unless its hash is wrong.
+    """
+    partial = target.with_name(f"{target.name}.incomplete")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "ab") as file:
+        if file.tell() > remote.size:
+            file.truncate(0)
+            file.seek(0)
+        _fill(file, remote, headers, seen)
+        os.fsync(file.fileno())
+    if (found := _digest(partial, len(remote.digest))) != remote.digest:
+        partial.unlink()
+        raise TransferError(
+            f"{remote.url} is not the announced file: expected {remote.digest}, found {found}. It was not kept.",
+            "Run the same command again; if that does not help, do not use the file.",
+            status=200,
+        )
+    os.replace(partial, target)
+
+
+def _fill(file: BinaryIO, remote: RemoteFile, headers: Mapping[str, str], seen: Callable[[int], None]) -> None:
+    vain = 0
+    seen(file.tell())
+    while (have := file.tell()) < remote.size:
+        error: Exception = http.client.IncompleteRead(b"", remote.size - have)  # closed early, without a word
+        try:
+            with _open(remote.url, {**headers, "Range": f"bytes={have}-", "Accept-Encoding": "identity"}) as response:
+                if response.status != 206:  # the whole file again
+                    file.truncate(0)
+                    file.seek(0)
+                _copy(response, file, remote, seen)
+        except urllib.error.HTTPError as refused:
+            error = refused
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ssl.SSLError,
+            ConnectionError,
+            TimeoutError,
+        ) as broken:
+            error = broken
+        if file.tell() == remote.size:
+            return
+        vain = 0 if file.tell() > have else vain + 1
+        if vain >= _TRIES or not _may_pass(error):
+            raise _explained(remote.url, error)
+        time.sleep(_PAUSE * 2**vain)
+
+
+def _copy(response: Any, file: BinaryIO, remote: RemoteFile, seen: Callable[[int], None]) -> None:
+    while block := response.read(_BLOCK):
+        if file.tell() + len(block) > remote.size:
+            file.truncate(0)
+            raise TransferError(f"{remote.url} is larger than the announced {remote.size} bytes.", status=200)
+        file.write(block)
+        seen(file.tell())
+
+
+def _may_pass(error: Exception) -> bool:
+    return not isinstance(error, urllib.error.HTTPError) or error.code in _PASSING
+
+
+def _explained(url: str, error: Exception) -> TransferError:
+    if isinstance(error, urllib.error.HTTPError):
+        return TransferError(f"{url} answers {error.code} ({error.reason}).", status=error.code)
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    host = urlsplit(url).netloc
+    return TransferError(
+        f"{host} cannot be reached ({str(reason) or type(reason).__name__}).",
+        "Check the connection and the proxy (HTTPS_PROXY); what has arrived is kept, the same command continues.",
+    )
+
+
+def _digest(path: Path, length: int) -> str:
+    digest = hashlib.sha256() if length == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds `path`. On a system without such locks it does not wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield

@@ -1,0 +1,117 @@
+"""Models between formats: a Hugging Face folder, which transformers and vLLM load too, and a GGUF file for llama.cpp.
+
+Whatever `find_model` finds is read, of any family; weights are changed only where a smaller number format is asked for.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from athanor.base.errors import ModelError
+from athanor.base.files import atomic_folder, read_json
+from athanor.engine.language_model import load
+from athanor.engine.locate import find_model
+from athanor.models.build import Model, count_parameters
+from athanor.models.folder import load_model, save_model
+from athanor.models.gguf.load import model_of
+from athanor.models.gguf.reader import GgufFile
+from athanor.models.gguf.save import FORMATS, save_gguf
+from athanor.tokenizer.gguf import from_gguf
+from athanor.tokenizer.gguf_writing import to_gguf
+
+Target = Literal["hf", "gguf"]
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_OF_THE_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm",
+    "target.spm", "athanor.json",
+)  # fmt: skip
+_NOT_OURS_TO_SAY = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """bytes: on disk. context: tokens that a reader will accept, which is less where it follows no windows."""
+
+    place: Path
+    family: str
+    parameters: int
+    form: str
+    bytes: int
+    context: int | None = None
+
+
+def convert(
+    source: str | Path, destination: Path | str, to: Target, form: str | None = None, *, replace: bool = False
+) -> Converted:
+    """Writes `source` to `destination`, a folder ("hf") or a file ("gguf").
+
+    form: of the matrices, by default as they are in a folder, and F16 (BF16 where they are that) in a file. Raises
+    ModelError for a format that is not written there, or a destination that exists, unless `replace`.
+    """
+    place, destination = find_model(source), Path(destination)
+    known = FORMATS if to == "gguf" else tuple(_DTYPES)
+    if form is not None and form.upper() not in known:
+        raise ModelError(f"{form} is not written to {to}.", f"Written are: {', '.join(known)}.")
+    if destination.exists() and (not replace or destination.resolve() == place.resolve()):
+        raise ModelError(f"{destination} exists.", "Choose another name, or replace it with --force.")
+    if to == "gguf" and destination.is_dir():
+        raise ModelError(f"{destination} is a folder.", "A GGUF file needs the name of a file.")
+    write = _to_gguf if to == "gguf" else _to_folder
+    return write(place, destination, form.upper() if form else None)
+
+
+def _to_gguf(place: Path, destination: Path, form: str | None) -> Converted:
+    lm = load(place)
+    if form is None:
+        form = "BF16" if next(lm.model.parameters()).dtype == torch.bfloat16 else "F16"
+    words = to_gguf(lm.tokenizer, lm.model.config.vocab_size)
+    config = save_gguf(lm.model, destination, form, {"general.name": _name(place), **words})
+    size = destination.stat().st_size
+    context = config.max_seq_len if config.max_seq_len < lm.model.config.max_seq_len else None
+    return Converted(destination, config.family, count_parameters(lm.model.config), form, size, context)
+
+
+def _name(place: Path) -> str:
+    """Of the model: that of its file or folder, of its run for a stage of one."""
+    if place.name == "model":
+        place = place.parent.parent if (place.parent.parent / "run.json").is_file() else place.parent
+    return place.stem if place.suffix == ".gguf" else place.name
+
+
+def _to_folder(place: Path, destination: Path, form: str | None) -> Converted:
+    dtype = _DTYPES[form] if form else None
+    model: Model
+    with atomic_folder(destination) as folder:
+        if place.suffix == ".gguf":
+            file = GgufFile(place)
+            model, tokenizer = model_of(file, dtype), from_gguf(file.metadata, str(place))
+            tokenizer.save(folder)
+            start = next(iter(tokenizer.start_ids), None)
+            stops, pad = tokenizer.stop_ids, tokenizer.pad_id
+            save_model(model, folder, end_of_text_id=pad, stop_ids=stops, start_id=start)
+        else:
+            model = load_model(place, dtype)
+            settings, generation = _settings(place / "config.json"), _settings(place / "generation_config.json")
+            start, stops, pad = (generation.get(key, settings.get(key)) for key in _NOT_OURS_TO_SAY)
+            ends = [] if stops is None else stops if isinstance(stops, list) else [stops]
+            save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(ends), start_id=start, generation=generation)
+            for name in _OF_THE_TOKENIZER:
+                if (place / name).is_file():
+                    shutil.copyfile(place / name, folder / name)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    stored = next(model.parameters()).dtype
+    named = next(name for name, dtype in _DTYPES.items() if dtype == stored)
+    return Converted(destination, model.config.family, count_parameters(model.config), named, size)
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    found = read_json(file) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
