@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -59,7 +60,7 @@ def rows() -> Iterator[dict[str, Any]]:
         ours, theirs = both(architecture, settings)
         for batch in (1, 8):
             tokens = torch.randint(3, 32_768, (batch, LENGTH), generator=torch.Generator().manual_seed(batch))
-            our_seconds, their_seconds, ratio = taking_turns(lambda t=tokens: ours(t), lambda t=tokens: theirs(t))
+            our_seconds, their_seconds, ratio = taking_turns(partial(ours, tokens), partial(theirs, tokens))
             speed, peer = batch * LENGTH / our_seconds, batch * LENGTH / their_seconds
             ratios.append(ratio)
             metric = f"forward against transformers, {name}, batch {batch}"
