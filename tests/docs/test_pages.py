@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from athanor.models.families import families
+from tests.models.family_rows import DECODERS, ENCODERS, PAIRS
+
 ROOT = Path(__file__).parents[2]
+FAMILIES, TUTORIALS = ROOT / "athanor" / "models" / "families", ROOT / "docs" / "tutorials"
 
 
 def test_the_page_of_families_is_what_its_script_writes(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "families_page.py"), str(tmp_path / "models.md")]
     subprocess.run(command, check=True, cwd=ROOT)
     assert (tmp_path / "models.md").read_text() == (ROOT / "docs" / "models.md").read_text(), "run the script again"
+
+
+def test_the_page_of_families_names_every_row() -> None:
+    rows = {**DECODERS, **ENCODERS, **PAIRS}
+    page = (ROOT / "docs" / "models.md").read_text()
+    named = re.findall(r"^\| \S+ \| (.+?) \| (\w+) \| [^|]+ \| 1e-\d+ \|$", page, re.M)
+    assert named == [(name, architecture) for name, (architecture, _) in rows.items()]
+    compared = {architecture for _, architecture in named}
+    assert all(compared & set(family.architectures) for family in families().values())
+
+
+def test_the_family_that_is_shown_is_the_one_there_is() -> None:
+    family, row = re.findall(r"^```py\n(.*?)^```", (TUTORIALS / "adding-a-family.md").read_text(), re.M | re.S)
+    assert family == (FAMILIES / "granite.py").read_text()
+    there = (ROOT / "tests" / "models" / "family_rows.py").read_text().splitlines()
+    assert all(line in there for line in row.splitlines() if line.strip() not in ("", "..."))
+
+
+@pytest.mark.parametrize("name", ["granite", "stablelm", "starcoder2"])
+def test_a_family_of_llamas_kind_takes_fewer_than_60_lines(name: str) -> None:
+    assert len((FAMILIES / f"{name}.py").read_text().splitlines()) < 60

@@ -18,7 +18,13 @@ def blocks(name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["own-text.md", pytest.param("first-model.md", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "name",
+    [
+        "own-text.md",
+        "adding-a-family.md",
+        pytest.param("building-by-hand.md", marks=pytest.mark.slow),
+        pytest.param("first-model.md", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
 )
 def test_a_tutorial_runs(name: str, tmp_path: Path) -> None:
     found = blocks(name)
@@ -34,3 +40,8 @@ def test_a_tutorial_runs(name: str, tmp_path: Path) -> None:
         command = ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        assert all(float(loss) < 1.5 for loss in re.findall(r"^loss ([\d.]+)", done.stdout, re.M)), done.stdout
+
+
+def test_examples_of_building_by_hand_are_short() -> None:
+    assert max(text.count("\n") for _, text in blocks("building-by-hand.md")) <= 30

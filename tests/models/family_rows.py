@@ -6,6 +6,18 @@ from __future__ import annotations
 
 from typing import Any
 
+BOUND = 1e-4  # on the largest difference, relative to the largest value, in fp32
+COMPARED = {
+    "logits": "what the head gives for every token",
+    "states": "the last states of an encoder",
+    "pooled": "an encoder's pooled first token",
+    "next sentence": "the two logits from it",
+    "left": "the same, with padding on the left of one text",
+    "right": "the same, with padding on its right",
+    "inside": "the same, with padding tokens inside a text that are attended to",
+    "cache": "logits token by token with the cache, against those of the whole text at once",
+    "saved": "the folder written here, loaded by transformers",
+}
 SMALL: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
