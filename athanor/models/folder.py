@@ -24,7 +24,7 @@ from athanor.models.build import Model, empty
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.families import Config, Family, families, read_config, write_config
-from athanor.models.families.weights import applicable
+from athanor.models.families.weights import Naming, applicable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -100,7 +100,7 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     weights = _open_weights(folder, family)
     check_depth(config, weights)
     model = empty(_as_held(config, weights, family))
-    state = read_weights(model, weights, family, dtype, device)
+    state = read_weights(model, weights, family.naming(model.config), dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -207,16 +207,16 @@ def _invalid(path: Path, error: Exception) -> ModelError:
 def read_weights(
     model: Model,
     weights: Weights,
-    family: Family,
+    naming: Naming,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
-    """The model's state from the family's weights. Raises ModelError for one that is missing, or of another shape, or
-    that the family does not have.
+    """The model's state from the weights. Raises ModelError for one that is missing, or of another shape, or that the
+    naming does not have.
     """
     wanted = dict(model.named_parameters())
-    left, state, absent = set(weights.get), {}, _absent_prefix(weights, family)
-    for rule in applicable(family.rules(model.config), wanted, _depth(model.config)):
+    left, state, absent = set(weights.get), {}, _absent_prefix(weights, naming.prefix)
+    for rule in applicable(naming.rules, wanted, _depth(model.config)):
         names = [name.removeprefix(absent) for name in rule.theirs]
         if missing := [name for name in names if name not in weights.get]:
             raise ModelError(f"{weights.place} lacks the weight {missing[0]}.")
@@ -236,11 +236,10 @@ def read_weights(
                     f"{weights.place}: {names[0]} has values that are not numbers.", "The file is damaged."
                 )
             state[ours] = tensor.to(device, dtype or tensor.dtype)
-    strange = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in family.unused)]
+    strange = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in naming.unused)]
     if strange:
         raise ModelError(
-            f"{weights.place} holds weights that {family.architectures[0]} does not have: "
-            f"{', '.join(sorted(strange)[:3])}."
+            f"{weights.place} holds weights that {naming.owner} does not have: {', '.join(sorted(strange)[:3])}."
         )
     return state
 
@@ -250,15 +249,15 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
 
 
-def _absent_prefix(weights: Weights, family: Family) -> str:
-    """What names lack on disk: a model saved without a head is saved without the family's prefix."""
-    return "" if any(name.startswith(family.prefix) for name in weights.get) else family.prefix
+def _absent_prefix(weights: Weights, prefix: str) -> str:
+    """What names lack on disk: a model saved without a head is saved without the prefix."""
+    return "" if any(name.startswith(prefix) for name in weights.get) else prefix
 
 
 def _as_held(config: Config, weights: Weights, family: Family) -> Config:
     """`config`, with the parts for which the files hold weights, where a configuration does not tell."""
     if isinstance(config, ModelConfig) and config.pooler and not config.next_sentence:
-        absent, rules = _absent_prefix(weights, family), family.rules(config)
+        absent, rules = _absent_prefix(weights, family.prefix), family.rules(config)
         pooler = [name for rule in rules if rule.ours[0].startswith("pooler.") for name in rule.theirs]
         if not any(name.removeprefix(absent) in weights.get for name in pooler):
             config = replace(config, pooler=False)  # as models of sentences are often saved

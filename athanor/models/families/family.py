@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from athanor.models.families.keys import Keys
-from athanor.models.families.weights import Rule
+from athanor.models.families.weights import Naming, Rule
 
 # As BERT's first folders, and some of its heirs', call the weights of norms.
 FIRST_NAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -33,6 +33,9 @@ class Family:
     unused: tuple[str, ...] = (r".*rotary_emb\.inv_freq", r"lm_head\.weight")
     renamed: tuple[tuple[str, str], ...] = FIRST_NAMES
     unnamed: str | None = None
+
+    def naming(self, config: Any) -> Naming:
+        return Naming(self.architectures[0], self.rules(config), self.prefix, self.unused)
 
     def present_name(self, name: str) -> str:
         for pattern, present in self.renamed:

@@ -41,6 +41,19 @@ class Rule:
         return "*" in self.ours[0]
 
 
+@dataclass(frozen=True)
+class Naming:
+    """How the weights of one model are called on disk. owner: who calls them so, for messages. prefix: what all names
+    begin with but for a head's, and what files of the bare model lack. unused: patterns of names that are no weights of
+    ours.
+    """
+
+    owner: str
+    rules: list[Rule]
+    prefix: str = ""
+    unused: tuple[str, ...] = ()
+
+
 def same(ours: str, theirs: str) -> list[Rule]:
     """A module's weight and bias, as they are."""
     return [Rule((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from athanor.base.errors import ModelError
 from athanor.models.config import (
@@ -19,7 +18,8 @@ from athanor.models.config import (
     ModelConfig,
     MoeConfig,
 )
-from athanor.models.families import Family, read_config
+from athanor.models.families import read_config
+from athanor.models.families.weights import Naming
 from athanor.models.gguf import settings
 from athanor.models.gguf.header import Header
 from athanor.models.gguf.rope import rope_metadata
@@ -44,14 +44,10 @@ class Architecture:
     metadata: Callable[[ModelConfig], Settings] = lambda config: {}
     windows: bool = False
 
-    def family(self, names: Iterable[str] | None = None) -> Family:
-        """The tensors as a family of weights. names: of those in a file that is read."""
+    def naming(self, config: ModelConfig, names: Iterable[str] | None = None) -> Naming:
+        """Of the tensors. names: those in a file that is read."""
         layout = self.layout if names is None else self.layout.present(set(names))
-        return Family(self.name, (self.name,), _unused, _unused, lambda c: rules(c, layout), "", (r"rope_\w+\.weight",))
-
-
-def _unused(_: Any) -> Any:
-    raise NotImplementedError("A GGUF file's configuration is read and written by its architecture.")
+        return Naming(self.name, rules(config, layout), unused=(r"rope_\w+\.weight",))
 
 
 def _deepseek_metadata(config: ModelConfig) -> Settings:

@@ -31,6 +31,6 @@ def model_of(file: GgufFile, dtype: torch.dtype | None = None) -> Decoder:
     check_depth(config, weights)
     model = empty(config)
     assert isinstance(model, Decoder)
-    family = architecture_of(header).family(file.tensors)
-    model.load_state_dict(read_weights(model, weights, family, dtype or torch.float32), strict=True, assign=True)
+    naming = architecture_of(header).naming(config, file.tensors)
+    model.load_state_dict(read_weights(model, weights, naming, dtype or torch.float32), strict=True, assign=True)
     return model.eval()

@@ -41,12 +41,11 @@ def save_gguf(
     if form not in FORMATS:
         raise ModelError(f"{form!r} is not a format that is written.", f"Written are: {', '.join(FORMATS)}.")
     architecture, config, described = metadata_of(model.config)
-    family = architecture.family()
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     entries = []
     for name, tensor in rope_tensors(config).items():
         entries.append(Entry(name, tuple(tensor.shape), "F32", partial(_itself, tensor)))
-    for rule in applicable(family.rules(config), ours, config.n_layers):
+    for rule in applicable(architecture.naming(config).rules, ours, config.n_layers):
         tensors = [ours[name] for name in rule.ours]
         shapes = rule.write([tensor.to("meta") for tensor in tensors])
         for place, (name, shape) in enumerate(zip(rule.theirs, shapes, strict=True)):
