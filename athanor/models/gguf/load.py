@@ -25,7 +25,7 @@ def model_of(file: GgufFile, dtype: torch.dtype | None = None) -> Decoder:
     header = Header(file)
     try:
         config = config_of(header)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         raise ModelError(f"{file.path} has a value of the wrong kind ({error}).") from None
     weights = Weights(file.path, {name: partial(file.read, name) for name in file.tensors})
     check_depth(config, weights)
