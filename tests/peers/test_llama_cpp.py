@@ -150,7 +150,8 @@ def greedy(lm: LanguageModel, prompts: list[list[int]]) -> list[list[int]]:
 
 
 PROMPTS = [
-    "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "The three primary colours are",
+    "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at",
+    "The three primary colours are",
 ]  # fmt: skip
 
 
