@@ -18,7 +18,12 @@ def blocks(name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["own-text.md", pytest.param("first-model.md", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "name",
+    [
+        "own-text.md",
+        "export-and-import.md",
+        pytest.param("first-model.md", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
 )
 def test_a_tutorial_runs(name: str, tmp_path: Path) -> None:
     found = blocks(name)
