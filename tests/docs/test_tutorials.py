@@ -21,7 +21,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
     "name",
     [
         "own-text.md",
-        "export-and-import.md",
+        pytest.param("export-and-import.md", marks=pytest.mark.slow),
         pytest.param("first-model.md", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )
