@@ -1,5 +1,6 @@
 # make run: makes a virtual environment, installs, and makes a model (BUDGET=4m RECIPE=smoke NAME=mine to choose).
 # make test: installs the test tools and passes every check and test.
+# make peers: installs the programs that models are compared with, each in an environment of its own under .peers.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,17 +12,18 @@ PYTORCH_CPU := https://download.pytorch.org/whl/cpu
 RECIPE ?= default
 BUDGET ?=
 NAME ?=
+PEERS := $(patsubst peers/%.txt,%,$(wildcard peers/*.txt))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: run test check slow docs clean
+.PHONY: run test check slow peers peers-test docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
 	$(BIN)/athanor run $(RECIPE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(NAME),--name $(NAME))
 
 test: check
-	$(BIN)/python -m pytest -q -m "not slow" -rs
+	$(BIN)/python -m pytest -q -m "not slow and not peers" -rs
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -30,7 +32,12 @@ check: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m slow -rs
+	$(BIN)/python -m pytest -q -m "slow and not peers" -rs
+
+peers: $(PEERS:%=.peers/%/.installed)
+
+peers-test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m peers -rs
 
 docs: $(VENV)/.installed-test
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]" --config-settings editable_mode=compat
@@ -55,5 +62,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e ".[corpus,test]" --config-settings editable_mode=compat
 	@touch $@
 
+# Its file says in its first lines what installing it takes.
+.peers/%/.installed: peers/%.txt
+	@sed -n 's/^# //p' $<
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/pip install -q -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info site
+	rm -rf $(VENV) .peers build dist *.egg-info site

@@ -10,7 +10,9 @@ import typer
 from athanor.base.errors import ModelError
 from athanor.cli.output import AsJson, print_json
 
-_FORMATS = "F32, F16, BF16, for GGUF also Q8_0, Q4_0. Default: as it is, for GGUF F16."
+_FORMATS = (
+    "F32, F16, BF16, for GGUF also Q8_0, Q4_0. Default: as it is (F32 of a GGUF file), for GGUF F16 (BF16 of BF16)."
+)
 Format = Annotated[str | None, typer.Option(metavar="FORMAT", help=_FORMATS)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 

@@ -28,12 +28,15 @@ from athanor.tokenizer.gguf_writing import to_gguf
 Target = Literal["hf", "gguf"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_OF_THE_TOKENIZER = (
+_BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm",
-    "target.spm", "athanor.json",
+    "target.spm", "athanor.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "1_Pooling/config.json",
 )  # fmt: skip
-_NOT_OURS_TO_SAY = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
+_OF_GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""What older folders say in config.json alone; beside a generation_config.json transformers looks nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -53,30 +56,49 @@ def convert(
 ) -> Converted:
     """Writes `source` to `destination`, a folder ("hf") or a file ("gguf").
 
-    form: of the matrices, by default as they are in a folder, and F16 (BF16 where they are that) in a file. Raises
-    ModelError for a format that is not written there, or a destination that exists, unless `replace`.
+    form: of the matrices, by default as they are in a folder (F32 of a GGUF file), and F16 (BF16 where they are that)
+    in a file. Raises ModelError for a format that is not written there or cannot hold the weights, or a destination
+    that exists, unless `replace`; only files and model folders are replaced, and never the source.
     """
     place, destination = find_model(source), Path(destination)
     known = FORMATS if to == "gguf" else tuple(_DTYPES)
     if form is not None and form.upper() not in known:
         raise ModelError(f"{form} is not written to {to}.", f"Written are: {', '.join(known)}.")
-    if destination.exists() and (not replace or destination.resolve() == place.resolve()):
-        raise ModelError(f"{destination} exists.", "Choose another name, or replace it with --force.")
-    if to == "gguf" and destination.is_dir():
-        raise ModelError(f"{destination} is a folder.", "A GGUF file needs the name of a file.")
+    _check_destination(place, destination, to, replace)
     write = _to_gguf if to == "gguf" else _to_folder
     return write(place, destination, form.upper() if form else None)
 
 
+def _check_destination(place: Path, destination: Path, to: Target, replace: bool) -> None:
+    if to == "gguf" and destination.suffix != ".gguf":
+        raise ModelError(f"{destination} does not end in .gguf.", "By that a GGUF file is known.")
+    if not destination.exists():
+        return
+    source = place.resolve()
+    if destination.resolve() in (source, *source.parents):
+        raise ModelError(f"{destination} is or holds the model that is read.", "Choose another name.")
+    if not replace:
+        raise ModelError(f"{destination} exists.", "Choose another name, or replace it with --force.")
+    if to == "gguf" and destination.is_dir():
+        raise ModelError(f"{destination} is a folder.", "A GGUF file needs the name of a file.")
+    if to == "hf" and not (destination / "config.json").is_file():
+        raise ModelError(f"{destination} is no model folder, so it is not replaced.", "Choose another name.")
+
+
 def _to_gguf(place: Path, destination: Path, form: str | None) -> Converted:
     lm = load(place)
-    if form is None:
-        form = "BF16" if next(lm.model.parameters()).dtype == torch.bfloat16 else "F16"
+    form = form or ("BF16" if _is_bf16(place, lm.model) else "F16")
     words = to_gguf(lm.tokenizer, lm.model.config.vocab_size)
     config = save_gguf(lm.model, destination, form, {"general.name": _name(place), **words})
     size = destination.stat().st_size
     context = config.max_seq_len if config.max_seq_len < lm.model.config.max_seq_len else None
     return Converted(destination, config.family, count_parameters(lm.model.config), form, size, context)
+
+
+def _is_bf16(place: Path, model: Model) -> bool:
+    if place.suffix == ".gguf":  # read as fp32
+        return any(tensor.format.name == "BF16" for tensor in GgufFile(place).tensors.values())
+    return next(model.parameters()).dtype == torch.bfloat16
 
 
 def _name(place: Path) -> str:
@@ -93,23 +115,33 @@ def _to_folder(place: Path, destination: Path, form: str | None) -> Converted:
         if place.suffix == ".gguf":
             file = GgufFile(place)
             model, tokenizer = model_of(file, dtype), from_gguf(file.metadata, str(place))
-            tokenizer.save(folder)
-            start = next(iter(tokenizer.start_ids), None)
+            tokenizer.save(folder, model.config.max_seq_len)
+            named = tokenizer.control.get(tokenizer.names.get("bos_token", ""))
+            start = tokenizer.start_ids[0] if tokenizer.start_ids else named
+            generation: dict[str, Any] = {"suppress_tokens": list(tokenizer.never_said) or None}
             stops, pad = tokenizer.stop_ids, tokenizer.pad_id
-            save_model(model, folder, end_of_text_id=pad, stop_ids=stops, start_id=start)
+            save_model(model, folder, end_of_text_id=pad, stop_ids=stops, start_id=start, generation=generation)
         else:
             model = load_model(place, dtype)
-            settings, generation = _settings(place / "config.json"), _settings(place / "generation_config.json")
-            start, stops, pad = (generation.get(key, settings.get(key)) for key in _NOT_OURS_TO_SAY)
-            ends = [] if stops is None else stops if isinstance(stops, list) else [stops]
-            save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(ends), start_id=start, generation=generation)
-            for name in _OF_THE_TOKENIZER:
-                if (place / name).is_file():
-                    shutil.copyfile(place / name, folder / name)
-        size = sum(file.stat().st_size for file in folder.iterdir())
+            _save_as_it_was(model, place, folder)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     stored = next(model.parameters()).dtype
-    named = next(name for name, dtype in _DTYPES.items() if dtype == stored)
-    return Converted(destination, model.config.family, count_parameters(model.config), named, size)
+    written = next(name for name, dtype in _DTYPES.items() if dtype == stored)
+    return Converted(destination, model.config.family, count_parameters(model.config), written, size)
+
+
+def _save_as_it_was(model: Model, place: Path, folder: Path) -> None:
+    """With the ids, the sampling defaults and the tokenizer of the folder that it was read from."""
+    settings, generation = _settings(place / "config.json"), _settings(place / "generation_config.json")
+    found = {**settings, **{key: value for key, value in generation.items() if value is not None}}
+    start, stops, pad = (found.get(key) for key in _ROLES)
+    ends = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    generation = {**{key: settings[key] for key in _OF_GENERATION if settings.get(key) is not None}, **generation}
+    save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(ends), start_id=start, generation=generation)
+    for name in _BESIDE:
+        if (place / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(place / name, folder / name)
 
 
 def _settings(file: Path) -> Mapping[str, Any]:

@@ -60,7 +60,7 @@ def save_model(
         write_tensors(temporary, weights)
     tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
-    ids = {**tokens, "eos_token_id": list(stop_ids)}
+    ids = {**tokens, "eos_token_id": list(stop_ids) or None}
     write_json(folder / "generation_config.json", {**(generation or {}), **ids})
     if lineage is not None:
         write_json(folder / "athanor.json", lineage)
@@ -236,6 +236,8 @@ def read_weights(
                     f"{weights.place}: {names[0]} has values that are not numbers.", "The file is damaged."
                 )
             state[ours] = tensor.to(device, dtype or tensor.dtype)
+            if torch.finfo(state[ours].dtype).max < torch.finfo(tensor.dtype).max:
+                _check_held(state[ours], weights.place, names[0])
     strange = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in naming.unused)]
     if strange:
         raise ModelError(
@@ -247,6 +249,12 @@ def read_weights(
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are numbers; without a copy of them, which `isfinite` would make."""
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
+def _check_held(tensor: Tensor, place: Path, name: str) -> None:
+    if not _is_finite(tensor):
+        form = str(tensor.dtype).removeprefix("torch.")
+        raise ModelError(f"{place}: {name} holds numbers that {form} cannot.", "bfloat16 (BF16) and float32 (F32) can.")
 
 
 def _absent_prefix(weights: Weights, prefix: str) -> str:

@@ -69,12 +69,13 @@ def to_gguf(tokenizer: Tokenizer | ForeignTokenizer, vocab_size: int | None = No
 
 
 def _roles(tokenizer: ForeignTokenizer) -> dict[str, int]:
-    """Ids of the tokens with a role, by llama.cpp's names; the token that ends an answer is EOS."""
+    """Ids of the tokens with a role, by llama.cpp's names; the tokens that end an answer are EOS, EOT and EOM."""
     ids = {str(token["content"]): int(token["id"]) for token in tokenizer.document["added_tokens"]}
     spelled = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     roles = {role: ids[tokenizer.names[name]] for role, name in spelled.items() if tokenizer.names.get(name) in ids}
     if tokenizer.stop_ids:
         roles.setdefault("eos", tokenizer.stop_ids[0])
+        roles |= zip(("eot", "eom"), (i for i in tokenizer.stop_ids if i != roles["eos"]), strict=False)
     if len(tokenizer.start_ids) == 1:
         roles["bos"] = tokenizer.start_ids[0]
     return roles

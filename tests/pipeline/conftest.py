@@ -67,7 +67,11 @@ per_task = 2
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> Path:
     """A recipe file, with its texts beside it."""
-    texts = tmp_path / "texts"
+    return make_recipe(tmp_path)
+
+
+def make_recipe(folder: Path) -> Path:
+    texts = folder / "texts"
     texts.mkdir()
     random = generator(0, "tests", "texts")
     for number in range(120):
@@ -75,7 +79,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
         signs = [_SIGNS[int(i)] for i in random.integers(len(_SIGNS), size=60)]
         text = " ".join(words).capitalize() + "." if number % 3 else "".join(signs) + "。"
         (texts / f"{number:03d}.txt").write_text(text, encoding="utf-8")
-    path = tmp_path / "tiny.toml"
+    path = folder / "tiny.toml"
     path.write_text(TINY.format(texts=texts), encoding="utf-8")
     return path
 

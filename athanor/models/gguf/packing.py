@@ -13,11 +13,19 @@ from torch import Tensor
 from athanor.models.gguf.quants import FORMATS, Format
 
 _BY_NAME = {form.name: (number, form) for number, form in FORMATS.items()}
+_STEPS = {"Q8_0": 127, "Q4_0": 8}
+"""How many times the scale of a block, a number of fp16, its largest number is."""
 
 
 def format_named(name: str) -> tuple[int, Format]:
     """Its number in a file, and the format."""
     return _BY_NAME[name]
+
+
+def largest(name: str) -> float:
+    """The largest number that the format can hold."""
+    dtype = _BY_NAME[name][1].dtype or torch.float16
+    return torch.finfo(dtype).max * _STEPS.get(name, 1)
 
 
 def pack(tensor: Tensor, name: str) -> np.ndarray:

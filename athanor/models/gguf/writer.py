@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from athanor.base.errors import ModelError
 from athanor.base.files import atomic_path
-from athanor.models.gguf.packing import format_named, pack
+from athanor.models.gguf.packing import format_named, largest, pack
 
 _ALIGNMENT, _VERSION = 32, 3
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 10
@@ -37,7 +41,10 @@ class Entry:
 
 
 def write_file(path: Path | str, metadata: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-    """metadata: whole numbers, decimals, flags, texts, and lists of one of these."""
+    """metadata: whole numbers, decimals, flags, texts, and lists of one of these.
+
+    Raises ModelError for numbers that a tensor's format cannot hold.
+    """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", _VERSION, len(entries), len(metadata)))
         for key, value in metadata.items():
@@ -50,10 +57,20 @@ def write_file(path: Path | str, metadata: Mapping[str, Any], entries: Sequence[
             offset += _aligned(entry.size)
         _pad(file)
         for entry in entries:
-            data = pack(entry.make(), entry.form)
+            data = _packed(entry)
             assert data.nbytes == entry.size
             file.write(data.data)
             _pad(file)
+
+
+def _packed(entry: Entry) -> np.ndarray:
+    tensor = entry.make()
+    furthest = max(map(abs, (float(end) for end in torch.aminmax(tensor))))
+    if not math.isfinite(furthest):
+        raise ModelError(f"{entry.name} has values that are not numbers.", "The model has diverged.")
+    if furthest > largest(entry.form):
+        raise ModelError(f"{entry.name} holds {furthest:g}, which {entry.form} cannot.", "BF16 and F32 can.")
+    return pack(tensor, entry.form)
 
 
 def _aligned(size: int) -> int:
