@@ -34,6 +34,11 @@ _BESIDE = (
     "target.spm", "athanor.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )  # fmt: skip
+_MORE = (
+    "config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.json", "README.md",
+    "LICENSE", ".gitattributes",
+)  # fmt: skip
+"""What else a model folder may hold."""
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _OF_GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """What older folders say in config.json alone; beside a generation_config.json transformers looks nowhere else."""
@@ -58,7 +63,8 @@ def convert(
 
     form: of the matrices, by default as they are in a folder (F32 of a GGUF file), and F16 (BF16 where they are that)
     in a file. Raises ModelError for a format that is not written there or cannot hold the weights, or a destination
-    that exists, unless `replace`; only files and model folders are replaced, and never the source.
+    that exists, unless `replace`; only files and folders that hold nothing but a model are replaced, and never the
+    source, a part of a run, or the folder where the user is or lives.
     """
     place, destination = find_model(source), Path(destination)
     known = FORMATS if to == "gguf" else tuple(_DTYPES)
@@ -81,8 +87,32 @@ def _check_destination(place: Path, destination: Path, to: Target, replace: bool
         raise ModelError(f"{destination} exists.", "Choose another name, or replace it with --force.")
     if to == "gguf" and destination.is_dir():
         raise ModelError(f"{destination} is a folder.", "A GGUF file needs the name of a file.")
-    if to == "hf" and not (destination / "config.json").is_file():
-        raise ModelError(f"{destination} is no model folder, so it is not replaced.", "Choose another name.")
+    if to == "hf" and (reason := _why_kept(destination)):
+        raise ModelError(f"{destination} {reason}, so it is not replaced.", "Choose another name.")
+
+
+def _why_kept(folder: Path) -> str:
+    """Why a folder must not be replaced; nothing for one that holds a model and nothing else."""
+    here, home = Path.cwd(), Path.home().resolve()
+    whole = folder.resolve()
+    if whole in (here, *here.parents, home, *home.parents):
+        return "is or holds the folder where you are, or your home"
+    if folder.is_symlink():
+        return "is a link"
+    if (whole.parent / "stage.json").is_file():
+        return "belongs to a run"
+    if not (folder / "config.json").is_file():
+        return "is no model folder"
+    strange = sorted(path.name for path in folder.iterdir() if not _is_of_a_model(path))
+    return f"holds {strange[0]}, which is no part of a model" if strange else ""
+
+
+def _is_of_a_model(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return path.name == "1_Pooling" and {file.name for file in path.iterdir()} <= {"config.json"}
+    return path.name in (*_BESIDE, *_MORE) or path.suffix in (".safetensors", ".bin")
 
 
 def _to_gguf(place: Path, destination: Path, form: str | None) -> Converted:
