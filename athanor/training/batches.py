@@ -221,9 +221,9 @@ class PackedBatches:
             if position.block == len(self._epoch(position.epoch)[1]) - 1:
                 position.epoch, position.block = position.epoch + 1, 0
 
-    def next_rows(self) -> list[list[int]]:
-        """The sequence indices of the next batch, row by row; advances the position."""
-        return [self._next_row() for _ in range(self.rows)]
+    def next_rows(self, rows: int | None = None) -> list[list[int]]:
+        """The sequence indices of the next batch, row by row; advances the position. rows: instead of the usual."""
+        return [self._next_row() for _ in range(self.rows if rows is None else rows)]
 
     def assemble(self, rows: list[list[int]]) -> Batch:
         def sequence(index: int) -> dict[str, np.ndarray]:

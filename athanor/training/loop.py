@@ -23,10 +23,11 @@ from athanor.base.progress import progress, say
 from athanor.base.run import MetricsLog, damaged
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
+from athanor.training.averaging import AverageKind, WeightAverage
 from athanor.training.batches import Batch
 from athanor.training.checkpoints import load_checkpoint, save_checkpoint
 from athanor.training.objectives import Loss
-from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
+from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
 from athanor.training.schedules import Schedule, Turn
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -56,7 +57,8 @@ class LoopConfig:
     earlier run turned, to do the same whatever the clock says.
 
     micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
-    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
+    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients. average: of the
+    weights while the rate falls, which the model has in the end.
     """
 
     steps: int | None
@@ -69,6 +71,11 @@ class LoopConfig:
     checkpoint_every: int = 0
     evaluate_every: int = 0
     turns: tuple[Turn, ...] = ()
+    average: AverageKind = "none"
+
+    def __post_init__(self) -> None:
+        if self.schedule.kind != "wsd" and self.steps is None and not self.turns:
+            raise ValueError(f"a {self.schedule.kind} schedule needs to know the number of steps")
 
 
 @dataclass
@@ -126,7 +133,8 @@ class Trainer:
         self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
-        self.optimizer = MuonAdamW(model, config.optimizer)
+        self.optimizer = make_optimizer(model, config.optimizer)
+        self.average = None if config.average == "none" else WeightAverage(model, config.average)
         self.outcome = Outcome()
         self._step_seconds: list[float] = []
         self._skipped_in_a_row = 0
@@ -149,6 +157,8 @@ class Trainer:
             self._save(keep=1)
         finally:
             log.close()
+        if self.average is not None:
+            self.average.give()
         return outcome
 
     def _finished(self) -> bool:
@@ -165,6 +175,8 @@ class Trainer:
                 weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
                 self.model.load_state_dict(weights)
                 self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
+                if self.average is not None:
+                    self.average.load_state({k.removeprefix("average."): v for k, v in tensors.items()})
                 self.source.set_position(numbers["position"])
                 for name in _COUNTERS:
                     setattr(self.outcome, name, int(numbers[name]))
@@ -182,12 +194,13 @@ class Trainer:
         if self.config.turns:
             self._turn(*self.config.turns)
         elif self.config.steps is not None:
-            steps = self.config.steps
-            self._turn(Turn(steps - round(self.config.decay_share * steps), steps))
+            self._turn(self.config.schedule.turn_of(self.config.steps, self.config.decay_share))
 
     def _save(self, keep: int = 2) -> None:
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state.items()}
         numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
         numbers |= {"position": self.source.get_position(), "identity": self.identity}
         save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
@@ -230,6 +243,8 @@ class Trainer:
         finite = torch.isfinite(torch.tensor([loss, norm])).all().item()
         if finite:
             self.optimizer.step(outcome.steps, factor)
+            if self.average is not None and outcome.turns and outcome.steps > outcome.turns[0].step:
+                self.average.take()
             outcome.tokens += n_targets
             self._skipped_in_a_row = 0
         else:
