@@ -76,11 +76,11 @@ class MuonAdamW:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.stacks: dict[str, list[str]] = defaultdict(list)
         self.singles: list[str] = []
         for name, parameter in self.parameters.items():
-            if parameter.dim() == 2 and name.startswith("blocks."):
+            if parameter.dim() == 2 and "blocks" in name.split("."):
                 self.stacks["x".join(map(str, parameter.shape))].append(name)
             else:
                 self.singles.append(name)
