@@ -16,6 +16,7 @@ from athanor.base.run import Stage
 from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
 from athanor.pipeline.recipe import Recipe, check, explain
+from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Turn
 
@@ -62,6 +63,7 @@ class TrainingPlan(Plan):
     clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Count
     evaluate_every: Count
+    keep: Retention = Retention()
     turns: tuple[Turn, ...] = ()
 
     @model_validator(mode="after")

@@ -63,6 +63,7 @@ class StageTiming(_Part):
     seconds: Amount
     tokens_per_second: Amount | None
     share_of_peak: Amount | None
+    incidents: dict[str, Count] | None = None
 
 
 class Timing(_Part):
@@ -81,6 +82,7 @@ class StageWork(_Part):
     parameters: Count | None = None
     steps: Count | None = None
     skipped_steps: Count | None = None
+    spike_steps: Count | None = None
 
 
 class ModelPart(_Part):
