@@ -59,11 +59,17 @@ class Rates(_Part):
     read: Amount
 
 
+class Incidents(_Part):
+    resumed: Count
+    damaged_checkpoints: Count
+    missed_checkpoints: Count
+
+
 class StageTiming(_Part):
     seconds: Amount
     tokens_per_second: Amount | None
     share_of_peak: Amount | None
-    incidents: dict[str, Count] | None = None
+    incidents: Incidents | None = None
 
 
 class Timing(_Part):
