@@ -15,12 +15,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from athanor.base.errors import AthanorError, RunError
-from athanor.base.files import fingerprint, read_json, sha256_file, write_bytes, write_json
+from athanor.base.errors import AthanorError, DiskFullError, RunError
+from athanor.base.files import (
+    FULL,
+    explain_disk_errors,
+    fingerprint,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from athanor.base.progress import say
 
 SCHEMA_VERSION = 1
 RUNS = Path("runs")
@@ -75,6 +84,10 @@ class Stage:
         now = time.monotonic()
         if self._started is not None and now - self._beaten >= every:
             self._beaten = now
+            self._note_seconds()
+
+    def _note_seconds(self) -> None:
+        with suppress(DiskFullError):  # it only counts time, and must not hide what matters
             write_json(self.folder / "timing.json", {"seconds": self.seconds})
 
     def freeze(self, name: str, decide: Callable[[], Any]) -> Any:
@@ -103,7 +116,7 @@ class Stage:
             if not self.finished:
                 self.record.setdefault("timing", {})["seconds"] = self.seconds
                 self._started = None
-                write_json(self.folder / "timing.json", {"seconds": self._earlier()})
+                self._note_seconds()
 
     def begin(self) -> None:
         """Finds out where the stage stands; a folder made from other settings is set aside first."""
@@ -339,33 +352,38 @@ def _lock(root: Path) -> IO[str]:
 class MetricsLog:
     """`metrics.jsonl` (what the run computed, the same each time) and `timing.jsonl` (how fast), a line a step, and
     TensorBoard events of both. Lines after `step`, written before a crash by a process that got further, are
-    dropped.
+    dropped. On a full disk lines wait until there is room again; TensorBoard's events end.
     """
 
     def __init__(self, folder: Path, tensorboard: Path | None, step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = [_open_log(folder / name, step) for name in ("metrics.jsonl", "timing.jsonl")]
+        self._files = [_Lines(folder / name, step) for name in ("metrics.jsonl", "timing.jsonl")]
         self._events = None if tensorboard is None else _Events(tensorboard)
 
     def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
         for file, values in zip(self._files, (metrics, timing), strict=True):
             if values:
                 file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
-                file.flush()
         if self._events is not None:
-            self._events.write(step, {**metrics, **(timing or {})})
+            try:
+                self._events.write(step, {**metrics, **(timing or {})})
+            except OSError as error:
+                say(f"TensorBoard is shown no more of this training ({error.strerror}).")
+                self._events = None
 
     def sync(self) -> None:
-        """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut."""
+        """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut. Raises
+        DiskFullError when some have to wait.
+        """
         for file in self._files:
-            os.fsync(file.fileno())
+            file.sync()
 
     def close(self) -> None:
-        self.sync()
         for file in self._files:
             file.close()
         if self._events is not None:
-            self._events.close()
+            with suppress(OSError):
+                self._events.close()
 
 
 class _Events:
@@ -391,15 +409,48 @@ class _Events:
         self._writer.close()
 
 
-def _open_log(path: Path, step: int) -> IO[str]:
-    if path.exists():
-        data, end = path.read_bytes(), 0
-        for line in data.split(b"\n")[:-1]:
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError):
+class _Lines:
+    """A file that lines are added to, behind those up to `step`. What does not fit on the disk waits in memory."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        if path.exists():
+            data = path.read_bytes()
+            if (end := _end_of_step(data, step)) < len(data):
+                write_bytes(path, data[:end])
+        self._path, self._waiting = path, b""
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115, for as long as the log is
+
+    def write(self, line: str) -> None:
+        self._waiting += line.encode()
+        try:
+            self._flush()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+
+    def sync(self) -> None:
+        with explain_disk_errors(self._path, self._path):
+            self._flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with suppress(DiskFullError):  # lines without a checkpoint, which a resumed training writes again
+            self.sync()
+        self._file.close()
+
+
+def _end_of_step(data: bytes, step: int) -> int:
+    """How many bytes of a log the whole lines up to `step` are."""
+    end = 0
+    for line in data.split(b"\n")[:-1]:
+        try:
+            if json.loads(line)["step"] > step:
                 break
-            end += len(line) + 1
-        write_bytes(path, data[:end])
-    return open(path, "a", encoding="utf-8")
+        except (ValueError, KeyError, TypeError):
+            break
+        end += len(line) + 1
+    return end

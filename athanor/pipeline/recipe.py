@@ -97,6 +97,17 @@ def _spelt_out(optimizer: Any) -> Any:
     return {"kind": optimizer} if isinstance(optimizer, str) else optimizer
 
 
+class KeepRecipe(_Section):
+    """Checkpoints that are kept while a stage trains: the newest `last`; the best by the stage's held-out measure; of
+    those every so many steps the newest `most`.
+    """
+
+    last: int = Field(default=2, ge=1, le=1000)
+    best: bool = False
+    every: Steps | None = None
+    most: int = Field(default=10, ge=1, le=1000)
+
+
 class TrainingRecipe(_Section):
     """steps: updates, or absent to train for a share of the budget. length: places of a row; micro_rows of them go
     through the model at a time.
@@ -117,6 +128,7 @@ class TrainingRecipe(_Section):
     clip: float = Field(default=1.0, gt=0)
     checkpoint_every: Steps | None = None
     evaluate_every: Steps | None = None
+    keep: KeepRecipe = KeepRecipe()
     optimizer: Annotated[OptimizerRecipe, BeforeValidator(_spelt_out)] = OptimizerRecipe()
 
 
@@ -337,6 +349,11 @@ def check(recipe: Recipe) -> None:
         standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)
     except ModelError as error:
         raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
+    if recipe.rl.keep.best:
+        raise RecipeError(
+            "rl.keep.best: reinforcement learning measures nothing held out while it trains.",
+            "pretrain.keep.best and sft.keep.best can be set.",
+        )
     for name in recipe.rl.environments:
         environment = load_environment(name)
         for level in (recipe.rl.levels or {}).get(name, []):

@@ -210,7 +210,10 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
         source = RolloutSource(model, encoder, rollouts, subseed(life.seed, "rl"), plan.precision)
         objective = policy_objective(recipe.loss, recipe.clip_ratio)
         measure = divergence(source, start)
-        outcome = _train(life, stage, plan, model, objective, source, "Reinforcement learning", measure)
+        # Its loss is about zero whatever the policy is worth, and has outliers by nature: none of them is a spike.
+        outcome = _train(
+            life, stage, plan, model, objective, source, "Reinforcement learning", measure, spike_deviations=0.0
+        )
         decoded = source.places_decoded
         flops = decoded * model.config.flops_per_token(plan.length / 4, training=False)
         return _finish(life, stage, model, encoder, outcome, plan, "rl", {"places_decoded": decoded}, flops)
@@ -250,6 +253,7 @@ def _train(
     source: Any,
     description: str,
     evaluate: Callable[[Decoder], Mapping[str, float]] | None = None,
+    spike_deviations: float = LoopConfig.spike_deviations,
 ) -> Outcome:
     config = LoopConfig(
         steps=plan.steps,
@@ -261,6 +265,8 @@ def _train(
         precision=plan.precision,
         checkpoint_every=plan.checkpoint_every,
         evaluate_every=plan.evaluate_every,
+        retention=plan.keep,
+        spike_deviations=spike_deviations,
         turns=plan.turns,
         average=plan.average,
     )
@@ -301,6 +307,7 @@ def _finish(
         "tokens": outcome.tokens,
         "places": places,
         "skipped_steps": outcome.skipped,
+        "spike_steps": outcome.spikes,
         "parameters": count_parameters(model.config),
         "flops": flops,
         **more,
@@ -326,7 +333,11 @@ def _finish(
     return (
         metrics,
         ["model"],
-        {"tokens_per_second": places / seconds, "share_of_peak": flops / seconds / life.peak_rate},
+        {
+            "tokens_per_second": places / seconds,
+            "share_of_peak": flops / seconds / life.peak_rate,
+            "incidents": asdict(outcome.incidents),
+        },
     )
 
 

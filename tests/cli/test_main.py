@@ -106,6 +106,12 @@ def test_ctrl_c_says_how_to_go_on() -> None:
     assert done.stderr.strip() == "Stopped. The same command continues."
 
 
+def test_a_scheduler_learns_that_its_signal_ended_it() -> None:
+    done = _raise_in_history("main.Stopped(15)")
+    assert done.returncode == 143
+    assert done.stderr.strip() == "Stopped. The same command continues."
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     done = _raise_in_history("ZeroDivisionError('bug')")
     assert done.returncode == 1
