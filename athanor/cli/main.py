@@ -24,8 +24,8 @@ from athanor.base.machine import prepare_process
 from athanor.cli.output import print_error
 
 VERBS = (
-    "run", "chat", "generate", "embed", "models", "import", "export", "tokenizer", "corpus", "bench", "history",
-    "doctor",
+    "run", "chat", "generate", "embed", "models", "import", "export", "tokenizer", "corpus", "bench", "ablate",
+    "history", "doctor",
 )  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
