@@ -198,7 +198,9 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, _: object = None
+    ) -> None:
         ended: dict[str, Any] = {"state": "finished"}
         if kind is not None:
             ended = {"state": "failed", "error": str(error)} if issubclass(kind, Exception) else {"state": "stopped"}
