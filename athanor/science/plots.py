@@ -115,7 +115,7 @@ def _figure(height: float) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.05)
-    return Figure(figsize=(12, height), layout=engine)
+    return Figure(figsize=(12, height), layout=engine, facecolor=PALETTE["card"])
 
 
 def _panel(axes: Axes, lines: Sequence[Lines], names: Sequence[str], key: str, x: str, title: str) -> None:

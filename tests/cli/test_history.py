@@ -88,6 +88,7 @@ def test_compare_draws_and_says_what_differs(athanor: Athanor, tmp_path: Path) -
     assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
     text = "".join(ElementTree.parse(tmp_path / "here.svg").getroot().itertext())
     assert "prefers-color-scheme: dark" in text
+    assert "#ffffff" not in text  # nothing stays light on a dark page
     for word in ("one", "exp/hot", "held-out bits per byte", "tokens read"):
         assert word in text
     found = json.loads(athanor("history", "compare", "one", "runs/exp/hot", "--json").stdout)
