@@ -181,10 +181,19 @@ class Stage:
 
 
 class Run:
-    """runs/NAME: `run.json` (recipe, seed) and its stages. One process at a time; use as a context manager."""
+    """runs/NAME: `run.json` (recipe, and how the run ended) and its stages. One process at a time; use as a context
+    manager. made_from: what the recipe is called, for lists of runs.
+    """
 
     def __init__(
-        self, root: Path, recipe: Mapping[str, Any], version: str, models: Sequence[str], *, fresh: bool = False
+        self,
+        root: Path,
+        recipe: Mapping[str, Any],
+        version: str,
+        models: Sequence[str],
+        *,
+        fresh: bool = False,
+        made_from: str | None = None,
     ) -> None:
         self.root, self.code_version = root, version
         self.stages: dict[str, Stage] = {}
@@ -195,13 +204,21 @@ class Run:
             _check_version(path, fresh)
             if fresh:
                 _clear(root)
-        about = {"name": root.name, "recipe": dict(recipe), "models": list(models)}
-        write_json(path, {"schema_version": SCHEMA_VERSION, **about})
+        about = {"name": root.name, "made_from": made_from, "recipe": dict(recipe), "models": list(models)}
+        self._about = {"schema_version": SCHEMA_VERSION, **about}
+        write_json(path, self._about)
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, _: object = None
+    ) -> None:
+        ended: dict[str, Any] = {"state": "finished"}
+        if kind is not None:
+            ended = {"state": "failed", "error": str(error)} if issubclass(kind, Exception) else {"state": "stopped"}
+        with suppress(AthanorError, OSError):  # a full disk, perhaps the very reason
+            write_json(self.root / "run.json", {**self._about, **ended})
         self._lock.close()
 
     @property
@@ -289,6 +306,20 @@ def _read_seconds(path: Path) -> dict[str, float]:
 
 def _is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def is_running(root: Path) -> bool:
+    """Whether a process holds the run. False on systems without locks."""
+    try:
+        import fcntl
+
+        with open(root / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
 
 
 def run_folders(runs: Path = RUNS) -> list[Path]:
@@ -398,15 +429,41 @@ class _Events:
         self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self.add(step, Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]))
+
+    def add(self, step: int, summary: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
         self._writer.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+
+def note_hyperparameters(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes the settings of a run for TensorBoard's table of hyper-parameters; once a folder. values may hold tables;
+    what is null is left out.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        return
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+    events = _Events(folder)
+    events.add(0, hparams_pb(_flat(values), trial_id=folder.as_posix()))
+    events.close()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+    found: dict[str, str | float | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return found
 
 
 class _Lines:

@@ -71,8 +71,9 @@ def expectation(life: Life) -> str:
     )
 
 
-def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> PretrainPlan:
-    recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life)
+def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: float | None = None) -> PretrainPlan:
+    """seconds: how long to train; by default what the budget leaves for it."""
+    recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life) if seconds is None else seconds
     if unique_tokens < _FEW_TOKENS:
         say(f"There are only {quantity(unique_tokens)} tokens to learn from: the model will only know them by heart.")
     length = _pretraining_length(life)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -239,10 +239,14 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any
 
     Raises RecipeError, naming the key and what would be accepted.
     """
-    values = _read(name)
-    for override in overrides:
-        _override(values, override)
-    values |= {key: value for key, value in settings.items() if value is not None}
+    values = read_settings(name)
+    for change in overrides:
+        override(values, change)
+    return make_recipe(values | {key: value for key, value in settings.items() if value is not None})
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Raises RecipeError, naming the key and what would be accepted."""
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -251,7 +255,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any
     return recipe
 
 
-def _read(name: str | Path) -> dict[str, Any]:
+def read_settings(name: str | Path) -> dict[str, Any]:
+    """What the recipe of this name says, unchecked."""
     path = Path(name)
     try:
         if str(name) in shipped_recipes():
@@ -273,11 +278,12 @@ def _read(name: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{name} is not valid TOML: {error}.") from None
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
+def override(values: dict[str, Any], change: str) -> None:
+    """Sets what a change like "a.b=value" says."""
+    path, equals, text = change.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override!r} cannot be read.", "Write it like --set pretrain.steps=200.")
+        raise RecipeError(f"--set {change!r} cannot be read.", "Write it like --set pretrain.steps=200.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -285,7 +291,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {override!r}: {key} has no settings of its own.")
+            raise RecipeError(f"--set {change!r}: {key} has no settings of its own.")
     values[keys[-1]] = value
 
 

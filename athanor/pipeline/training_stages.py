@@ -18,7 +18,7 @@ from athanor.base.errors import RecipeError
 from athanor.base.files import read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
-from athanor.base.run import Stage, damaged
+from athanor.base.run import Stage, damaged, note_hyperparameters
 from athanor.corpus.shards import Shards
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.models.build import build, count_parameters
@@ -271,6 +271,7 @@ def _train(
         average=plan.average,
     )
     seconds = plan.seconds
+    note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, model))
     trainer = Trainer(
         model,
         objective,
@@ -286,6 +287,13 @@ def _train(
         identity=stage.fingerprint,
     )
     return trainer.run(description)
+
+
+def _hyperparameters(life: Life, plan: TrainingPlan, model: Decoder) -> dict[str, Any]:
+    """What TensorBoard's table of runs shows beside their losses."""
+    config = model.config
+    sizes = {"parameters": count_parameters(config), "d_model": config.d_model, "n_layers": config.n_layers}
+    return {"seed": life.seed, **sizes, **plan.model_dump(mode="json", exclude={"model", "turns"})}
 
 
 def _finish(

@@ -14,12 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-<<<<<<< HEAD
-import torch
 from torch import Tensor, nn
-=======
-from torch import Tensor
->>>>>>> 1b39a3e11cec679931c1eec6286ab6708de9b5d1
 
 from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, write_json
@@ -60,14 +55,10 @@ class LoopConfig:
     earlier run turned, to do the same whatever the clock says.
 
     micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
-<<<<<<< HEAD
-    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients. average: of the
-    weights while the rate falls, which the model has in the end.
-=======
     never (a checkpoint is always written at the end). retention: which checkpoints are kept; at the end only the last
     of the newest. clip: largest joint norm of the gradients. spike_deviations: of a loss whose update is left out, see
-    `UpdateWatch`; 0 where the loss is not a measure of fit.
->>>>>>> 1b39a3e11cec679931c1eec6286ab6708de9b5d1
+    `UpdateWatch`; 0 where the loss is not a measure of fit. average: of the weights while the rate falls, which the
+    model has in the end.
     """
 
     steps: int | None
@@ -250,18 +241,12 @@ class Trainer:
         """All that training depends on: tensors, not copied, and numbers."""
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
-<<<<<<< HEAD
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state.items()}
-        numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
-        numbers |= {"position": self.source.get_position(), "identity": self.identity}
-        save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
-=======
         numbers: dict[str, Any] = {name: getattr(self.outcome, name) for name in _COUNTERS}
         numbers |= {"position": self.source.get_position(), "identity": self.identity, "watch": self.watch.get_state()}
         measured, held_out = self._held_out
         return tensors, {**numbers, "held_out": dict(held_out) if measured == self.outcome.steps else {}}
->>>>>>> 1b39a3e11cec679931c1eec6286ab6708de9b5d1
 
     def _turn(self, *turns: Turn) -> None:
         self.outcome.turns += turns
@@ -351,7 +336,6 @@ class Trainer:
             counted += loss.count
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-<<<<<<< HEAD
         if counted not in (0, n_targets):
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
@@ -359,20 +343,3 @@ class Trainer:
         counted = counted or n_targets
         metrics = {name: value / counted for name, value in sums.items()}
         return total / counted, {**metrics, **batch.metrics}, n_targets
-
-    def _skip(self, loss: float, norm: float) -> None:
-        self.outcome.skipped += 1
-        self._skipped_in_a_row += 1
-        say(
-            f"Step {self.outcome.steps} is left out, the weights are unchanged: "
-            f"its loss is {loss:.3g} and its gradient norm {norm:.3g}."
-        )
-        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
-            raise AthanorError(
-                f"{_MOST_SKIPPED_IN_A_ROW} steps in a row were not finite; training has diverged.",
-                'Lower the learning rates (optimizer.muon_lr, optimizer.embedding_lr), or use precision = "fp32".',
-            )
-=======
-        metrics = {name: value / n_targets for name, value in sums.items()}
-        return total / n_targets, {**metrics, **batch.metrics}, n_targets
->>>>>>> 1b39a3e11cec679931c1eec6286ab6708de9b5d1

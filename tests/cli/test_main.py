@@ -84,10 +84,10 @@ def test_misuse_is_explained(athanor: Athanor, arguments: list[str], suggested: 
 def _raise_in_history(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys, errno; sys.argv = ['athanor', 'history', *sys.argv[1:]]\n"
-        "from athanor.cli import history, main\n"
+        "from athanor.cli import main\n"
+        "from athanor.science import history\n"
         f"def fail(*_): raise {error}\n"
-        "history._summary = fail\n"
-        "history.RUNS = type('Runs', (), {'glob': lambda *_: [__import__('pathlib').Path('a/b')]})()\n"
+        "history.list_runs = fail\n"
         "main.main()"
     )
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -151,24 +151,3 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 1
-
-
-def test_history(athanor: Athanor, tmp_path: Path) -> None:
-    assert athanor("history", "--json").stdout == '{"runs": []}\n'
-    assert "no runs" in athanor("history").stdout
-    run = tmp_path / "runs" / "first"
-    (run / "corpus").mkdir(parents=True)
-    (run / "pretrain.replaced").mkdir()
-    (run / "run.json").write_text('{"recipe": {"budget": "4m", "seed": 7}}')
-    (run / "corpus" / "stage.json").write_text('{"status": "finished", "name": "corpus", "timing": {"seconds": 2.5}}')
-    (run / "pretrain.replaced" / "stage.json").write_text('{"status": "finished", "name": "pretrain"}')
-    (run / "report.json").write_text('{"heldout_bits_per_byte": {"base": 2.1, "sft": 2.2, "rl": 2.25}}')
-    (tmp_path / "runs" / "broken").mkdir()
-    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
-    broken, first = json.loads(athanor("history", "--json").stdout)["runs"]
-    assert first == {
-        "name": "first", "budget": "4m", "seed": 7, "stages": ["corpus"], "seconds": 2.5,
-        "heldout_bits_per_byte": {"base": 2.1, "sft": 2.2, "rl": 2.25},
-    }  # fmt: skip
-    assert broken["stages"] == []
-    assert "2.100 → 2.200 → 2.250" in athanor("history").stdout
