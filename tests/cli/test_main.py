@@ -59,6 +59,14 @@ def test_an_error_is_a_sentence_a_hint_and_code_2(athanor: Athanor) -> None:
     assert "athanor run" in hint
 
 
+def test_a_place_that_is_no_model_is_called_so(athanor: Athanor, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a note")
+    for place, said in ((tmp_path, "no config.json"), (tmp_path / "notes.txt", "does not end in .gguf")):
+        done = athanor("generate", str(place), "--prompt", "x")
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_with_json_the_error_is_an_object_too(athanor: Athanor) -> None:
     done = athanor("generate", "nowhere", "--prompt", "x", "--json")
     assert done.returncode == 2

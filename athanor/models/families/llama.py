@@ -18,24 +18,33 @@ Change = Callable[[LayerConfig, int], LayerConfig]
 
 
 def read(
-    keys: Keys, family: str, *, change: Change | None = None, rope: RopeConfig | None = None, **defaults: Any
+    keys: Keys,
+    family: str,
+    *,
+    change: Change | None = None,
+    rope: RopeConfig | None = None,
+    max_position_embeddings: int = 2048,
+    head_dim: int | None = None,
+    hidden_act: str = "silu",
+    rope_theta: float = 10_000.0,
+    partial_rotary_factor: float = 1.0,
+    tie_word_embeddings: bool = False,
 ) -> ModelConfig:
     """The common keys. change: makes of the usual layer, and its number, the family's own. rope: where the family has
-    read it already. defaults: of keys that the file may lack, by their name in the file.
+    read it already. The others are defaults of keys that the file may lack; head_dim None: d_model / n_heads.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
-    length = defaults.get("max_position_embeddings", 2048)
+    length = max_position_embeddings
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
-        keys.whole("head_dim", defaults.get("head_dim", d_model // max(1, n_heads))),
-        position=rope
-        or keys.rope(defaults.get("rope_theta", 10_000.0), defaults.get("partial_rotary_factor", 1.0), length=length),
+        keys.whole("head_dim", d_model // max(1, n_heads) if head_dim is None else head_dim),
+        position=rope or keys.rope(rope_theta, partial_rotary_factor, length=length),
         bias=keys.flag("attention_bias", False),
         output_bias=keys.flag("attention_bias", False),
     )
     mlp = MlpConfig(
-        keys.whole("intermediate_size"), keys.activation("hidden_act", "silu"), bias=keys.flag("mlp_bias", False)
+        keys.whole("intermediate_size"), keys.activation("hidden_act", hidden_act), bias=keys.flag("mlp_bias", False)
     )
     layer = LayerConfig(attention, mlp, NormConfig(keys.number("rms_norm_eps", 1e-6)))
     layers = tuple(change(layer, i) if change else layer for i in range(keys.depth("num_hidden_layers")))
@@ -45,7 +54,7 @@ def read(
         max_seq_len=keys.whole("max_position_embeddings", length),
         layers=layers,
         norm=layers[0].norm if layers else layer.norm,
-        head=HeadConfig(tied=keys.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False))),
+        head=HeadConfig(tied=keys.flag("tie_word_embeddings", tie_word_embeddings)),
         family=family,
     )
 
