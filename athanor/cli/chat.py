@@ -38,6 +38,7 @@ def chat(
     from athanor.models.build import count_parameters
 
     lm = load(folder)
+    lm.chat_prompt([{"role": "user", "content": "?"}])  # a model without a chat template is refused here
     settings = sampling.chosen(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         max_tokens=max_tokens, seed=seed,
@@ -46,7 +47,7 @@ def chat(
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and history
         print(
-            printable(f"{folder} · {count_parameters(lm.model.config) / 1e6:.1f} M parameters · /help, Ctrl-D leaves")
+            printable(f"{model or folder} · {count_parameters(lm.model.config) / 1e6:.1f} M parameters · /help, Ctrl-D leaves")
         )
         TerminalChat(lm, settings, system, sys.stdout, sys.stdout).converse()
     else:
