@@ -39,15 +39,15 @@ class Decoder(Stack):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-        mask: Tensor | None = None,
         cache: Cache | Sequence[LayerCache] | None = None,
+        attended: int | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).
 
-        attention_mask: (batch, all tokens so far), 0 for padding on either side. cache: a `Cache`, which grows; or one
-        `LayerCache` a layer, with `mask`. positions: (batch, time) int, by default counted from the first token that is
-        no padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of
-        these.
+        attention_mask: (batch, all tokens so far), 0 for padding on either side. positions: (batch, time) int, by
+        default counted from the first token that is no padding. document_ids: (batch, time), for packed rows. cache: a
+        `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where rows of
+        different lengths go on: the key at place j is that of position j.
         """
         batch, time = tokens.shape
         before = cache.length if isinstance(cache, Cache) else 0
@@ -56,15 +56,17 @@ class Decoder(Stack):
             positions = (valid.long().cumsum(-1) - 1).clamp(min=0)[:, before:]
         elif positions is None:
             positions = torch.arange(before, before + time, device=tokens.device).expand(batch, time)
-        slots = torch.arange(before, before + time, device=tokens.device)[None] if before else None
+        if attended is not None:
+            slots: Tensor | None = positions
+        else:
+            slots = torch.arange(before, before + time, device=tokens.device)[None] if before else None
         where = Where(
             positions,
             causal=self.config.causal,
             slots=slots,
-            attended=before + time,
+            attended=before + time if attended is None else attended,
             valid=None if valid is None or valid.all() else valid,
             document_ids=document_ids,
-            mask=mask,
         )
         layers = cache.layers if isinstance(cache, Cache) else cache
         states = super().forward(tokens, where, layers)

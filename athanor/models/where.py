@@ -21,8 +21,7 @@ T = TypeVar("T")
 class Where:
     """positions: (batch, time) int, of the tokens. slots: (batch or 1, time), their places among the keys, and
     `attended`, the number of keys; without a cache simply 0 … time − 1. valid: (batch, attended) bool, keys that are no
-    padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of all of
-    these.
+    padding. document_ids: (batch, time), for packed rows.
     """
 
     def __init__(
@@ -34,10 +33,8 @@ class Where:
         attended: int | None = None,
         valid: Tensor | None = None,
         document_ids: Tensor | None = None,
-        mask: Tensor | None = None,
     ) -> None:
-        self.positions, self.causal, self.valid = positions, causal, valid
-        self.document_ids, self.given = document_ids, mask
+        self.positions, self.causal, self.valid, self.document_ids = positions, causal, valid, document_ids
         time = positions.shape[1]
         self.slots = torch.arange(time, device=positions.device)[None] if slots is None else slots
         self.attended = time if attended is None else attended
@@ -63,8 +60,6 @@ class Where:
 
     def _mask(self, window: int | None) -> Tensor | None:
         reaches = window is None or (window if self.causal else window // 2 + 1) >= self.attended
-        if self.given is not None:
-            return self.given if reaches else self.given & self._near(window)
         parts = []
         if self.causal and (self._continues or not reaches or self.valid is not None or self.document_ids is not None):
             parts.append(self.distance() >= 0)
@@ -95,7 +90,7 @@ class Where:
 
     def bias(self, window: int | None, alibi: Alibi, n_heads: int, scale: float) -> Tensor:
         """The scores' additive bias (batch or 1, heads, time, attended), −inf where nothing may be attended to."""
-        return self._once(("alibi", window, alibi, n_heads), lambda: self._alibi(window, n_heads, scale, alibi))
+        return self._once(("alibi", window, alibi, n_heads, scale), lambda: self._alibi(window, n_heads, scale, alibi))
 
     def _alibi(self, window: int | None, n_heads: int, scale: float, alibi: Alibi) -> Tensor:
         slopes = alibi_slopes(n_heads).to(self.positions.device)[:, None, None] * (scale if alibi.scaled else 1.0)
