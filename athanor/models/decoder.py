@@ -17,7 +17,7 @@ from athanor.models.cache import Cache
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where
+from athanor.models.where import Where, text_positions, valid_keys
 
 
 class Decoder(Stack):
@@ -51,9 +51,9 @@ class Decoder(Stack):
         """
         batch, time = tokens.shape
         before = cache.length if isinstance(cache, Cache) else 0
-        valid = None if attention_mask is None else attention_mask.bool()
+        valid = valid_keys(attention_mask)
         if positions is None and valid is not None:
-            positions = (valid.long().cumsum(-1) - 1).clamp(min=0)[:, before:]
+            positions = text_positions(valid)[:, before:]
         elif positions is None:
             positions = torch.arange(before, before + time, device=tokens.device).expand(batch, time)
         if attended is not None:
@@ -65,7 +65,7 @@ class Decoder(Stack):
             causal=self.config.causal,
             slots=slots,
             attended=before + time if attended is None else attended,
-            valid=None if valid is None or valid.all() else valid,
+            valid=valid,
             document_ids=document_ids,
         )
         layers = cache.layers if isinstance(cache, Cache) else cache

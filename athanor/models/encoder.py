@@ -13,7 +13,7 @@ from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where
+from athanor.models.where import Where, text_positions, valid_keys
 
 
 class Encoder(Stack):
@@ -27,14 +27,14 @@ class Encoder(Stack):
 
     def encode(self, tokens: Tensor, attention_mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """The final states (batch, time, d_model). attention_mask: (batch, time), 0 for padding. types: segments."""
-        valid = None if attention_mask is None else attention_mask.bool()
+        valid = valid_keys(attention_mask)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         if self.config.embedding.positions_from_text and valid is not None:
-            positions = (valid.long().cumsum(-1) - 1).clamp(min=0)
+            positions = text_positions(valid)
         if self.config.embedding.padding_id is not None:
             counted = tokens != self.config.embedding.padding_id
             positions = counted.long().cumsum(-1) * counted - 1
-        where = Where(positions, causal=False, valid=None if valid is None or valid.all() else valid)
+        where = Where(positions, causal=False, valid=valid)
         return super().forward(tokens, where, types=types)
 
     def pool(self, states: Tensor) -> Tensor:

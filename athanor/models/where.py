@@ -18,6 +18,17 @@ from athanor.models.rope import rotary_angles
 T = TypeVar("T")
 
 
+def valid_keys(attention_mask: Tensor | None) -> Tensor | None:
+    """The mask as bool; None where nothing is padding."""
+    valid = None if attention_mask is None else attention_mask.bool()
+    return None if valid is None or valid.all() else valid
+
+
+def text_positions(valid: Tensor) -> Tensor:
+    """(batch, time) int64: positions that count only what is no padding."""
+    return (valid.long().cumsum(-1) - 1).clamp(min=0)
+
+
 class Where:
     """positions: (batch, time) int, of the tokens. slots: (batch or 1, time), their places among the keys, and
     `attended`, the number of keys; without a cache simply 0 … time − 1. valid: (batch, attended) bool, keys that are no
