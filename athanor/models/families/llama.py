@@ -10,7 +10,7 @@ from typing import Any
 
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, same
 from athanor.models.position_config import RopeConfig, RopeScaling
 
@@ -18,24 +18,35 @@ Change = Callable[[LayerConfig, int], LayerConfig]
 
 
 def read(
-    keys: Keys, family: str, *, change: Change | None = None, rope: RopeConfig | None = None, **defaults: Any
+    keys: Keys,
+    family: str,
+    *,
+    change: Change | None = None,
+    rope: RopeConfig | None = None,
+    head_dim: int | None = None,
+    hidden_act: str = "silu",
+    attention_bias: bool = False,
+    max_position_embeddings: int = 2048,
+    rope_theta: float = 10_000.0,
+    partial_rotary_factor: float = 1.0,
+    tie_word_embeddings: bool = False,
 ) -> ModelConfig:
     """The common keys. change: makes of the usual layer, and its number, the family's own. rope: where the family has
-    read it already. defaults: of keys that the file may lack, by their name in the file.
+    read it already. The others are what keys of these names are where the file lacks them; head_dim None: the usual
+    quotient.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
-    length = defaults.get("max_position_embeddings", 2048)
+    length, bias = max_position_embeddings, keys.flag("attention_bias", attention_bias)
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
-        keys.whole("head_dim", defaults.get("head_dim", d_model // max(1, n_heads))),
-        position=rope
-        or keys.rope(defaults.get("rope_theta", 10_000.0), defaults.get("partial_rotary_factor", 1.0), length=length),
-        bias=keys.flag("attention_bias", False),
-        output_bias=keys.flag("attention_bias", False),
+        keys.whole("head_dim", head_dim or d_model // max(1, n_heads)),
+        position=rope or keys.rope(rope_theta, partial_rotary_factor, length=length),
+        bias=bias,
+        output_bias=bias,
     )
     mlp = MlpConfig(
-        keys.whole("intermediate_size"), keys.activation("hidden_act", "silu"), bias=keys.flag("mlp_bias", False)
+        keys.whole("intermediate_size"), keys.activation("hidden_act", hidden_act), bias=keys.flag("mlp_bias", False)
     )
     layer = LayerConfig(attention, mlp, NormConfig(keys.number("rms_norm_eps", 1e-6)))
     layers = tuple(change(layer, i) if change else layer for i in range(keys.depth("num_hidden_layers")))
@@ -45,7 +56,7 @@ def read(
         max_seq_len=keys.whole("max_position_embeddings", length),
         layers=layers,
         norm=layers[0].norm if layers else layer.norm,
-        head=HeadConfig(tied=keys.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False))),
+        head=HeadConfig(tied=keys.flag("tie_word_embeddings", tie_word_embeddings)),
         family=family,
     )
 
@@ -70,7 +81,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": attention.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": next(name for name, kind in ACTIVATION_NAMES.items() if kind == mlp.activation),
+        "hidden_act": activation_name(mlp.activation),
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": layer.norm.epsilon,
         "tie_word_embeddings": config.head.tied,

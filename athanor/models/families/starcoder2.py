@@ -13,7 +13,6 @@ from athanor.models.families.weights import Rule, same
 
 
 def _read(keys: Keys) -> ModelConfig:
-    keys.settings.setdefault("hidden_act", "gelu_pytorch_tanh")
     keys.fixed(norm_type="layer_norm", mlp_type="default", scale_attn_weights=True)
     keys.ignore("residual_dropout", "embedding_dropout", "activation_function", "layer_norm_epsilon")  # the hub's
     keys.ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
@@ -25,7 +24,10 @@ def _read(keys: Keys) -> ModelConfig:
         layer = replace(layer, norm=norm, mlp=replace(layer.mlp, gated=False, bias=bias))
         return llama.with_attention(layer, bias=bias, output_bias=bias, window=window)
 
-    return llama.read(keys, "starcoder2", change=change, tie_word_embeddings=True, max_position_embeddings=4096)
+    return llama.read(
+        keys, "starcoder2", change=change, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    )  # fmt: skip
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
