@@ -18,7 +18,7 @@ from athanor.base.files import atomic_folder, read_json
 from athanor.engine.language_model import load
 from athanor.engine.locate import find_model
 from athanor.models.build import Model, count_parameters
-from athanor.models.files import BESIDE
+from athanor.models.files import BESIDE, INDEX
 from athanor.models.folder import load_model, save_model
 from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
@@ -29,6 +29,9 @@ from athanor.tokenizer.gguf_writing import to_gguf
 Target = Literal["hf", "gguf"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CARRIED = (*BESIDE, "athanor.json")
+_MORE = ("config.json", "generation_config.json", INDEX, "README.md", "LICENSE", ".gitattributes")
+"""What else a model folder may hold."""
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _OF_GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """What older folders say in config.json alone; beside a generation_config.json transformers looks nowhere else."""
@@ -53,7 +56,8 @@ def convert(
 
     form: of the matrices, by default as they are in a folder (F32 of a GGUF file), and F16 (BF16 where they are that)
     in a file. Raises ModelError for a format that is not written there or cannot hold the weights, or a destination
-    that exists, unless `replace`; only files and model folders are replaced, and never the source.
+    that exists, unless `replace`; only files and folders that hold nothing but a model are replaced, and never the
+    source, a part of a run, or the folder where the user is or lives.
     """
     place, destination = find_model(source), Path(destination)
     known = FORMATS if to == "gguf" else tuple(_DTYPES)
@@ -76,8 +80,32 @@ def _check_destination(place: Path, destination: Path, to: Target, replace: bool
         raise ModelError(f"{destination} exists.", "Choose another name, or replace it with --force.")
     if to == "gguf" and destination.is_dir():
         raise ModelError(f"{destination} is a folder.", "A GGUF file needs the name of a file.")
-    if to == "hf" and not (destination / "config.json").is_file():
-        raise ModelError(f"{destination} is no model folder, so it is not replaced.", "Choose another name.")
+    if to == "hf" and (reason := _why_kept(destination)):
+        raise ModelError(f"{destination} {reason}, so it is not replaced.", "Choose another name.")
+
+
+def _why_kept(folder: Path) -> str:
+    """Why a folder must not be replaced; nothing for one that holds a model and nothing else."""
+    here, home = Path.cwd(), Path.home().resolve()
+    whole = folder.resolve()
+    if whole in (here, *here.parents, home, *home.parents):
+        return "is or holds the folder where you are, or your home"
+    if folder.is_symlink():
+        return "is a link"
+    if (whole.parent / "stage.json").is_file():
+        return "belongs to a run"
+    if not (folder / "config.json").is_file():
+        return "is no model folder"
+    strange = sorted(path.name for path in folder.iterdir() if not _is_of_a_model(path))
+    return f"holds {strange[0]}, which is no part of a model" if strange else ""
+
+
+def _is_of_a_model(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return path.name == "1_Pooling" and {file.name for file in path.iterdir()} <= {"config.json"}
+    return path.name in (*_CARRIED, *_MORE) or path.suffix in (".safetensors", ".bin")
 
 
 def _to_gguf(place: Path, destination: Path, form: str | None) -> Converted:
@@ -133,7 +161,7 @@ def _save_as_it_was(model: Model, place: Path, folder: Path) -> None:
     ends = [] if stops is None else stops if isinstance(stops, list) else [stops]
     generation = {**{key: settings[key] for key in _OF_GENERATION if settings.get(key) is not None}, **generation}
     save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(ends), start_id=start, generation=generation)
-    for name in (*BESIDE, "athanor.json"):
+    for name in _CARRIED:
         if (place / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(place / name, folder / name)

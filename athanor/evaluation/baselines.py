@@ -7,9 +7,10 @@ import numpy as np
 from athanor.classic.kneser_ney import KneserNey
 from athanor.evaluation.bits_per_byte import HeldOut
 from athanor.training.batches import DocumentPieces, PackedBatches
+from athanor.training.growth import GrowingBatches
 
 
-def consumed(batches: PackedBatches, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def consumed(batches: PackedBatches | GrowingBatches, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """The distinct text of the first `steps` batches, as (tokens, offsets); neighbouring pieces of a document are
     joined.
 

@@ -138,7 +138,7 @@ class CrossAttention(nn.Module):
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def forward(self, x: Tensor, source: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """mask: (batch, 1, 1, source) bool, True where the source is no padding."""
+        """mask: (batch, 1, 1 or time, source) bool, True where the source may be attended to."""
         queries = self.query(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
         mixed = attend(queries, *source, mask, False, self.scale, None)
         return self.output(mixed.transpose(1, 2).flatten(2))

@@ -39,15 +39,17 @@ class Decoder(Stack):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        mask: Tensor | None = None,
         cache: Cache | Sequence[LayerCache] | None = None,
         attended: int | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).
 
         attention_mask: (batch, all tokens so far), 0 for padding on either side. positions: (batch, time) int, by
-        default counted from the first token that is no padding. document_ids: (batch, time), for packed rows. cache: a
-        `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where rows of
-        different lengths go on: the key at place j is that of position j.
+        default counted from the first token that is no padding. document_ids: (batch, time), for packed rows. mask:
+        (batch, 1, time, time) bool of what sees what, instead of these and of the causal order; windows hold beside it.
+        cache: a `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where
+        rows of different lengths go on: the key at place j is that of position j.
         """
         batch, time = tokens.shape
         before = cache.length if isinstance(cache, Cache) else 0
@@ -67,6 +69,7 @@ class Decoder(Stack):
             attended=before + time if attended is None else attended,
             valid=valid,
             document_ids=document_ids,
+            mask=mask,
         )
         layers = cache.layers if isinstance(cache, Cache) else cache
         states = super().forward(tokens, where, layers)

@@ -25,17 +25,32 @@ class Encoder(Stack):
         self.pooler = nn.Linear(config.d_model, config.d_model) if config.pooler else None
         self.next_sentence = nn.Linear(config.d_model, 2) if config.next_sentence else None
 
-    def encode(self, tokens: Tensor, attention_mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """The final states (batch, time, d_model). attention_mask: (batch, time), 0 for padding. types: segments."""
+    def encode(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        types: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The final states (batch, time, d_model). attention_mask: (batch, time), 0 for padding. types: segments.
+
+        positions, document_ids: (batch, time), for packed rows, whose texts do not see one another.
+        """
         valid = valid_keys(attention_mask)
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        if self.config.embedding.positions_from_text and valid is not None:
-            positions = text_positions(valid)
+        if positions is None:
+            positions = self._positions(tokens, valid)
+        where = Where(positions, causal=False, valid=valid, document_ids=document_ids)
+        return super().forward(tokens, where, types=types)
+
+    def _positions(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         if self.config.embedding.padding_id is not None:
             counted = tokens != self.config.embedding.padding_id
-            positions = counted.long().cumsum(-1) * counted - 1
-        where = Where(positions, causal=False, valid=valid)
-        return super().forward(tokens, where, types=types)
+            return counted.long().cumsum(-1) * counted - 1
+        if self.config.embedding.positions_from_text and valid is not None:
+            return text_positions(valid)
+        return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
     def pool(self, states: Tensor) -> Tensor:
         """The first token's state, through a dense layer and tanh: (batch, d_model)."""

@@ -69,6 +69,26 @@ class EncoderDecoder(nn.Module):
             cache.length += time
         return self.head(states, self.decoder.embedding)
 
+    def hidden(
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        source_positions: Tensor,
+        source_documents: Tensor,
+        positions: Tensor,
+        document_ids: Tensor,
+    ) -> Tensor:
+        """The decoder's states (batch, time', d_model) over packed rows: a target sees its own source, and no other.
+
+        The keywords are (batch, time) of source and target; document −1 is padding.
+        """
+        states = self.encoder(source, Where(source_positions, causal=False, document_ids=source_documents))
+        own = document_ids[:, :, None] == source_documents[:, None, :]
+        allowed = own | (document_ids < 0)[:, :, None]  # padding would see nothing, and give what is no number
+        where = Where(positions, causal=True, document_ids=document_ids)
+        return self.decoder(target, where, None, None, self.read(states), allowed[:, None])
+
     def forward(
         self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
     ) -> Tensor:

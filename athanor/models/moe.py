@@ -6,6 +6,8 @@ nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_experts, d_model))
+        self.watch: Callable[[Tensor, Tensor], None] | None = None  # is told the logits and choices of each pass
         self.correction = nn.Parameter(torch.zeros(config.n_experts)) if config.correction else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,6 +36,8 @@ class Router(nn.Module):
         if config.groups > 1:
             wanted = self._best_groups(wanted)
         chosen = wanted.topk(config.top_k, dim=-1).indices
+        if self.watch is not None:
+            self.watch(logits, chosen)
         weights = scores.gather(1, chosen)
         if config.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)

@@ -32,7 +32,8 @@ def text_positions(valid: Tensor) -> Tensor:
 class Where:
     """positions: (batch, time) int, of the tokens. slots: (batch or 1, time), their places among the keys, and
     `attended`, the number of keys; without a cache simply 0 … time − 1. valid: (batch, attended) bool, keys that are no
-    padding. document_ids: (batch, time), for packed rows.
+    padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of the
+    causal order and of these two.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Where:
         attended: int | None = None,
         valid: Tensor | None = None,
         document_ids: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
-        self.positions, self.causal, self.valid, self.document_ids = positions, causal, valid, document_ids
+        self.positions, self.causal, self.valid = positions, causal, valid
+        self.document_ids, self.given = document_ids, mask
         time = positions.shape[1]
         self.slots = torch.arange(time, device=positions.device)[None] if slots is None else slots
         self.attended = time if attended is None else attended
@@ -71,6 +74,8 @@ class Where:
 
     def _mask(self, window: int | None) -> Tensor | None:
         reaches = window is None or (window if self.causal else window // 2 + 1) >= self.attended
+        if self.given is not None:
+            return self.given if reaches else self.given & self._near(window)
         parts = []
         if self.causal and (self._continues or not reaches or self.valid is not None or self.document_ids is not None):
             parts.append(self.distance() >= 0)

@@ -20,13 +20,19 @@ from athanor.pipeline.probing import probe
 from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
-from athanor.training.optimizers import OptimizerConfig
+from athanor.training.optimizers import RATES, OptimizerConfig
+from athanor.training.schedules import Growth
 
-# Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges.
+# Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges. The rates
+# of what the default has not keep their ratios: adam_lr to muon_lr, head_lr to embedding_lr.
 OPTIMIZERS = {
     "pretrain": OptimizerConfig(),
-    "sft": OptimizerConfig(muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, weight_decay=0.0),
-    "rl": OptimizerConfig(muon_lr=0.002, embedding_lr=0.004, gain_lr=0.01, weight_decay=0.0),
+    "sft": OptimizerConfig(
+        muon_lr=0.015, embedding_lr=0.06, gain_lr=0.002, adam_lr=0.004, head_lr=0.0012, bias_lr=0.002, weight_decay=0.0
+    ),
+    "rl": OptimizerConfig(
+        muon_lr=0.002, embedding_lr=0.004, gain_lr=0.01, adam_lr=0.0005, head_lr=8e-5, bias_lr=0.002, weight_decay=0.0
+    ),
 }
 
 _CHECKPOINT_SECONDS = 30.0
@@ -91,8 +97,22 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> Pretrai
         micro_rows=micro,
         expected_tokens=int(tokens),
         expected_steps=recipe.steps or int(tokens / (rows * length)),
+        rows_growth=_growth("rows", recipe.first_rows, rows),
+        length_growth=_growth("length", recipe.first_length, length),
         **_common(life, "pretrain", length, seconds, rows * length / rate if rate else None, decay_share=0.5),
     )
+
+
+def _growth(name: str, first: int | None, last: int) -> Growth | None:
+    if first is None:
+        return None
+    try:
+        return Growth(first, last)
+    except ValueError:
+        raise RecipeError(
+            f"pretrain.first_{name} = {first} does not double to pretrain.{name} = {last}.",
+            f"Take {last}, a half of it, a quarter, and so on; or set pretrain.{name} too.",
+        ) from None
 
 
 def conversations(life: Life) -> int:
@@ -156,15 +176,13 @@ def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> Sup
     """Fine-tuning's own plan, gone on with for `flops`."""
     places = flops / config.flops_per_token(plan.length / 2)
     steps = max(1, round(places / (plan.rows * plan.length)))
-    rates = plan.optimizer
+    # Half of fine-tuning's rates: it goes on from the end of a decay.
+    rates = {name: getattr(plan.optimizer, name) / 2 for name in RATES}
     changed = {
         "steps": steps,
         "seconds": None,
         "turns": (),
-        # Half of fine-tuning's rates: it goes on from the end of a decay.
-        "optimizer": replace(
-            rates, muon_lr=rates.muon_lr / 2, embedding_lr=rates.embedding_lr / 2, gain_lr=rates.gain_lr / 2
-        ),
+        "optimizer": replace(plan.optimizer, **rates),
         "checkpoint_every": max(1, steps // 3),
     }
     return plan.model_copy(update=changed)
@@ -228,6 +246,9 @@ def _common(
         "optimizer": optimizer_of(life.recipe, stage),
         "warmup": 10 if recipe.warmup is None else recipe.warmup,
         "decay_share": decay_share if recipe.decay_share is None else recipe.decay_share,
+        "schedule": recipe.schedule,
+        "final": recipe.final,
+        "average": recipe.average,
         "clip": recipe.clip,
         "checkpoint_every": recipe.checkpoint_every or every,
         "evaluate_every": recipe.evaluate_every or 2 * every,

@@ -16,8 +16,9 @@ from athanor.base.run import Stage
 from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
 from athanor.pipeline.recipe import Recipe, check, explain
+from athanor.training.averaging import AverageKind
 from athanor.training.optimizers import OptimizerConfig
-from athanor.training.schedules import Turn
+from athanor.training.schedules import Growth, ScheduleKind, Turn
 
 PLAN_SCHEMA_VERSION: Literal[3] = 3
 
@@ -59,6 +60,9 @@ class TrainingPlan(Plan):
     optimizer: OptimizerConfig
     warmup: Annotated[int, Field(ge=0)]
     decay_share: Annotated[float, Field(ge=0, lt=1)]
+    schedule: ScheduleKind = "wsd"
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: AverageKind = "none"
     clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Count
     evaluate_every: Count
@@ -68,6 +72,8 @@ class TrainingPlan(Plan):
     def _ends(self) -> Self:
         if self.steps is None and self.seconds is None and not self.turns:
             raise ValueError("without steps, seconds or turns the stage would never end")
+        if self.schedule != "wsd" and self.steps is None and not self.turns:
+            raise ValueError(f"a {self.schedule} schedule needs steps")
         steps = [turn.step for turn in self.turns]
         if steps != sorted(steps) or any(not 0 <= turn.step <= turn.end for turn in self.turns):
             raise ValueError("turns are [step, end] pairs, in order and with step at most end")
@@ -81,9 +87,21 @@ class SupervisedPlan(TrainingPlan):
 
 
 class PretrainPlan(SupervisedPlan):
+    """rows_growth, length_growth: of the batches, where they do not have one size from the start."""
+
     model: ModelConfig
     expected_tokens: int
     expected_steps: int
+    rows_growth: Growth | None = None
+    length_growth: Growth | None = None
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.length_growth is not None and self.length_growth.last != self.length:
+            raise ValueError(f"length_growth ends at {self.length_growth.last}, length is {self.length}")
+        if self.rows_growth is not None and self.rows_growth.last != self.rows:
+            raise ValueError(f"rows_growth ends at {self.rows_growth.last}, rows is {self.rows}")
+        return self
 
 
 class RlPlan(TrainingPlan):

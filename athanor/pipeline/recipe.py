@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from athanor.base.errors import ModelError, RecipeError
 from athanor.environments import load_environment
@@ -71,32 +71,65 @@ class ModelRecipe(_Section):
 
 
 class OptimizerRecipe(_Section):
-    """Peak learning rates of Muon (the blocks' matrices) and AdamW (embeddings); weight decay of the matrices."""
+    """What steps the matrices: "muon" (the rest then by AdamW), "adamw", or "lion" for everything. The other settings
+    are those of `OptimizerConfig`: peak learning rates, decay, and the parts of Muon. `optimizer = "lion"` is short for
+    `optimizer.kind = "lion"`.
+    """
 
+    kind: Literal["muon", "adamw", "lion"] = "muon"
     muon_lr: Rate | None = None
+    adam_lr: Rate | None = None
     embedding_lr: Rate | None = None
+    head_lr: Rate | None = None
+    gain_lr: Rate | None = None
+    bias_lr: Rate | None = None
     weight_decay: float | None = Field(default=None, ge=0, le=10)
+    table_decay: float | None = Field(default=None, ge=0, le=10)
+    momentum_warmup: int | None = Field(default=None, ge=0, le=10**9)
+    row_equilibration: bool | None = None
+    row_moment: bool | None = None
+    renormalise: bool | None = None
+    cautious: bool | None = None
+
+
+def _spelt_out(optimizer: Any) -> Any:
+    """The section that an optimizer's bare name stands for."""
+    return {"kind": optimizer} if isinstance(optimizer, str) else optimizer
 
 
 class TrainingRecipe(_Section):
     """steps: updates, or absent to train for a share of the budget. length: places of a row; micro_rows of them go
-    through the model at a time."""
+    through the model at a time.
+
+    schedule: of the learning rate after the warm-up: "wsd" stays at the peak and falls for the last decay_share of the
+    run, "linear" and "cosine" fall all the way and need `steps`; final: the share of the peak that all end at. average:
+    of the weights over the decay, for the saved model: "tail" of all its steps, "ema" of the later ones more.
+    """
 
     steps: Steps | None = None
     length: int | None = Field(default=None, ge=16, le=1 << 20)
     micro_rows: Size | None = None
     warmup: int | None = Field(default=None, ge=0, le=10**9)
     decay_share: float | None = Field(default=None, ge=0, lt=1)
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    final: float = Field(default=0.0, ge=0, lt=1)
+    average: Literal["none", "tail", "ema"] = "none"
     clip: float = Field(default=1.0, gt=0)
     checkpoint_every: Steps | None = None
     evaluate_every: Steps | None = None
-    optimizer: OptimizerRecipe = OptimizerRecipe()
+    optimizer: Annotated[OptimizerRecipe, BeforeValidator(_spelt_out)] = OptimizerRecipe()
 
 
 class PretrainRecipe(TrainingRecipe):
-    """rows × length: places of a batch. share: part of the budget, at most; the other shares come first."""
+    """rows × length: places of a batch. share: part of the budget, at most; the other shares come first.
+
+    first_rows, first_length: what a batch begins with, to double until half of the tokens are read; rows are cut into
+    shorter ones, so that a batch has the same tokens.
+    """
 
     rows: Size | None = None
+    first_rows: Size | None = None
+    first_length: int | None = Field(default=None, ge=16, le=1 << 20)
     share: float = Field(default=1.0, gt=0, le=1)
 
 
@@ -298,6 +331,7 @@ def check(recipe: Recipe) -> None:
                 f"{name}.length = {length} exceeds the context, model.max_seq_len = {recipe.model.max_seq_len}.",
                 "Make the one smaller or the other larger.",
             )
+        _check_schedule(name, getattr(recipe, name))
     sizes = {"d_model": 64, "n_layers": 1} | recipe.model.sizes
     try:
         standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)
@@ -317,3 +351,23 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(f"rl.levels names {strange[0]!r}, which is not among rl.environments.")
     if recipe.sft.share + recipe.rl.share + recipe.evaluate.share > 0.8:
         raise RecipeError("The shares of sft, rl and evaluate leave less than a fifth of the budget for pre-training.")
+
+
+def _check_schedule(stage: str, recipe: TrainingRecipe) -> None:
+    if recipe.schedule == "wsd":
+        return
+    if recipe.steps is None:
+        raise RecipeError(
+            f'{stage}.schedule = "{recipe.schedule}" falls from the start, so {stage}.steps must be given.',
+            'Give it, or leave the schedule at "wsd", which ends on time whatever the number of steps.',
+        )
+    if recipe.decay_share is not None:
+        raise RecipeError(
+            f'{stage}.decay_share says nothing with {stage}.schedule = "{recipe.schedule}".',
+            'Leave it out, or leave the schedule at "wsd".',
+        )
+    if recipe.average == "tail":
+        raise RecipeError(
+            f'{stage}.average = "tail" with {stage}.schedule = "{recipe.schedule}" would be that of the whole run.',
+            'Take "ema", or leave the schedule at "wsd".',
+        )

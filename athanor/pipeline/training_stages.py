@@ -41,6 +41,7 @@ from athanor.pipeline.recipe import TrainingRecipe
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import training_example
 from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
+from athanor.training.growth import GrowingBatches
 from athanor.training.loop import LoopConfig, Outcome, Trainer
 from athanor.training.objectives import next_token
 from athanor.training.schedules import Schedule
@@ -83,11 +84,14 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
     return life.perform("pretrain", settings, inputs, work)
 
 
-def pretraining_batches(plan: PretrainPlan, text: Shards, seed: int) -> PackedBatches:
+def pretraining_batches(plan: PretrainPlan, text: Shards, seed: int) -> PackedBatches | GrowingBatches:
     """The stream of batches that a pre-training plan reads, from its beginning."""
     eot = text.index.end_of_text_id
     pieces = DocumentPieces(text.tokens, text.offsets, plan.length, eot)
-    return PackedBatches(pieces, plan.rows, plan.length, subseed(seed, "pretrain"), pad_id=eot)
+    batches = PackedBatches(pieces, plan.rows, plan.length, subseed(seed, "pretrain"), pad_id=eot)
+    if plan.rows_growth is None and plan.length_growth is None:
+        return batches
+    return GrowingBatches(batches, plan.expected_tokens, plan.rows_growth, plan.length_growth)
 
 
 def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
@@ -251,13 +255,14 @@ def _train(
         steps=plan.steps,
         micro_rows=plan.micro_rows,
         optimizer=plan.optimizer,
-        schedule=Schedule(plan.warmup),
+        schedule=Schedule(plan.warmup, plan.final, plan.schedule),
         decay_share=plan.decay_share,
         clip=plan.clip,
         precision=plan.precision,
         checkpoint_every=plan.checkpoint_every,
         evaluate_every=plan.evaluate_every,
         turns=plan.turns,
+        average=plan.average,
     )
     seconds = plan.seconds
     trainer = Trainer(

@@ -22,7 +22,7 @@ from athanor.models.config import MlpConfig, ModelConfig, standard_config
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.objectives import next_token
-from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
+from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
 
 # d_model and n_layers: all sizes are multiples of 64, so that every quantised format fits.
 LADDER = (
@@ -80,7 +80,7 @@ def measure_training(
     them. micro_rows: of them go through the model at a time, by default all.
     """
     model = build(config, seed=0)
-    optimizer = MuonAdamW(model, OptimizerConfig())
+    optimizer = make_optimizer(model, OptimizerConfig())
     tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
     ids, positions = torch.zeros_like(tokens), torch.arange(length).expand(rows, length)
     batch = Batch(tokens, tokens.roll(-1, 1), ids, positions)

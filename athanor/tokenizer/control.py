@@ -41,7 +41,17 @@ SAID = frozenset({END_OF_TEXT, TURN_END, TOOL_CALL, TOOL_CALL_END, THINK, THINK_
 """Those that an assistant's answer may hold."""
 
 CONTROL_TOKENS = 64
-"""How many ids are set aside at least: the named ones and, with those that exist today, 51 spare ones."""
+"""How many ids are set aside at least: the named ones and, with those that exist today, 51 spare ones.
+
+Objectives of pre-training have given some of the spare ones a meaning."""
+
+
+CLASSIFY, SEPARATE = "<|spare_0|>", "<|spare_1|>"
+"""Around the texts of an encoder: before the first, and after each."""
+REGULAR, SEQUENTIAL, EXTREME = "<|spare_2|>", "<|spare_3|>", "<|spare_4|>"
+"""What a mixture of denoisers says before a text: how it is corrupted."""
+SENTINELS = tuple(f"<|spare_{index}|>" for index in range(5, CONTROL_TOKENS - len(NAMED)))
+"""Stand for the hidden spans of a text, in order."""
 
 
 def control_tokens(count: int = CONTROL_TOKENS) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ IGNORED = -100  # a target without a loss, torch's convention
 @dataclass(frozen=True)
 class Batch:
     """All (rows, time) int64: inputs, next-token targets (or IGNORED), the document each place belongs to (-1 for
-    padding), its place in it. metrics: what its source wants logged beside the loss.
+    padding), its place in it. metrics: what its source wants logged beside the loss. counts: what further terms of a
+    loss are averaged over, of the whole batch that a micro-batch is a part of.
     """
 
     tokens: Tensor
@@ -32,6 +33,7 @@ class Batch:
     document_ids: Tensor
     positions: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    counts: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def n_targets(self) -> int:
@@ -48,9 +50,12 @@ class Batch:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def split(self, rows: int) -> list[Self]:
-        """Micro-batches of at most `rows` rows, without the metrics."""
+        """Micro-batches of at most `rows` rows, without the metrics and with the counts of the whole."""
         parts = {name: column.split(rows) for name, column in self.columns.items()}
-        return [type(self)(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
+        return [
+            type(self)(**dict(zip(parts, part, strict=True)), counts=self.counts)
+            for part in zip(*parts.values(), strict=True)
+        ]
 
 
 def lay_out(
@@ -58,8 +63,8 @@ def lay_out(
     length: int,
     sequence: Callable[[int], Mapping[str, np.ndarray]],
     empty: Mapping[str, int | float],
-) -> dict[str, Tensor]:
-    """The columns of a batch, each (rows, length): row by row the sequences named there, one after the other.
+) -> dict[str, Any]:
+    """The columns of a batch, each a tensor (rows, length): row by row the sequences named there, one after the other.
 
     sequence: index → equally long parts of every column. empty: the columns and what stands where nothing else does.
     `document_ids` and `positions` are added.
@@ -221,9 +226,9 @@ class PackedBatches:
             if position.block == len(self._epoch(position.epoch)[1]) - 1:
                 position.epoch, position.block = position.epoch + 1, 0
 
-    def next_rows(self) -> list[list[int]]:
-        """The sequence indices of the next batch, row by row; advances the position."""
-        return [self._next_row() for _ in range(self.rows)]
+    def next_rows(self, rows: int | None = None) -> list[list[int]]:
+        """The sequence indices of the next batch, row by row; advances the position. rows: instead of the usual."""
+        return [self._next_row() for _ in range(self.rows if rows is None else rows)]
 
     def assemble(self, rows: list[list[int]]) -> Batch:
         def sequence(index: int) -> dict[str, np.ndarray]:

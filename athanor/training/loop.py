@@ -15,18 +15,18 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, write_json
 from athanor.base.progress import progress, say
 from athanor.base.run import MetricsLog, damaged
-from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
+from athanor.training.averaging import AverageKind, WeightAverage
 from athanor.training.batches import Batch
 from athanor.training.checkpoints import load_checkpoint, save_checkpoint
 from athanor.training.objectives import Loss
-from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
+from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
 from athanor.training.schedules import Schedule, Turn
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -56,7 +56,8 @@ class LoopConfig:
     earlier run turned, to do the same whatever the clock says.
 
     micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
-    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
+    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients. average: of the
+    weights while the rate falls, which the model has in the end.
     """
 
     steps: int | None
@@ -69,6 +70,11 @@ class LoopConfig:
     checkpoint_every: int = 0
     evaluate_every: int = 0
     turns: tuple[Turn, ...] = ()
+    average: AverageKind = "none"
+
+    def __post_init__(self) -> None:
+        if self.schedule.kind != "wsd" and self.steps is None and not self.turns:
+            raise ValueError(f"a {self.schedule.kind} schedule needs to know the number of steps")
 
 
 @dataclass
@@ -101,20 +107,22 @@ def _is_turn(turn: Any) -> bool:
 class Trainer:
     """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
 
-    objective: (model, batch) → Loss. evaluate: (model) → metrics, called every `evaluate_every` steps.
-    beat: called after each step, to note the time spent. identity: what is trained; a checkpoint of another is refused.
+    objective: (model, batch) → Loss, of whatever kind of model and batch. evaluate: (model) → metrics, called every
+    `evaluate_every` steps. after_step: (model), changes what no gradient does. beat: called after each step, to note
+    the time spent. identity: what is trained; a checkpoint of another is refused.
     """
 
     def __init__(
         self,
-        model: Decoder,
-        objective: Callable[[Decoder, Any], Loss],
+        model: nn.Module,
+        objective: Callable[[Any, Any], Loss],
         source: Source,
         config: LoopConfig,
         folder: Path,
         *,
         remaining: Callable[[], float] | None = None,
-        evaluate: Callable[[Decoder], Mapping[str, float]] | None = None,
+        evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+        after_step: Callable[[Any], None] | None = None,
         beat: Callable[[], None] = lambda: None,
         tensorboard: Path | None = None,
         peak_rate: float | None = None,
@@ -125,8 +133,10 @@ class Trainer:
             raise ValueError("a loop without a number of steps needs a clock")
         self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
+        self.after_step = after_step
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
-        self.optimizer = MuonAdamW(model, config.optimizer)
+        self.optimizer = make_optimizer(model, config.optimizer)
+        self.average = None if config.average == "none" else WeightAverage(model, config.average)
         self.outcome = Outcome()
         self._step_seconds: list[float] = []
         self._skipped_in_a_row = 0
@@ -149,6 +159,8 @@ class Trainer:
             self._save(keep=1)
         finally:
             log.close()
+        if self.average is not None:
+            self.average.give()
         return outcome
 
     def _finished(self) -> bool:
@@ -165,6 +177,8 @@ class Trainer:
                 weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
                 self.model.load_state_dict(weights)
                 self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
+                if self.average is not None:
+                    self.average.load_state({k.removeprefix("average."): v for k, v in tensors.items()})
                 self.source.set_position(numbers["position"])
                 for name in _COUNTERS:
                     setattr(self.outcome, name, int(numbers[name]))
@@ -182,12 +196,13 @@ class Trainer:
         if self.config.turns:
             self._turn(*self.config.turns)
         elif self.config.steps is not None:
-            steps = self.config.steps
-            self._turn(Turn(steps - round(self.config.decay_share * steps), steps))
+            self._turn(self.config.schedule.turn_of(self.config.steps, self.config.decay_share))
 
     def _save(self, keep: int = 2) -> None:
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state.items()}
         numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
         numbers |= {"position": self.source.get_position(), "identity": self.identity}
         save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
@@ -230,6 +245,10 @@ class Trainer:
         finite = torch.isfinite(torch.tensor([loss, norm])).all().item()
         if finite:
             self.optimizer.step(outcome.steps, factor)
+            if self.after_step is not None:
+                self.after_step(self.model)
+            if self.average is not None and outcome.turns and outcome.steps > outcome.turns[0].step:
+                self.average.take()
             outcome.tokens += n_targets
             self._skipped_in_a_row = 0
         else:
@@ -254,23 +273,33 @@ class Trainer:
             bar.set_total(outcome.turns[-1].end)
 
     def _accumulate(self, batch: Batch) -> tuple[float, dict[str, float], int]:
-        """Gradients of the mean loss over the whole batch, micro-batch by micro-batch."""
+        """Gradients of the mean loss over the whole batch, micro-batch by micro-batch.
+
+        The mean is over what the objective counts: the batch's targets, nearly always. Where it counts otherwise, which
+        only shows at the end, the gradients are scaled then.
+        """
         n_targets = batch.n_targets
         if n_targets == 0:
             raise AthanorError(
                 f"Batch {self.outcome.steps + 1} has no target to learn from.",
                 "Check the loss mask of the training data.",
             )
-        total, sums = 0.0, dict[str, float]()
+        total, counted, sums = 0.0, 0, dict[str, float]()
         for part in batch.split(self.config.micro_rows):
             with autocast(self.config.precision):
                 loss = self.objective(self.model, part)
             (loss.sum / n_targets).backward()
             total += float(loss.sum.detach())
+            counted += loss.count
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-        metrics = {name: value / n_targets for name, value in sums.items()}
-        return total / n_targets, {**metrics, **batch.metrics}, n_targets
+        if counted not in (0, n_targets):
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= n_targets / counted
+        counted = counted or n_targets
+        metrics = {name: value / counted for name, value in sums.items()}
+        return total / counted, {**metrics, **batch.metrics}, n_targets
 
     def _skip(self, loss: float, norm: float) -> None:
         self.outcome.skipped += 1

@@ -1,34 +1,49 @@
-"""Muon for the matrices inside the blocks, AdamW for everything else, as one optimizer with one state.
+"""Optimizers behind one interface: Muon for the matrices with AdamW for the rest, AdamW alone, or Lion alone.
 
-Muon (Jordan et al. 2024) steps along the orthogonalised momentum. Matrices of one shape are stacked, so that the
-Newton-Schulz iterations are few large products instead of many small ones. Deviations: Polar Express coefficients
-(Amsel et al. 2025) instead of one quintic; NorMuon's per-row second moment (Li et al. 2025); decay only where step and
-weight agree in sign (cautious, Chen et al. 2025).
+What a parameter is (`training.roles`) decides its rate and its decay; frozen parameters have no state, and a parameter
+without a gradient stays as it is. State is a flat dictionary of tensors under the parameters' own names.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-# Optimal odd quintics for five steps, widened by 2 % for rounding (Polar Express, arXiv 2505.16932).
-_POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
+from athanor.training.muon import Muon
+from athanor.training.roles import Place, places
+
+Kind = Literal["muon", "adamw", "lion"]
+KINDS: tuple[Kind, ...] = ("muon", "adamw", "lion")
+RATES = ("muon_lr", "adam_lr", "head_lr", "embedding_lr", "gain_lr", "bias_lr")  # of `OptimizerConfig`
+
+_WIDTH = 256  # inputs of a matrix that adam_lr and head_lr are said for
+# Lion's steps have the full rate in every entry, Adam's about a fifth of it; decay grows by what the rate shrinks
+# (Chen et al. 2023, arXiv 2302.06675, section 5).
+_LION = 0.2
+_LION_BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Learning rates at the peak of the schedule: muon_lr of the matrices in the blocks, whose step of 1 has the size
-    of an orthogonal matrix; embedding_lr of embedding and head; gain_lr of the norms' gains, relative to their size.
+    """Learning rates at the peak of the schedule, and what they are relative to.
+
+    muon_lr: of the matrices between hidden states under Muon; a step of 1 has the size of an orthogonal matrix, times
+    √(rows / columns) where that is above 1. adam_lr: of the same under AdamW and Lion. head_lr: of an untied head's
+    and the routers' matrices. embedding_lr: of the tables, absolute, for tables that begin with deviation 0.8.
+    gain_lr: of the norms' gains, relative to their size. bias_lr: of the biases, absolute. Lion takes a fifth of each.
+
+    Across widths (Yang et al. 2022, muP; Yang et al. 2023, spectral condition) a change of a matrix must keep its
+    spectral norm: Muon's does by construction, and Adam's with rates of one over the inputs, so adam_lr and head_lr
+    are said for 256 inputs and scaled here. embedding_lr, gain_lr and bias_lr do not depend on the width. Across
+    batches nothing is scaled here: rates that suit B tokens a batch suit c·B at √c of their value, decay at 1/√c.
+
+    momentum_warmup: steps in which the momentum rises from 0.85. row_equilibration, row_moment, renormalise: MuonEq,
+    NorMuon, Muon+. cautious: decay only where it goes with the step. weight_decay: of matrices, head and routers;
+    table_decay: of tables; both are multiplied by the rate.
     """
 
     muon_lr: float = 0.015
@@ -39,112 +54,164 @@ class OptimizerConfig:
     adam_betas: tuple[float, float] = (0.8, 0.95)
     adam_epsilon: float = 1e-10
     weight_decay: float = 0.1
+    kind: Kind = "muon"
+    adam_lr: float = 0.004
+    head_lr: float = 0.004
+    bias_lr: float = 0.004
+    table_decay: float = 0.0
+    momentum_warmup: int = 0
+    row_equilibration: bool = False
+    row_moment: bool = True
+    renormalise: bool = False
+    cautious: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("muon_lr", "embedding_lr", "gain_lr", "weight_decay"):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind = {self.kind!r} is none of {', '.join(KINDS)}")
+        for name in (*RATES, "weight_decay", "table_decay", "momentum_warmup"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)} is not a number from 0 on")
         for share in (self.momentum, self.muon_beta2, *self.adam_betas):
             if not 0 <= share < 1:
                 raise ValueError(f"{share} is not a decay rate from 0 to below 1")
 
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) → the nearest semi-orthogonal matrices, singular values within about 1 ± 0.1; in the input's
-    dtype.
-    """
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT.contiguous() if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)
-    gram = x @ x.mT
-    factor = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device).expand_as(gram)
-    for a, b, c in _POLAR_EXPRESS:
-        # The quintic is a polynomial of the Gram matrix times x: iterating on the small square ones alone and applying
-        # their product at the end saves a quarter of the work on matrices that are not square.
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        factor = polynomial @ factor
-        gram = polynomial @ gram @ polynomial
-    x = factor @ x
-    return x.mT if tall else x
+    def momentum_at(self, number: int) -> float:
+        """Muon's momentum at step 1, 2, …"""
+        if number >= self.momentum_warmup:
+            return self.momentum
+        start = min(0.85, self.momentum)
+        return start + (self.momentum - start) * number / self.momentum_warmup
 
 
-class MuonAdamW:
+class Rule(Protocol):
+    """Steps some of a model's parameters."""
+
+    state: dict[str, Tensor]
+
+    def step(self, number: int, rate: float) -> None: ...
+
+
+class Optimizer:
     """Steps a model's parameters from their gradients. `state` is a flat name → tensor dictionary, which is what is
     saved.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self.config = config
-        self.parameters = dict(model.named_parameters())
-        self.stacks: dict[str, list[str]] = defaultdict(list)
-        self.singles: list[str] = []
-        for name, parameter in self.parameters.items():
-            if parameter.dim() == 2 and name.startswith("blocks."):
-                self.stacks["x".join(map(str, parameter.shape))].append(name)
-            else:
-                self.singles.append(name)
-        self.state: dict[str, Tensor] = {}
-        for shape, names in self.stacks.items():
-            like = self.parameters[names[0]]
-            self.state[f"{shape}.momentum"] = like.new_zeros(len(names), *like.shape, dtype=torch.float32)
-            self.state[f"{shape}.variance"] = like.new_zeros(len(names), like.shape[0], 1, dtype=torch.float32)
-        for name in self.singles:
-            self.state[f"{name}.first"] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
-            self.state[f"{name}.second"] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = rules
+        self.state: dict[str, Tensor] = {name: tensor for rule in rules for name, tensor in rule.state.items()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Entries of parameters that are frozen now are left aside. Raises KeyError for one that is missing."""
         for name, tensor in self.state.items():
             tensor.copy_(state[name])
 
     @torch.no_grad()
     def step(self, number: int, rate: float) -> None:
         """number: 1, 2, … for bias correction; rate: the schedule's factor on learning rates and, with them, decay."""
-        for shape, names in self.stacks.items():
-            self._muon(shape, names, rate)
-        for name in self.singles:
-            self._adam(name, number, rate * self._adam_lr(name))
+        for rule in self.rules:
+            rule.step(number, rate)
 
-    def _muon(self, shape: str, names: list[str], rate: float) -> None:
-        config = self.config
-        gradients = torch.stack([self._gradient(name) for name in names])
-        momentum = self.state[f"{shape}.momentum"].lerp_(gradients, 1 - config.momentum)
-        update = orthogonalise(gradients.lerp_(momentum, config.momentum))
-        variance = self.state[f"{shape}.variance"]
-        variance.lerp_(update.square().mean(-1, keepdim=True), 1 - config.muon_beta2)
-        size = update.norm(dim=(-2, -1), keepdim=True)
-        update = update * variance.clamp_min(1e-10).rsqrt()
-        update *= size / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-        rows, columns = update.shape[-2:]
-        lr = rate * config.muon_lr
-        update *= max(1.0, rows / columns) ** 0.5
-        for name, step in zip(names, update, strict=True):
-            parameter = self.parameters[name]
-            if config.weight_decay:
-                agree = (step * parameter) > 0
-                step = step.addcmul(parameter, agree, value=config.weight_decay)
-            parameter.sub_(step, alpha=lr)
 
-    def _adam_lr(self, name: str) -> float:
-        parameter = self.parameters[name]
-        if parameter.dim() > 1:
-            return self.config.embedding_lr
-        return self.config.gain_lr * float(parameter.square().mean().sqrt())  # a gain moves relative to its size
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """For every parameter of the model that is to be trained."""
+    trained = [place for place in places(model) if place.parameter.requires_grad]
+    if config.kind == "lion":
+        return Optimizer([Lion(trained, config)])
+    if config.kind == "adamw":
+        return Optimizer([AdamW(trained, config)])
+    matrices = [place for place in trained if place.role == "matrix"]
+    return Optimizer([Muon(matrices, config), AdamW([p for p in trained if p.role != "matrix"], config)])
 
-    def _adam(self, name: str, number: int, lr: float) -> None:
-        config = self.config
-        beta1, beta2 = config.adam_betas
-        parameter, gradient = self.parameters[name], self._gradient(name)
-        first = self.state[f"{name}.first"].lerp_(gradient, 1 - beta1)
-        second = self.state[f"{name}.second"].lerp_(gradient.square(), 1 - beta2)
-        deviation = (second / (1 - beta2**number)).sqrt_().add_(config.adam_epsilon)
-        parameter.addcdiv_(first, deviation, value=-lr / (1 - beta1**number))
 
-    def _gradient(self, name: str) -> Tensor:
-        gradient = self.parameters[name].grad
-        if gradient is None:
-            raise RuntimeError(f"{name} has no gradient")
-        return gradient.float()
+def _rates(moving: Sequence[Place], config: OptimizerConfig) -> list[float]:
+    """AdamW's rate of each, before the schedule's factor."""
+    sizes = _sizes([place for place in moving if place.role == "gain" and not place.from_zero])
+    rates = {
+        "matrix": lambda place: config.adam_lr * _WIDTH / place.inputs,
+        "head": lambda place: config.head_lr * _WIDTH / place.inputs,
+        "router": lambda place: config.head_lr * _WIDTH / place.inputs,
+        "table": lambda place: config.embedding_lr / place.scale,
+        "gain": lambda place: config.gain_lr * sizes.get(place.name, 1.0),
+        "bias": lambda place: config.bias_lr,
+    }
+    return [rates[place.role](place) for place in moving]
+
+
+def _sizes(gains: Sequence[Place]) -> dict[str, float]:
+    """The root mean square of each gain, read back from the device at once."""
+    if not gains:
+        return {}
+    found = [(p.parameter + p.offset if p.offset else p.parameter).square().mean().sqrt() for p in gains]
+    return dict(zip((place.name for place in gains), torch.stack(found).tolist(), strict=True))
+
+
+def _decay(place: Place, config: OptimizerConfig) -> float:
+    if place.role == "table":
+        return config.table_decay
+    return config.weight_decay if place.role in ("matrix", "head", "router") else 0.0
+
+
+def _moving(places: Sequence[Place]) -> tuple[list[Place], list[Tensor], list[Tensor]]:
+    """Those that have a gradient, their parameters, and their gradients in fp32."""
+    moving = [place for place in places if place.parameter.grad is not None]
+    gradients = [place.parameter.grad.float() for place in moving if place.parameter.grad is not None]
+    return moving, [place.parameter for place in moving], gradients
+
+
+class AdamW:
+    """Loshchilov and Hutter 2019: the decay goes past the moments."""
+
+    def __init__(self, places: Sequence[Place], config: OptimizerConfig) -> None:
+        self.places, self.config = places, config
+        self.state = {
+            f"{place.name}.{moment}": torch.zeros_like(place.parameter, dtype=torch.float32)
+            for place in places
+            for moment in ("first", "second")
+        }
+
+    def step(self, number: int, rate: float) -> None:
+        config, (beta1, beta2) = self.config, self.config.adam_betas
+        moving, parameters, gradients = _moving(self.places)
+        if not moving:
+            return
+        first = [self.state[f"{place.name}.first"] for place in moving]
+        second = [self.state[f"{place.name}.second"] for place in moving]
+        rates = [rate * lr for lr in _rates(moving, config)]
+        _shrink(moving, rates, config)
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_lerp_(second, torch._foreach_mul(gradients, gradients), 1 - beta2)
+        deviations = torch._foreach_div(second, 1 - beta2**number)
+        torch._foreach_sqrt_(deviations)
+        torch._foreach_add_(deviations, config.adam_epsilon)
+        torch._foreach_addcdiv_(parameters, first, deviations, [-lr / (1 - beta1**number) for lr in rates])
+
+
+class Lion:
+    """Chen et al. 2023: the sign of an average of momentum and gradient; half the state of AdamW."""
+
+    def __init__(self, places: Sequence[Place], config: OptimizerConfig) -> None:
+        self.places, self.config = places, config
+        self.state = {f"{p.name}.momentum": torch.zeros_like(p.parameter, dtype=torch.float32) for p in places}
+
+    def step(self, number: int, rate: float) -> None:
+        beta1, beta2 = _LION_BETAS
+        moving, parameters, gradients = _moving(self.places)
+        if not moving:
+            return
+        momenta = [self.state[f"{place.name}.momentum"] for place in moving]
+        rates = [rate * lr for lr in _rates(moving, self.config)]
+        _shrink(moving, rates, self.config)  # by AdamW's rates: a decay five times larger than Lion's own
+        steps = torch._foreach_lerp(momenta, gradients, 1 - beta1)
+        torch._foreach_sign_(steps)
+        torch._foreach_mul_(steps, [-_LION * lr for lr in rates])
+        torch._foreach_add_(parameters, steps)
+        torch._foreach_lerp_(momenta, gradients, 1 - beta2)
+
+
+def _shrink(moving: Sequence[Place], rates: Sequence[float], config: OptimizerConfig) -> None:
+    for place, lr in zip(moving, rates, strict=True):
+        if decay := _decay(place, config):
+            place.parameter.mul_(1 - lr * decay)
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:

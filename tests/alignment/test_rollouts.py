@@ -204,7 +204,9 @@ def test_policy_optimisation_raises_the_reward_and_resumes_exactly(
         mine.load_state_dict(start)
         source = without_stopping(make(mine, tokenizer))
         objective = policy_objective("clipped", (0.2, 0.28))
-        optimizer = OptimizerConfig(muon_lr=0.001, embedding_lr=0.0005, gain_lr=0.0002, weight_decay=0.0)
+        optimizer = OptimizerConfig(
+            muon_lr=0.001, embedding_lr=0.0005, head_lr=6e-5, gain_lr=0.0002, weight_decay=0.0
+        )  # fmt: skip
         config = LoopConfig(
             steps, 32, optimizer, Schedule(1), 0.3, checkpoint_every=3, evaluate_every=4
         )  # fmt: skip

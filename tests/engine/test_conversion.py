@@ -338,3 +338,27 @@ def test_ids_that_the_folder_lacks_are_none(tmp_path: Path) -> None:
     assert read(tmp_path / "again" / "generation_config.json")["eos_token_id"] is None
     with pytest.raises(AthanorError, match="tokenizer"):
         from_folder(tmp_path / "again")
+
+
+def test_nothing_but_a_model_is_replaced(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "home", "mixed", "real", "run/sft/model", "cache"):
+        shutil.copytree(folder, tmp_path / name)
+    (tmp_path / "mixed" / "thesis.txt").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "run" / "sft" / "stage.json").write_text("{}")
+    (tmp_path / "cache" / "model.safetensors").unlink()
+    (tmp_path / "cache" / "model.safetensors").symlink_to(tmp_path / "real" / "model.safetensors")
+    (tmp_path / "here" / "below").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    before = sorted(tmp_path.rglob("*"))
+    refused = {
+        ".": "where you are", "..": "where you are", str(tmp_path / "here"): "where you are", "../../home": "your home",
+        "../../mixed": "thesis.txt", "../../link": "is a link", "../../run/sft/model": "belongs to a run",
+        "../../cache": "model.safetensors, which",
+    }  # fmt: skip
+    for name, message in refused.items():
+        with pytest.raises(ModelError, match=message):
+            convert(folder, name, "hf", replace=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    convert(folder, tmp_path / "real", "hf", replace=True)

@@ -125,6 +125,24 @@ def test_a_life_and_what_it_leaves(tiny_recipe: Path, tmp_path: Path) -> None:
     assert_loads_in_transformers(run / "rl" / "model")
 
 
+def test_other_optimizers_schedules_and_growing_batches(tiny_recipe: Path, tmp_path: Path) -> None:
+    wishes = (
+        "pretrain.optimizer=lion", "pretrain.schedule=cosine", "pretrain.final=0.1", "pretrain.average=ema",
+        "pretrain.first_rows=1", "pretrain.first_length=16", "sft.optimizer=adamw", "sft.average=tail",
+    )  # fmt: skip
+    sets = [part for wish in wishes for part in ("--set", wish)]
+    athanor("run", str(tiny_recipe), "--name", "other", *sets, folder=tmp_path)
+    run = tmp_path / "runs" / "other"
+    plan = read_run_plan(run / "plan.json").stages
+    assert plan.pretrain is not None
+    assert plan.sft is not None
+    assert (plan.pretrain.optimizer.kind, plan.sft.optimizer.kind) == ("lion", "adamw")
+    lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rate"] for line in lines][-1] == pytest.approx(0.1, abs=0.02)
+    metrics = json.loads((run / "pretrain" / "stage.json").read_text())["metrics"]
+    assert metrics["places"] < 24 * 4 * 64
+
+
 def assert_loads_in_transformers(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

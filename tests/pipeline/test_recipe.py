@@ -49,6 +49,11 @@ def test_a_resolved_recipe_is_a_recipe() -> None:
         ('rl.loss="policy_gradient"', ("rl", "loss", "policy_gradient")),
         ("rl.loss='policy_gradient'", ("rl", "loss", "policy_gradient")),
         ("pretrain.optimizer.muon_lr=0.01", ("pretrain", "optimizer", "muon_lr", 0.01)),
+        ("pretrain.optimizer=lion", ("pretrain", "optimizer", "kind", "lion")),
+        ("rl.optimizer.kind=adamw", ("rl", "optimizer", "kind", "adamw")),
+        ("sft.optimizer.cautious=false", ("sft", "optimizer", "cautious", False)),
+        ("pretrain.schedule=cosine", ("pretrain", "schedule", "cosine")),
+        ("pretrain.average=tail", ("pretrain", "average", "tail")),
     ],
 )
 def test_set_takes_every_kind_of_value(override: str, value: tuple[Any, ...]) -> None:
@@ -108,6 +113,10 @@ def test_later_settings_win_and_options_win_over_all() -> None:
         ("rl.rows=8", r"unknown key 'rl\.rows'"),
         ("rl.clip_ratio=[1.5, 0.2]", r"rl\.clip_ratio"),
         ("pretrain.optimizer.muon_lr=1e300", r"muon_lr"),
+        ("pretrain.optimizer=sgd", r"pretrain\.optimizer\.kind = 'sgd'.*'muon', 'adamw' or 'lion'"),
+        ("pretrain.schedule=step", r"pretrain\.schedule = 'step'.*'wsd', 'cosine' or 'linear'"),
+        ("pretrain.average=all", r"pretrain\.average = 'all'"),
+        ("pretrain.final=1", r"pretrain\.final = 1 .*less than 1"),
         ("threads=100000", "threads"),
         ("model.max_seq_len=32", r"model\.max_seq_len = 32"),
     ],
@@ -119,6 +128,19 @@ def test_a_wrong_setting_is_named(override: str, named: str) -> None:
 
     assert re.search(named, str(raised.value)), str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["schedule=cosine"], "pretrain.steps must be given"),
+        (["schedule=linear", "steps=9", "decay_share=0.3"], "decay_share says nothing"),
+        (["schedule=cosine", "steps=9", "average=tail"], "that of the whole run"),
+    ],
+)
+def test_schedules_that_do_not_go_with_the_rest(overrides: list[str], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        load_recipe("default", [f"pretrain.{override}" for override in overrides])
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])

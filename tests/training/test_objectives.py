@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import athanor.training.objectives as objectives
+import athanor.training.objectives.cross_entropy as objectives
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch, PackedBatches
 from athanor.training.objectives import linear_cross_entropy, next_token

@@ -1,4 +1,4 @@
-"""Objectives: (model, batch) → Loss. The head and its cross-entropy are one step that never holds all logits at once.
+"""The head and what is asked of its logits as one step, which never holds all logits at once.
 
 Cross-entropy against the head is computed in chunks of rows, and its gradient with it (as in Liger Kernel, Hsu et al.
 2024), so peak memory is one chunk of logits instead of batch × vocabulary, and places without a label cost nothing.
@@ -6,29 +6,18 @@ Cross-entropy against the head is computed in chunks of rows, and its gradient w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from athanor.models.decoder import Decoder
-from athanor.training.batches import IGNORED, Batch
+from athanor.models.embedding import Embedding
+from athanor.models.head import Head
 
 _CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
-
-
-@dataclass(frozen=True)
-class Loss:
-    """sum: summed loss in nats, differentiable; count: number of targets it was summed over; metrics: further sums over
-    them.
-    """
-
-    sum: Tensor
-    count: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -77,11 +66,29 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     return _LinearCrossEntropy.apply(hidden, weight, targets, torch.is_grad_enabled())
 
 
-def next_token(model: Decoder, batch: Batch) -> Loss:
-    """The loss of pre-training and of supervised fine-tuning alike: what differs is which targets a batch has."""
-    hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
-    labelled = batch.targets != IGNORED
-    hidden, targets = hidden[labelled], batch.targets[labelled]
-    if not model.head.is_plain:
-        return Loss(F.cross_entropy(model.logits(hidden).float(), targets, reduction="sum"), len(targets))
-    return Loss(linear_cross_entropy(hidden, model.head_weight, targets), len(targets))
+def head_cross_entropy(head: Head, embedding: Embedding, states: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of the head's logits in nats. states: (n, d_model); targets: (n,) int64, all real labels.
+
+    embedding: of the model, which a tied head shares.
+    """
+    if head.is_plain:
+        weight = embedding.tokens.weight if head.weight is None else head.weight
+        return linear_cross_entropy(states, weight, targets)
+
+    def loss(rows: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(rows, embedding).float(), labels, reduction="sum")
+
+    return in_chunks(loss, states, targets)
+
+
+def in_chunks(function: Callable[..., Tensor], states: Tensor, *others: Tensor) -> Tensor:
+    """The sum of `function` over chunks of rows. What a chunk needs for its gradient is made again when it is needed,
+    so that only one chunk's logits stand at a time.
+    """
+    total = states.new_zeros((), dtype=torch.float32)
+    for rows in zip(*(column.split(_CHUNK) for column in (states, *others)), strict=True):
+        if torch.is_grad_enabled():
+            total = total + checkpoint(function, *rows, use_reentrant=False, preserve_rng_state=False)
+        else:
+            total = total + function(*rows)
+    return total
