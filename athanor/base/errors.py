@@ -5,6 +5,8 @@ Commands print both and exit with code 2; anything else that escapes is a bug an
 
 from __future__ import annotations
 
+import signal
+
 
 class AthanorError(Exception):
     """Something the person at the keyboard can mend.
@@ -40,3 +42,15 @@ class ModelError(AthanorError):
 
 class RunError(AthanorError):
     """A run folder that is corrupt, in use, or was made by a newer version."""
+
+
+class DiskFullError(AthanorError):
+    """A disk, quota or largest file size that does not leave room for a file."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked for an end, and what was done so far is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number

@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from athanor.base.errors import AthanorError
+from athanor.base.errors import AthanorError, DiskFullError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no room for a file."""
 
 
 def _sync(path: Path) -> None:
@@ -36,12 +39,13 @@ def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
 
 
 @contextmanager
-def _explain_disk_errors(path: Path, temporary: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the system about either of the two become AthanorErrors that name `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AthanorError(
+        if error.errno in FULL:
+            raise DiskFullError(
                 f"The disk is full: {path} could not be written.",
                 "Free some space and run the same command again; it continues.",
             ) from error
@@ -59,7 +63,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary file name beside `path`; on success what was written there is flushed and takes its place."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
-    with _explain_disk_errors(path, temporary):
+    with explain_disk_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -79,7 +83,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
-    with _explain_disk_errors(path, temporary):
+    with explain_disk_errors(path, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:

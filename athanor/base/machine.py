@@ -98,6 +98,24 @@ def _memory() -> int:
         return total
 
 
+def available_memory() -> int:
+    """Bytes that can be had without swapping, bounded by a container's limit."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = next((int(value) for name, value in lines if name == "inactive_file"), 0)
+            available = min(available, int(limit) - used + cached)
+    except (OSError, ValueError):
+        pass
+    return max(0, available)
+
+
 def _processor() -> tuple[str, tuple[str, ...]]:
     interesting = (
         "avx2",

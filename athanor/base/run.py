@@ -15,12 +15,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from athanor.base.errors import AthanorError, RunError
-from athanor.base.files import fingerprint, read_json, sha256_file, write_bytes, write_json
+from athanor.base.errors import AthanorError, DiskFullError, RunError
+from athanor.base.files import (
+    FULL,
+    explain_disk_errors,
+    fingerprint,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from athanor.base.progress import say
 
 SCHEMA_VERSION = 1
 RUNS = Path("runs")
@@ -75,6 +84,10 @@ class Stage:
         now = time.monotonic()
         if self._started is not None and now - self._beaten >= every:
             self._beaten = now
+            self._note_seconds()
+
+    def _note_seconds(self) -> None:
+        with suppress(DiskFullError):  # it only counts time, and must not hide what matters
             write_json(self.folder / "timing.json", {"seconds": self.seconds})
 
     def freeze(self, name: str, decide: Callable[[], Any]) -> Any:
@@ -103,7 +116,7 @@ class Stage:
             if not self.finished:
                 self.record.setdefault("timing", {})["seconds"] = self.seconds
                 self._started = None
-                write_json(self.folder / "timing.json", {"seconds": self._earlier()})
+                self._note_seconds()
 
     def begin(self) -> None:
         """Finds out where the stage stands; a folder made from other settings is set aside first."""
@@ -168,10 +181,19 @@ class Stage:
 
 
 class Run:
-    """runs/NAME: `run.json` (recipe, seed) and its stages. One process at a time; use as a context manager."""
+    """runs/NAME: `run.json` (recipe, and how the run ended) and its stages. One process at a time; use as a context
+    manager. made_from: what the recipe is called, for lists of runs.
+    """
 
     def __init__(
-        self, root: Path, recipe: Mapping[str, Any], version: str, models: Sequence[str], *, fresh: bool = False
+        self,
+        root: Path,
+        recipe: Mapping[str, Any],
+        version: str,
+        models: Sequence[str],
+        *,
+        fresh: bool = False,
+        made_from: str | None = None,
     ) -> None:
         self.root, self.code_version = root, version
         self.stages: dict[str, Stage] = {}
@@ -182,13 +204,21 @@ class Run:
             _check_version(path, fresh)
             if fresh:
                 _clear(root)
-        about = {"name": root.name, "recipe": dict(recipe), "models": list(models)}
-        write_json(path, {"schema_version": SCHEMA_VERSION, **about})
+        about = {"name": root.name, "made_from": made_from, "recipe": dict(recipe), "models": list(models)}
+        self._about = {"schema_version": SCHEMA_VERSION, **about}
+        write_json(path, self._about)
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, _: object = None
+    ) -> None:
+        ended: dict[str, Any] = {"state": "finished"}
+        if kind is not None:
+            ended = {"state": "failed", "error": str(error)} if issubclass(kind, Exception) else {"state": "stopped"}
+        with suppress(AthanorError, OSError):  # a full disk, perhaps the very reason
+            write_json(self.root / "run.json", {**self._about, **ended})
         self._lock.close()
 
     @property
@@ -278,6 +308,20 @@ def _is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
+def is_running(root: Path) -> bool:
+    """Whether a process holds the run. False on systems without locks."""
+    try:
+        import fcntl
+
+        with open(root / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
 def run_folders(runs: Path = RUNS) -> list[Path]:
     """The runs in `runs`, by name."""
     return sorted(record.parent for record in runs.glob("*/run.json"))
@@ -339,33 +383,38 @@ def _lock(root: Path) -> IO[str]:
 class MetricsLog:
     """`metrics.jsonl` (what the run computed, the same each time) and `timing.jsonl` (how fast), a line a step, and
     TensorBoard events of both. Lines after `step`, written before a crash by a process that got further, are
-    dropped.
+    dropped. On a full disk lines wait until there is room again; TensorBoard's events end.
     """
 
     def __init__(self, folder: Path, tensorboard: Path | None, step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = [_open_log(folder / name, step) for name in ("metrics.jsonl", "timing.jsonl")]
+        self._files = [_Lines(folder / name, step) for name in ("metrics.jsonl", "timing.jsonl")]
         self._events = None if tensorboard is None else _Events(tensorboard)
 
     def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
         for file, values in zip(self._files, (metrics, timing), strict=True):
             if values:
                 file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
-                file.flush()
         if self._events is not None:
-            self._events.write(step, {**metrics, **(timing or {})})
+            try:
+                self._events.write(step, {**metrics, **(timing or {})})
+            except OSError as error:
+                say(f"TensorBoard is shown no more of this training ({error.strerror}).")
+                self._events = None
 
     def sync(self) -> None:
-        """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut."""
+        """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut. Raises
+        DiskFullError when some have to wait.
+        """
         for file in self._files:
-            os.fsync(file.fileno())
+            file.sync()
 
     def close(self) -> None:
-        self.sync()
         for file in self._files:
             file.close()
         if self._events is not None:
-            self._events.close()
+            with suppress(OSError):
+                self._events.close()
 
 
 class _Events:
@@ -380,10 +429,13 @@ class _Events:
         self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self.add(step, Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]))
+
+    def add(self, step: int, summary: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
         self._writer.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
         self._writer.flush()
 
@@ -391,15 +443,71 @@ class _Events:
         self._writer.close()
 
 
-def _open_log(path: Path, step: int) -> IO[str]:
-    if path.exists():
-        data, end = path.read_bytes(), 0
-        for line in data.split(b"\n")[:-1]:
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError):
+def note_hyperparameters(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes the settings of a run for TensorBoard's table of hyper-parameters; once a folder. values may hold tables;
+    what is null is left out.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        return
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+    events = _Events(folder)
+    events.add(0, hparams_pb(_flat(values), trial_id=folder.as_posix()))
+    events.close()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+    found: dict[str, str | float | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return found
+
+
+class _Lines:
+    """A file that lines are added to, behind those up to `step`. What does not fit on the disk waits in memory."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        if path.exists():
+            data = path.read_bytes()
+            if (end := _end_of_step(data, step)) < len(data):
+                write_bytes(path, data[:end])
+        self._path, self._waiting = path, b""
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115, for as long as the log is
+
+    def write(self, line: str) -> None:
+        self._waiting += line.encode()
+        try:
+            self._flush()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+
+    def sync(self) -> None:
+        with explain_disk_errors(self._path, self._path):
+            self._flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with suppress(DiskFullError):  # lines without a checkpoint, which a resumed training writes again
+            self.sync()
+        self._file.close()
+
+
+def _end_of_step(data: bytes, step: int) -> int:
+    """How many bytes of a log the whole lines up to `step` are."""
+    end = 0
+    for line in data.split(b"\n")[:-1]:
+        try:
+            if json.loads(line)["step"] > step:
                 break
-            end += len(line) + 1
-        write_bytes(path, data[:end])
-    return open(path, "a", encoding="utf-8")
+        except (ValueError, KeyError, TypeError):
+            break
+        end += len(line) + 1
+    return end

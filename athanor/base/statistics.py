@@ -1,9 +1,9 @@
-"""Intervals and tests for honest numbers: Wilson intervals, (paired) bootstrap, unbiased pass@k."""
+"""Intervals and tests for honest numbers: Wilson intervals, (paired) bootstrap, paired t, unbiased pass@k."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import atan, cos, pi, sin, sqrt
 
 import numpy as np
 
@@ -36,6 +36,34 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
         means[start : start + len(picks)] = array[picks].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def student_t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with `freedom` ≥ 1 degrees of freedom: by bisection of its distribution, which
+    is a finite sum (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, 20.0  # 12.706 is the largest
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """Probability that Student's t lies between −t and t."""
+    angle, odd = atan(t / sqrt(freedom)), freedom % 2
+    term, total = (cos(angle) if odd else 1.0), 0.0
+    for power in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= cos(angle) ** 2 * (power - 1) / power
+    return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
+
+
+def paired_t(differences: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences (Student 1908). Two of them at least."""
+    array = np.asarray(differences, dtype=np.float64)
+    half = student_t(array.size - 1) * float(array.std(ddof=1)) / sqrt(array.size)
+    return float(array.mean()) - half, float(array.mean()) + half
 
 
 def pass_at_k(correct: np.ndarray, samples: int, k: int) -> np.ndarray:

@@ -13,7 +13,12 @@ from athanor.cli.sampling import MaxTokens, MinP, RepetitionPenalty, Seed, Tempe
 
 
 def chat(
-    model: Annotated[str | None, typer.Argument(help="Model folder or run name; by default the latest run's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Model folder, .gguf file, run, packaged model or hf://org/name; default: the latest run's."
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     temperature: Temperature = None,
     top_k: TopK = None,

@@ -39,13 +39,13 @@ def findings() -> dict[str, Any]:
     import torch
 
     from athanor.base.downloads import cache_folder, cached_path
-    from athanor.base.machine import describe, measure
+    from athanor.base.machine import available_memory, describe, measure
     from athanor.corpus.packages import PACKAGES
 
     rates, folder = measure(), cache_folder()
     return {
         "machine": describe().as_dict(),
-        "available_memory": _available_memory(),
+        "available_memory": available_memory(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "torch": {
@@ -170,17 +170,6 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("compiler", found["compiler"] or "none"),
         ("optional", ", ".join(optional)),
     ]
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where it is not known."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def _writable(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from athanor.cli.sampling import MaxTokens, MinP, RepetitionPenalty, Seed, Tempe
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Model folder or run name.")],
+    model: Annotated[str, typer.Argument(help="Model folder, .gguf file, run, packaged model or hf://org/name.")],
     prompt: Annotated[str, typer.Option(help="The text to continue; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt as a message instead.")] = False,
     temperature: Temperature = None,

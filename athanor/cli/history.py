@@ -1,68 +1,133 @@
-"""`athanor history`: the runs in ./runs, what each has finished and how good its model is."""
+"""`athanor history`: the runs of this machine, how they stand and how good they are, and several of them compared."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
 
-from athanor.base.errors import AthanorError
-from athanor.base.files import read_json
-from athanor.base.run import RUNS, run_folders
+import typer
+
+from athanor.base.progress import duration, quantity
+from athanor.base.run import RUNS
 from athanor.cli.output import AsJson, print_json, print_table
 
+if TYPE_CHECKING:
+    from athanor.science.history import Group, RunRecord
 
-def history(json: AsJson = False) -> None:
-    """List the runs on this machine."""
-    runs = [_summary(run) for run in run_folders(RUNS)]
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def history(context: typer.Context, json: AsJson = False) -> None:
+    """List the runs of this machine."""
+    from athanor.science.history import list_runs
+
+    if context.invoked_subcommand:
+        return
+    runs = list_runs(RUNS)
     if json:
-        print_json({"runs": runs})
+        print_json({"runs": [run.as_dict() for run in runs]})
     elif not runs:
         print(f"There are no runs in {RUNS}/ yet; `athanor run` makes one.")
     else:
-        columns = ("name", "budget", "seed", "stages", "seconds", "held-out bits per byte")
-        print_table(columns, [_row(run) for run in runs], ("seed", "seconds", "held-out bits per byte"))
+        columns = (
+            "name",
+            "recipe",
+            "state",
+            "budget",
+            "seed",
+            "parameters",
+            "loss",
+            "bits per byte",
+            "tokens/s",
+            "date",
+        )
+        print_table(columns, [_row(run) for run in runs], columns[4:-1])
+        for run in runs:
+            if run.error:
+                print(f"{run.name}: {run.error}")
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    recipe = _inside(_object(run / "run.json"), "recipe")
-    found = [_object(path) for path in sorted(run.glob("*/stage.json"), key=lambda path: path.stat().st_mtime)]
-    stages = [stage for stage in found if stage.get("status") == "finished" and not _set_aside(stage, run)]
-    bits = _inside(_object(run / "report.json"), "heldout_bits_per_byte")
-    return {
-        "name": run.name,
-        "budget": recipe.get("budget"),
-        "seed": recipe.get("seed"),
-        "stages": [stage.get("name") for stage in stages],
-        "seconds": sum(_number(_inside(stage, "timing").get("seconds")) or 0.0 for stage in stages),
-        "heldout_bits_per_byte": {name: _number(bits.get(name)) for name in ("base", "sft", "rl")} if bits else None,
-    }
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two or more: runs, arms or experiments, by name or folder.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to draw: a .png; an .svg is written beside it. [default: in the first run]"),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Compare runs: what differs in their settings, how they ended, and their curves in a picture."""
+    from athanor.base.errors import RunError
+    from athanor.science.history import differing_settings, find_group, read_run
+
+    found = [group for name in runs for group in find_group(name, RUNS)]
+    groups = list({tuple(folder.resolve() for folder in group.folders): group for group in found}.values())
+    if len(groups) < 2:
+        raise RunError("A comparison needs two runs.", "Name another one, or an experiment with several arms.")
+    if output is not None and output.suffix != ".png":
+        raise RunError(f"{output} is not the name of a picture.", "Give one that ends in .png; the .svg is beside it.")
+    from athanor.science.plots import draw_runs
+
+    records = [[read_run(folder, RUNS) for folder in group.folders] for group in groups]
+    settings = differing_settings([group.folders[0] for group in groups])
+    place = output or groups[0].folders[0] / "compare.png"
+    plots = [str(path) for path in draw_runs(groups, place)]
+    if json:
+        compared = [{"name": group.name, "runs": [run.as_dict() for run in of_group]}
+                 for group, of_group in zip(groups, records, strict=True)]  # fmt: skip
+        print_json({"groups": compared, "settings": settings, "plots": plots})
+        return
+    _print_comparison(groups, records, settings)
+    print(f"\nPlot: {plots[0]} and {Path(plots[1]).name}")
 
 
-def _set_aside(stage: dict[str, Any], run: Path) -> bool:
-    return not (run / str(stage.get("name")) / "stage.json").is_file()
+def _print_comparison(groups: list[Group], records: list[list[RunRecord]], settings: dict[str, list[Any]]) -> None:
+    columns = ("run", "runs", "parameters", "tokens", "seconds", "loss", "bits per byte", "tokens/s", "share of peak")
+    rows = [_group_row(group.name, runs) for group, runs in zip(groups, records, strict=True)]
+    print_table(columns, rows, columns[1:])
+    if settings:
+        print("\nSettings that differ:")
+        print_table(
+            ("setting", *(group.name for group in groups)), [[key, *values] for key, values in settings.items()]
+        )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """What the file holds; nothing when it is missing or damaged, for one bad run must not hide the others."""
-    try:
-        value = read_json(path)
-    except AthanorError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def _group_row(name: str, runs: list[RunRecord]) -> list[str]:
+    """Means over the group's runs."""
+
+    def mean(values: list[float | None], form: str = "{:,.0f}") -> str:
+        known = [value for value in values if value is not None]
+        return form.format(fmean(known)) if known else ""
+
+    tokens = [run.tokens for run in runs if run.tokens]
+    return [
+        name,
+        str(len(runs)),
+        quantity(runs[0].parameters) if runs[0].parameters else "",
+        quantity(fmean(tokens)) if tokens else "",
+        mean([run.seconds for run in runs]),
+        mean([run.loss for run in runs], "{:.3f}"),
+        mean([(run.heldout_bits_per_byte or {}).get("base") for run in runs], "{:.4f}"),
+        mean([run.tokens_per_second for run in runs]),
+        mean([run.share_of_peak for run in runs], "{:.0%}"),
+    ]
 
 
-def _inside(value: dict[str, Any], key: str) -> dict[str, Any]:
-    inner = value.get(key)
-    return inner if isinstance(inner, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _row(run: dict[str, Any]) -> list[str]:
-    bits = run["heldout_bits_per_byte"]
-    shown = " → ".join(f"{value:.3f}" for value in bits.values() if value is not None) if bits else ""
-    stages = " ".join(map(str, run["stages"]))
-    return [run["name"], str(run["budget"] or ""), str(run["seed"] or 0), stages, f"{run['seconds']:.0f}", shown]
+def _row(run: RunRecord) -> list[str]:
+    bits = run.heldout_bits_per_byte or {}
+    state = run.state if run.state == "finished" or not run.stages else f"{run.state} after {run.stages[-1]}"
+    spent = duration(run.seconds) + (f" of {run.budget}" if run.budget else "")
+    return [
+        run.name,
+        run.recipe or "",
+        state,
+        spent,
+        str(run.seed or 0),
+        quantity(run.parameters) if run.parameters else "",
+        "" if run.loss is None else f"{run.loss:.3f}",
+        " → ".join(f"{value:.3f}" for value in bits.values() if value is not None),
+        "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+        run.date,
+    ]

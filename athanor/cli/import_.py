@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-from athanor.cli.export import Force, Format, write
+from athanor.cli.export import Force, write
 from athanor.cli.output import AsJson
 
 
 def import_(
     source: Annotated[str, typer.Argument(help="Model folder, .gguf file, packaged model or hf://org/name.")],
     destination: Annotated[Path, typer.Argument(help="The folder to make.")],
-    format: Format = None,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="F32, F16, BF16. Default: as it is (F32 of a GGUF file)."),
+    ] = None,
     force: Force = False,
     json: AsJson = False,
 ) -> None:

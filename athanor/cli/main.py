@@ -1,7 +1,8 @@
 """The `athanor` command: finds the verb, runs it, and turns what goes wrong into a sentence and an exit code.
 
 A verb's module is imported when it is asked for, and heavy libraries inside the verbs' functions, so that help appears
-at once. Exit codes: 0 done, 1 a broken pipe or a benchmark that failed, 2 something the user can mend, 130 stopped.
+at once. Exit codes: 0 done, 1 a broken pipe or a benchmark that failed, 2 something the user can mend, 130 stopped by
+Ctrl-C, 143 by a scheduler's SIGTERM.
 Anything else is a bug and shows its traceback.
 """
 
@@ -11,6 +12,7 @@ import errno
 import importlib
 import keyword
 import os
+import signal
 import sys
 from collections.abc import Iterator, MutableMapping
 from typing import Annotated, Any
@@ -19,16 +21,16 @@ import typer
 from typer.core import TyperGroup
 
 import athanor
-from athanor.base.errors import AthanorError
+from athanor.base.errors import AthanorError, Stopped
+from athanor.base.files import FULL
 from athanor.base.machine import prepare_process
 from athanor.cli.output import print_error
 
 VERBS = (
-    "run", "chat", "generate", "embed", "models", "import", "export", "tokenizer", "corpus", "bench", "history",
-    "doctor",
+    "run", "chat", "generate", "embed", "models", "import", "export", "tokenizer", "corpus", "bench", "ablate",
+    "history", "doctor",
 )  # fmt: skip
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -73,9 +75,9 @@ class _Root(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("\nStopped. The same command continues.", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)) from None
 
 
 _app = typer.Typer(cls=_Root, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -121,7 +123,7 @@ def _run() -> int:
     except AthanorError as error:
         print_error(error)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             hint = "Free some space and run the same command again; it continues."
             print_error(AthanorError(f"The disk is full{_where(error)}.", hint))
         elif error.errno in _FORBIDDEN or error.filename:

@@ -37,15 +37,16 @@ def run(
     repeated = None
     if plan is None:
         chosen = load_recipe(recipe or "default", settings or (), budget=budget, seed=seed)
-        root = run_folder(name or Path(recipe or "default").stem)
+        root, made_from = run_folder(name or Path(recipe or "default").stem), recipe or "default"
     else:
         if recipe or settings or budget or seed is not None:
             raise RecipeError("--plan brings its own recipe.", "Leave out RECIPE, --budget, --set and --seed.")
         repeated = read_run_plan(plan)
         chosen = repeated.recipe
         source = plan.resolve()
-        root = run_folder(name or f"{source.parent.name if source.name == 'plan.json' else source.stem}-again")
+        origin = source.parent.name if source.name == "plan.json" else source.stem
+        root, made_from = run_folder(name or f"{origin}-again"), f"plan of {origin}"
     from athanor.pipeline.job import live  # after the arguments are checked: it brings torch
 
-    report = live(chosen, root, fresh=fresh, repeated=repeated)
+    report = live(chosen, root, fresh=fresh, repeated=repeated, made_from=made_from)
     typer.echo(to_json(report) if as_json else summary(report, root), nl=not as_json)

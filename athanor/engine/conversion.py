@@ -71,6 +71,11 @@ def convert(
 def _check_destination(place: Path, destination: Path, to: Target, replace: bool) -> None:
     if to == "gguf" and destination.suffix != ".gguf":
         raise ModelError(f"{destination} does not end in .gguf.", "By that a GGUF file is known.")
+    if to == "hf" and destination.suffix == ".gguf":
+        raise ModelError(
+            f"{destination} would be a folder, and what ends in .gguf is read as a file.",
+            "Choose another name; `athanor export` writes GGUF files.",
+        )
     if not destination.exists():
         return
     source = place.resolve()

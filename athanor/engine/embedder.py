@@ -85,7 +85,7 @@ def load_embedder(name: str | Path, *, dtype: torch.dtype | None = None) -> Embe
     """
     folder = find_model(name)
     if folder.suffix == ".gguf":
-        raise ModelError(f"{folder} continues texts and does not embed them.", "Take an encoder's folder.")
+        raise ModelError(f"{folder} continues texts and does not embed them.", "Take an encoder, say all-minilm-l6-v2.")
     pooling, tokenizer = _pooling(folder), from_folder(folder)
     model = load_model(folder, dtype)
     if not isinstance(model, Encoder):

@@ -39,7 +39,11 @@ def find_model(name: str | Path, runs: Path | None = None) -> Path:
     there = [run.name for run in run_folders(runs)]
     known = f"Runs here: {', '.join(there)}." if there else "There are no runs here yet; `athanor run` makes one."
     raise ModelError(
-        f"There is no model {str(name)!r}.",
+        f"{name} is no model: no config.json is in it."
+        if path.is_dir()
+        else f"{name} is no model: it does not end in .gguf."
+        if path.is_file()
+        else f"There is no model {str(name)!r}.",
         f"Give a model folder, a .gguf file, the name of a run, {', '.join(MODELS)}, or {hub.SCHEME}org/name. {known}",
     )
 

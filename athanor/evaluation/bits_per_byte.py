@@ -43,10 +43,19 @@ class HeldOut:
 
 def sample_held_out(shards: Shards, most_tokens: int, seed: int) -> HeldOut:
     """Documents in a keyed random order until `most_tokens` are reached; sources keep their natural shares."""
+    return held_out(shards, choose_documents(shards, most_tokens, seed))
+
+
+def choose_documents(shards: Shards, most_tokens: int, seed: int) -> np.ndarray:
+    """The places, ascending, of the documents that `sample_held_out` takes."""
     order = generator(seed, "held-out sample").permutation(len(shards))
     lengths = np.diff(shards.offsets)[order]
     count = max(1, int(np.searchsorted(np.cumsum(lengths), most_tokens, side="right")))
-    chosen = np.sort(order[:count])
+    return np.sort(order[:count])
+
+
+def held_out(shards: Shards, chosen: np.ndarray) -> HeldOut:
+    """The documents at these places."""
     documents = [np.asarray(shards.document(int(i))) for i in chosen]
     kinds = [shards.source_of(int(i)) for i in chosen]
     return HeldOut(

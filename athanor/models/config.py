@@ -13,11 +13,14 @@ from typing import Literal
 
 from athanor.base.errors import ModelError
 from athanor.models.position_config import Disentangled, Position, RelativeBias, RopeConfig
-from athanor.models.sizes import MOST_LAYERS, count, positive, positive_real
+from athanor.models.sizes import MOST_LAYERS, count, positive, positive_real, word
 
 _MOST_EXPERTS = 1 << 16  # beyond it a file is damaged or hostile
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
+NormKind = Literal["rms", "layer"]
+QkNorm = Literal["head", "each", "projection"]
+Scores = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,12 @@ class NormConfig:
     """RMSNorm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016). offset: added to the gain, 1 for Gemma."""
 
     epsilon: float = 1e-6
-    kind: Literal["rms", "layer"] = "rms"
+    kind: NormKind = "rms"
     bias: bool = False
     offset: float = 0.0
 
     def __post_init__(self) -> None:
+        word("norm kind", self.kind, NormKind)
         if self.epsilon != 0:
             positive_real("norm epsilon", self.epsilon)
         if self.bias and self.kind == "rms":
@@ -49,7 +53,7 @@ class AttentionConfig:
     n_kv_heads: int
     head_dim: int
     position: Position = field(default_factory=RopeConfig)
-    qk_norm: Literal["head", "each", "projection"] | None = None
+    qk_norm: QkNorm | None = None
     bias: bool = False
     output_bias: bool = False
     scale: float | None = None
@@ -59,6 +63,8 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         for name in ("n_heads", "n_kv_heads", "head_dim"):
             positive(name, getattr(self, name))
+        if self.qk_norm is not None:
+            word("qk_norm", self.qk_norm, QkNorm)
         if self.n_heads % self.n_kv_heads:
             raise ModelError(
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}.",
@@ -158,6 +164,7 @@ class MlpConfig:
 
     def __post_init__(self) -> None:
         positive("d_ff", self.d_ff)
+        word("activation", self.activation, Activation)
 
     def matrix_parameters(self, d_model: int) -> int:
         """That a token is multiplied with."""
@@ -182,7 +189,7 @@ class MoeConfig:
     top_k: int
     expert: MlpConfig
     shared: MlpConfig | None = None
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scores: Scores = "softmax"
     normalise: bool = True
     groups: int = 1
     top_groups: int = 1
@@ -193,6 +200,7 @@ class MoeConfig:
     def __post_init__(self) -> None:
         for name in ("n_experts", "top_k", "groups", "top_groups"):
             positive(name, getattr(self, name))
+        word("scores", self.scores, Scores)
         if self.capacity is not None:
             positive("expert_capacity", self.capacity)
         if self.n_experts > _MOST_EXPERTS:
@@ -233,6 +241,7 @@ class ConvolutionConfig:
     groups: int = 1
 
     def __post_init__(self) -> None:
+        word("activation", self.activation, Activation)
         positive("conv_kernel_size", self.kernel)
         positive("conv_groups", self.groups)
         if self.kernel % 2 == 0:
@@ -266,6 +275,7 @@ class LayerConfig:
     convolution: ConvolutionConfig | None = None
 
     def __post_init__(self) -> None:
+        word("placement", self.placement, Placement)
         positive_real("residual scale", self.residual_scale)
         if self.convolution is not None and self.placement != "post":
             raise ModelError(f"A convolution stands beside post-norm layers, not beside {self.placement} ones.")
@@ -328,6 +338,8 @@ class HeadConfig:
     soft_cap: float | None = None
 
     def __post_init__(self) -> None:
+        if self.transform is not None:
+            word("transform", self.transform, Activation)
         if self.outputs is not None:
             positive("outputs", self.outputs)
             if self.tied:

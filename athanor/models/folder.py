@@ -79,7 +79,10 @@ def their_weights(model: Model) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file. Raises ModelError when it cannot be written."""
     try:
+        path.touch()  # with the rights of other new files: the library would make one that only its owner may read
+        mode = path.stat().st_mode
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+        path.chmod(mode)
     except SafetensorError as error:  # a full disk, mostly
         shown = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
         raise ModelError(f"{shown} could not be written ({error}).", "Is there space left on the disk?") from None
@@ -92,7 +95,10 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json.",
+            f"`athanor.load({str(folder)!r}).model` takes names, runs and .gguf files as well.",
+        )
     settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
@@ -111,7 +117,7 @@ def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decode
     if not isinstance(model, Decoder):
         raise ModelError(
             f"{folder} holds no decoder but an {type(model).__name__}, which does not continue a text.",
-            "Take a decoder.",
+            "Take a decoder; `athanor embed` embeds texts with an encoder.",
         )
     return model
 

@@ -10,7 +10,9 @@ from numbers import Real
 from typing import Literal
 
 from athanor.base.errors import ModelError
-from athanor.models.sizes import positive, positive_real
+from athanor.models.sizes import positive, positive_real, word
+
+ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class RopeScaling:
     attention_factor: of cosines and sines; None for the method's own.
     """
 
-    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+    kind: ScalingKind
     factor: float
     original_length: int
     low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
@@ -33,6 +35,7 @@ class RopeScaling:
     long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        word("rope scaling: kind", self.kind, ScalingKind)
         positive("original_max_position_embeddings", self.original_length)
         for name in ("factor", "low", "high"):
             positive_real(f"rope scaling: {name}", getattr(self, name))

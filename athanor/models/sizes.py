@@ -1,8 +1,11 @@
-"""Which sizes a model can have: what is no number, or larger than any model's, is refused with a sentence."""
+"""Which sizes and words a configuration can have: what is no number, larger than any model's, or not a known word, is
+refused with a sentence.
+"""
 
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any, get_args
 
 from athanor.base.errors import ModelError
 
@@ -24,3 +27,9 @@ def positive_real(name: str, value: float) -> None:
 def count(name: str, value: int) -> None:
     if value != 0:
         positive(name, value)
+
+
+def word(name: str, value: object, known: Any) -> None:
+    """known: a Literal. A word that is none of it would build another model than was meant."""
+    if value not in get_args(known):
+        raise ModelError(f"{name} = {value!r} is not known.", f"Known: {', '.join(get_args(known))}.")

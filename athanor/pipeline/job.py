@@ -1,50 +1,47 @@
 """`athanor run`: the stages of a model's life, one after the other, within the time given.
 
 Each stage is a function of a `Life`, which stands in `data_stages`, `training_stages` or `evaluation_stage`; this
-module opens the run, measures the machine, and puts the report together.
+module opens the run and puts the report together.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated, Any
-
-import torch
-from pydantic import BaseModel, Field, ValidationError
+from typing import Any
 
 import athanor
 from athanor.alignment.conversations import check_own_conversations, check_weights
-from athanor.base.errors import AthanorError
-from athanor.base.files import read_json, write_json
-from athanor.base.machine import Rates, describe, exactness_key, measure, usable_cores
+from athanor.base.machine import describe
 from athanor.base.progress import say
 from athanor.base.run import Run
+from athanor.pipeline.calibration import calibrate, use_threads
 from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
-from athanor.pipeline.life import PRETRAIN_LENGTH, Life
+from athanor.pipeline.life import Life
 from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.reporting import report_card
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
-from athanor.science.planner import Speed, measure_speed
-
-_LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 
 
-def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan | None = None) -> dict[str, Any]:
+def live(
+    recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan | None = None, made_from: str | None = None
+) -> dict[str, Any]:
     """Carries out the whole recipe in the run folder `root` and returns the report.
 
-    repeated: another run's plan, to be followed wherever it decides; its recipe is the one to give.
+    made_from: the recipe's name, for lists of runs. repeated: another run's plan, to be followed wherever it
+    decides; its recipe is the one to give.
     """
-    torch.set_num_threads(_threads(recipe))
+    use_threads(recipe)
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
     check_own_conversations(recipe.sft.sources)
-    with Run(root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh) as run:
-        life = Life(run, recipe, describe(), *_calibrate(recipe, root), repeated)
+    with Run(
+        root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
+    ) as run:
+        life = Life(run, recipe, describe(), *calibrate(recipe, root), repeated)
         if repeated:
             say("Repeating a plan: sizes, steps and turns are those of the run that it comes from.")
         elif life.speed:
@@ -58,57 +55,3 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan |
         control = control_stage(life, tokenizer, sft, rl)
         evaluation = evaluate_stage(life, tokenizer, shards, base, sft, rl, control)
         return report_card(life, evaluation)
-
-
-def _threads(recipe: Recipe) -> int:
-    """No more than there are cores: each further one only waits for the others."""
-    cores = usable_cores()
-    if recipe.threads and recipe.threads > cores:
-        say(f"threads = {recipe.threads} is more than this machine has cores; {cores} are used.")
-    return min(recipe.threads or cores, cores)
-
-
-def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
-    """Measured once a run, so that a resumed one decides the same: the machine, and with a budget whole training
-    steps; and the seconds that took.
-    """
-    path = root / "calibration.json"
-    length = min(recipe.pretrain.length or PRETRAIN_LENGTH, _LONGEST_MEASURED)
-    asked = {
-        "vocab_size": recipe.tokenizer.vocab_size,
-        "length": length,
-        "precision": recipe.precision,
-        "training": recipe.budget is not None,
-        "machine": {key: exactness_key()[key] for key in ("processor", "threads")},
-    }
-    found = _read_calibration(path)
-    if found is None or found.asked != asked:
-        say("Measuring the machine …")
-        started = time.monotonic()
-        rates = measure()
-        precision = rates.precision if recipe.precision == "auto" else recipe.precision
-        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision) if recipe.budget else None
-        found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
-        write_json(path, found.model_dump(mode="json"))
-    return found.rates, found.speed, found.seconds
-
-
-class _Calibration(BaseModel):
-    asked: dict[str, Any]
-    rates: Rates
-    speed: Speed | None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-def _read_calibration(path: Path) -> _Calibration | None:
-    """None where there is none that can be used: measuring again costs a few seconds."""
-    try:
-        found = _Calibration.model_validate(read_json(path))
-    except (AthanorError, ValidationError):
-        return None
-    measured = [
-        found.rates.fp32,
-        found.rates.bf16,
-        *((found.speed.small[1], found.speed.large[1]) if found.speed else ()),
-    ]
-    return found if all(0 < rate < float("inf") for rate in measured) else None

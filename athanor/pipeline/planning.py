@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from athanor.base.errors import RecipeError
+from athanor.base.machine import available_memory
 from athanor.base.progress import duration, quantity, say, size
 from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig, standard_config
@@ -20,6 +21,7 @@ from athanor.pipeline.probing import probe
 from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
+from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.schedules import Growth
 
@@ -35,6 +37,7 @@ OPTIMIZERS = {
     ),
 }
 
+_HELD_OUT = {"pretrain": "bits_per_byte", "sft": "heldout_loss"}  # what the best checkpoint is chosen by
 _CHECKPOINT_SECONDS = 30.0
 _LEAST_SHARE = 0.05  # of the budget, for pre-training, however long reading took
 _CONVERSATION_LENGTH = 256
@@ -68,8 +71,9 @@ def expectation(life: Life) -> str:
     )
 
 
-def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int) -> PretrainPlan:
-    recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life)
+def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: float | None = None) -> PretrainPlan:
+    """seconds: how long to train; by default what the budget leaves for it."""
+    recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life) if seconds is None else seconds
     if unique_tokens < _FEW_TOKENS:
         say(f"There are only {quantity(unique_tokens)} tokens to learn from: the model will only know them by heart.")
     length = _pretraining_length(life)
@@ -195,16 +199,20 @@ def optimizer_of(recipe: Recipe, stage: str) -> OptimizerConfig:
 
 
 def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan) -> None:
-    """Raises RecipeError for a plan, repeated or new, that needs more memory than the machine has."""
+    """Says what memory a plan, repeated or new, needs; raises RecipeError where the machine has not that much."""
     places = plan.micro_rows * plan.length
     batch = plan.rows * plan.length if isinstance(plan, SupervisedPlan) else places
     needed = planner.training_memory(config, places) + _BATCH_BYTES * batch
+    free = available_memory()
     if needed > life.machine.memory > 0:
         raise RecipeError(
             f"Training {quantity(count_parameters(config))} parameters on {quantity(places)} places at a time, "
             f"{quantity(batch)} a batch, takes about {size(needed)}, and this machine has {size(life.machine.memory)}.",
             "Make the model, micro_rows, rows or length smaller.",
         )
+    say(f"Training takes about {size(needed)} of memory; {size(free)} are free.")
+    if needed > free:
+        say("That may not fit: end other programs, or make the model, micro_rows, rows or length smaller.")
 
 
 def _pretraining_length(life: Life) -> int:
@@ -237,6 +245,7 @@ def _common(
 ) -> dict[str, Any]:
     """The fields that all training plans decide alike: the recipe's wish, else the default."""
     recipe: TrainingRecipe = getattr(life.recipe, stage)
+    keep = recipe.keep
     every = max(1, round(_CHECKPOINT_SECONDS / step_seconds)) if step_seconds else 50
     return {
         "precision": life.precision,
@@ -252,4 +261,5 @@ def _common(
         "clip": recipe.clip,
         "checkpoint_every": recipe.checkpoint_every or every,
         "evaluate_every": recipe.evaluate_every or 2 * every,
+        "keep": Retention(keep.last, _HELD_OUT[stage] if keep.best else "", keep.every or 0, keep.most),
     }

@@ -17,6 +17,7 @@ from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
 from athanor.pipeline.recipe import Recipe, check, explain
 from athanor.training.averaging import AverageKind
+from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Growth, ScheduleKind, Turn
 
@@ -66,6 +67,7 @@ class TrainingPlan(Plan):
     clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Count
     evaluate_every: Count
+    keep: Retention = Retention()
     turns: tuple[Turn, ...] = ()
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -97,6 +97,17 @@ def _spelt_out(optimizer: Any) -> Any:
     return {"kind": optimizer} if isinstance(optimizer, str) else optimizer
 
 
+class KeepRecipe(_Section):
+    """Checkpoints that are kept while a stage trains: the newest `last`; the best by the stage's held-out measure; of
+    those every so many steps the newest `most`.
+    """
+
+    last: int = Field(default=2, ge=1, le=1000)
+    best: bool = False
+    every: Steps | None = None
+    most: int = Field(default=10, ge=1, le=1000)
+
+
 class TrainingRecipe(_Section):
     """steps: updates, or absent to train for a share of the budget. length: places of a row; micro_rows of them go
     through the model at a time.
@@ -117,6 +128,7 @@ class TrainingRecipe(_Section):
     clip: float = Field(default=1.0, gt=0)
     checkpoint_every: Steps | None = None
     evaluate_every: Steps | None = None
+    keep: KeepRecipe = KeepRecipe()
     optimizer: Annotated[OptimizerRecipe, BeforeValidator(_spelt_out)] = OptimizerRecipe()
 
 
@@ -227,10 +239,14 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any
 
     Raises RecipeError, naming the key and what would be accepted.
     """
-    values = _read(name)
-    for override in overrides:
-        _override(values, override)
-    values |= {key: value for key, value in settings.items() if value is not None}
+    values = read_settings(name)
+    for change in overrides:
+        override(values, change)
+    return make_recipe(values | {key: value for key, value in settings.items() if value is not None})
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Raises RecipeError, naming the key and what would be accepted."""
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -239,7 +255,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any
     return recipe
 
 
-def _read(name: str | Path) -> dict[str, Any]:
+def read_settings(name: str | Path) -> dict[str, Any]:
+    """What the recipe of this name says, unchecked."""
     path = Path(name)
     try:
         if str(name) in shipped_recipes():
@@ -261,11 +278,12 @@ def _read(name: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{name} is not valid TOML: {error}.") from None
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
+def override(values: dict[str, Any], change: str) -> None:
+    """Sets what a change like "a.b=value" says."""
+    path, equals, text = change.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override!r} cannot be read.", "Write it like --set pretrain.steps=200.")
+        raise RecipeError(f"--set {change!r} cannot be read.", "Write it like --set pretrain.steps=200.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -273,7 +291,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {override!r}: {key} has no settings of its own.")
+            raise RecipeError(f"--set {change!r}: {key} has no settings of its own.")
     values[keys[-1]] = value
 
 
@@ -337,6 +355,11 @@ def check(recipe: Recipe) -> None:
         standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)
     except ModelError as error:
         raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
+    if recipe.rl.keep.best:
+        raise RecipeError(
+            "rl.keep.best: reinforcement learning measures nothing held out while it trains.",
+            "pretrain.keep.best and sft.keep.best can be set.",
+        )
     for name in recipe.rl.environments:
         environment = load_environment(name)
         for level in (recipe.rl.levels or {}).get(name, []):

@@ -79,7 +79,7 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def _work(stage: Stage) -> dict[str, Any]:
-    keys = ("tokens", "flops", "parameters", "steps", "skipped_steps")  # absent where nothing is trained
+    keys = ("tokens", "flops", "parameters", "steps", "skipped_steps", "spike_steps")  # absent where nothing is trained
     return {key: stage.metrics[key] for key in keys if key in stage.metrics}
 
 
@@ -104,10 +104,10 @@ def _tokenizer(stage: Stage) -> dict[str, Any]:
 
 
 def _timing(life: Life) -> dict[str, Any]:
-    stages = {}
+    stages, keys = {}, ("seconds", "tokens_per_second", "share_of_peak", "incidents")
     for name, stage in life.run.stages.items():
         timing = stage.record["timing"]
-        stages[name] = {key: timing.get(key) for key in ("seconds", "tokens_per_second", "share_of_peak")}
+        stages[name] = {key: timing.get(key) for key in keys}
     return {
         "seconds": life.seconds,
         "budget_seconds": life.recipe.budget_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,4 +27,21 @@ def summary(report: dict[str, Any], root: Path) -> str:
         f"Report:  {root / 'report.html'}",
         f"Chat:    athanor chat {root.name}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([found] if (found := incidents(report)) else [])])
+
+
+def incidents(report: dict[str, Any]) -> str:
+    """What went wrong and was handled, in a sentence; nothing for a run without a fault."""
+    counts = Counter[str]()
+    for work, timing in zip(report["stages"].values(), report["timing"]["stages"].values(), strict=True):
+        counts += Counter({name: work.get(name) or 0 for name in ("skipped_steps", "spike_steps")})
+        counts += Counter(timing["incidents"] or {})
+    words = {
+        "skipped_steps": "updates left out as not finite",
+        "spike_steps": "left out as spikes of the loss",
+        "resumed": "times resumed",
+        "damaged_checkpoints": "damaged checkpoints found",
+        "missed_checkpoints": "checkpoints not written",
+    }
+    parts = [f"{counts[name]} {text}" for name, text in words.items() if counts[name]]
+    return f"Faults: {', '.join(parts)}." if parts else ""

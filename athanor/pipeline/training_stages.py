@@ -18,7 +18,7 @@ from athanor.base.errors import RecipeError
 from athanor.base.files import read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
-from athanor.base.run import Stage, damaged
+from athanor.base.run import Stage, damaged, note_hyperparameters
 from athanor.corpus.shards import Shards
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.models.build import build, count_parameters
@@ -210,7 +210,10 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
         source = RolloutSource(model, encoder, rollouts, subseed(life.seed, "rl"), plan.precision)
         objective = policy_objective(recipe.loss, recipe.clip_ratio)
         measure = divergence(source, start)
-        outcome = _train(life, stage, plan, model, objective, source, "Reinforcement learning", measure)
+        # Its loss is about zero whatever the policy is worth, and has outliers by nature: none of them is a spike.
+        outcome = _train(
+            life, stage, plan, model, objective, source, "Reinforcement learning", measure, spike_deviations=0.0
+        )
         decoded = source.places_decoded
         flops = decoded * model.config.flops_per_token(plan.length / 4, training=False)
         return _finish(life, stage, model, encoder, outcome, plan, "rl", {"places_decoded": decoded}, flops)
@@ -250,6 +253,7 @@ def _train(
     source: Any,
     description: str,
     evaluate: Callable[[Decoder], Mapping[str, float]] | None = None,
+    spike_deviations: float = LoopConfig.spike_deviations,
 ) -> Outcome:
     config = LoopConfig(
         steps=plan.steps,
@@ -261,10 +265,13 @@ def _train(
         precision=plan.precision,
         checkpoint_every=plan.checkpoint_every,
         evaluate_every=plan.evaluate_every,
+        retention=plan.keep,
+        spike_deviations=spike_deviations,
         turns=plan.turns,
         average=plan.average,
     )
     seconds = plan.seconds
+    note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, model))
     trainer = Trainer(
         model,
         objective,
@@ -280,6 +287,13 @@ def _train(
         identity=stage.fingerprint,
     )
     return trainer.run(description)
+
+
+def _hyperparameters(life: Life, plan: TrainingPlan, model: Decoder) -> dict[str, Any]:
+    """What TensorBoard's table of runs shows beside their losses."""
+    config = model.config
+    sizes = {"parameters": count_parameters(config), "d_model": config.d_model, "n_layers": config.n_layers}
+    return {"seed": life.seed, **sizes, **plan.model_dump(mode="json", exclude={"model", "turns"})}
 
 
 def _finish(
@@ -301,6 +315,7 @@ def _finish(
         "tokens": outcome.tokens,
         "places": places,
         "skipped_steps": outcome.skipped,
+        "spike_steps": outcome.spikes,
         "parameters": count_parameters(model.config),
         "flops": flops,
         **more,
@@ -326,7 +341,11 @@ def _finish(
     return (
         metrics,
         ["model"],
-        {"tokens_per_second": places / seconds, "share_of_peak": flops / seconds / life.peak_rate},
+        {
+            "tokens_per_second": places / seconds,
+            "share_of_peak": flops / seconds / life.peak_rate,
+            "incidents": asdict(outcome.incidents),
+        },
     )
 
 

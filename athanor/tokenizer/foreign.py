@@ -109,7 +109,9 @@ class ForeignTokenizer:
     ) -> list[int]:
         """The ids of a conversation. Raises TokenizerError without a template, or when it refuses."""
         if self.template is None:
-            raise TokenizerError("This model has no chat template.", "Complete plain text with it instead.")
+            raise TokenizerError(
+                "This model has no chat template.", "It continues texts: `athanor generate MODEL --prompt …`."
+            )
         self._refuse_control([tools, [{k: v for k, v in m.items() if k != "content"} for m in messages]])
         contents = [str(message.get("content") or "") for message in messages]
         marked = [{**m, "content": _marked(i, m.get("content"))} for i, m in enumerate(messages)]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from athanor.base.errors import AthanorError, RunError
@@ -24,14 +23,14 @@ from athanor.base.run import MetricsLog, damaged
 from athanor.models.precision import autocast
 from athanor.training.averaging import AverageKind, WeightAverage
 from athanor.training.batches import Batch
-from athanor.training.checkpoints import load_checkpoint, save_checkpoint
+from athanor.training.checkpoints import CheckpointWriter, Retention, load_checkpoint
+from athanor.training.faults import Incidents, StopSignals, UpdateWatch
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
 from athanor.training.schedules import Schedule, Turn
 
-_MOST_SKIPPED_IN_A_ROW = 10
 _RECENT = 20  # steps whose median time predicts the next ones
-_COUNTERS = ("tokens", "places", "skipped")
+_COUNTERS = ("tokens", "places", "skipped", "spikes")
 
 
 class SourceEnded(Exception):  # noqa: N818, an end, not an error
@@ -56,8 +55,10 @@ class LoopConfig:
     earlier run turned, to do the same whatever the clock says.
 
     micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
-    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients. average: of the
-    weights while the rate falls, which the model has in the end.
+    never (a checkpoint is always written at the end). retention: which checkpoints are kept; at the end only the last
+    of the newest. clip: largest joint norm of the gradients. spike_deviations: of a loss whose update is left out, see
+    `UpdateWatch`; 0 where the loss is not a measure of fit. average: of the weights while the rate falls, which the
+    model has in the end.
     """
 
     steps: int | None
@@ -67,7 +68,9 @@ class LoopConfig:
     decay_share: float = 0.5
     clip: float = 1.0
     precision: str = "fp32"
+    spike_deviations: float = 6.0
     checkpoint_every: int = 0
+    retention: Retention = field(default_factory=Retention)
     evaluate_every: int = 0
     turns: tuple[Turn, ...] = ()
     average: AverageKind = "none"
@@ -80,13 +83,17 @@ class LoopConfig:
 @dataclass
 class Outcome:
     """steps: updates done in all. tokens: targets learnt from. places: all that went through the model, prompts and
-    padding too. skipped: updates left out because they were not finite."""
+    padding too. skipped, spikes: updates left out because they were not finite, or their loss far beyond the recent
+    ones. incidents: what happened beside the steps, which differs between runs that end alike.
+    """
 
     steps: int = 0
     tokens: int = 0
     places: int = 0
     skipped: int = 0
+    spikes: int = 0
     turns: list[Turn] = field(default_factory=list)
+    incidents: Incidents = field(default_factory=Incidents, compare=False)
 
 
 def _read_journal(path: Path) -> list[Turn]:
@@ -138,39 +145,66 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.average = None if config.average == "none" else WeightAverage(model, config.average)
         self.outcome = Outcome()
+        self.watch = UpdateWatch(config.spike_deviations)
+        self.checkpoints = CheckpointWriter(folder / "checkpoints", config.retention, self._note_missed_checkpoint)
         self._step_seconds: list[float] = []
-        self._skipped_in_a_row = 0
+        self._held_out: tuple[int, Mapping[str, float]] = 0, {}
 
     def run(self, description: str) -> Outcome:
-        """Trains to the end, from wherever the folder's newest checkpoint stands."""
+        """Trains to the end, from wherever the folder's newest checkpoint stands.
+
+        SIGTERM and SIGINT end it after the step, with a checkpoint, by raising Stopped.
+        """
         self._resume()
         outcome = self.outcome
         log = MetricsLog(self.folder, self.tensorboard, outcome.steps)
         try:
-            with progress(description, total=outcome.turns[-1].end if outcome.turns else None, unit="step") as bar:
+            total = outcome.turns[-1].end if outcome.turns else None
+            with StopSignals() as signals, progress(description, total=total, unit="step") as bar:
                 bar.update(completed=outcome.steps)
                 while not self._finished():
                     self._decide()
                     self._step(log, bar)
-                    if self.config.checkpoint_every and outcome.steps % self.config.checkpoint_every == 0:
-                        log.sync()
-                        self._save()
-            log.sync()
-            self._save(keep=1)
+                    self.checkpoints.check()
+                    if signals.received:
+                        self._stop(log, signals)
+                    elif self.config.checkpoint_every and outcome.steps % self.config.checkpoint_every == 0:
+                        self.checkpoints.save(outcome.steps, *self._state(), log.sync)
+            self.checkpoints.save_now(outcome.steps, *self._state(), log.sync, replace(self.config.retention, last=1))
         finally:
+            self.checkpoints.join()
             log.close()
         if self.average is not None:
             self.average.give()
         return outcome
+
+    def _stop(self, log: MetricsLog, signals: StopSignals) -> None:
+        try:
+            self.checkpoints.save_now(self.outcome.steps, *self._state(), log.sync)
+            say(f"Stopped after step {self.outcome.steps}, which is saved; the same command continues from there.")
+        except AthanorError as error:
+            say(str(error))
+        raise signals.stop()
+
+    def _note_missed_checkpoint(self) -> None:
+        self.outcome.incidents.missed_checkpoints += 1
+        self._write_incidents()
+
+    def _write_incidents(self) -> None:
+        self.outcome.incidents.write(self.folder / "incidents.json")
 
     def _finished(self) -> bool:
         turns = self.outcome.turns
         return bool(turns) and self.outcome.steps >= turns[-1].end
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.folder / "checkpoints")
+        earlier = Incidents.read(self.folder / "incidents.json")
+        checkpoint, damaged = load_checkpoint(self.folder / "checkpoints")
+        incidents = self.outcome.incidents = earlier or Incidents()
+        incidents.resumed += earlier is not None
+        incidents.damaged_checkpoints += damaged
         if checkpoint is not None:
-            tensors, numbers = checkpoint
+            tensors, numbers = checkpoint.tensors, checkpoint.numbers
             try:
                 if numbers["identity"] != self.identity:
                     raise ValueError("it was made by another one")
@@ -180,9 +214,11 @@ class Trainer:
                 if self.average is not None:
                     self.average.load_state({k.removeprefix("average."): v for k, v in tensors.items()})
                 self.source.set_position(numbers["position"])
+                self.watch.set_state(numbers["watch"])
                 for name in _COUNTERS:
                     setattr(self.outcome, name, int(numbers[name]))
                 self.outcome.steps = int(numbers["step"])
+                self._held_out = self.outcome.steps, numbers["held_out"]
             except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise RunError(
                     f"The newest checkpoint in {self.folder / 'checkpoints'} does not belong to this stage "
@@ -190,6 +226,9 @@ class Trainer:
                     "Remove that folder to train the stage again, or start over with --fresh.",
                 ) from None
             say(f"Continuing after step {self.outcome.steps}.")
+        self._write_incidents()
+        if checkpoint is None:
+            self.checkpoints.announce(self._state()[0])
         self.outcome.turns = _read_journal(self.folder / "journal.json")
         if self.outcome.turns:
             return
@@ -198,14 +237,16 @@ class Trainer:
         elif self.config.steps is not None:
             self._turn(self.config.schedule.turn_of(self.config.steps, self.config.decay_share))
 
-    def _save(self, keep: int = 2) -> None:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that training depends on: tensors, not copied, and numbers."""
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state.items()}
-        numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
-        numbers |= {"position": self.source.get_position(), "identity": self.identity}
-        save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
+        numbers: dict[str, Any] = {name: getattr(self.outcome, name) for name in _COUNTERS}
+        numbers |= {"position": self.source.get_position(), "identity": self.identity, "watch": self.watch.get_state()}
+        measured, held_out = self._held_out
+        return tensors, {**numbers, "held_out": dict(held_out) if measured == self.outcome.steps else {}}
 
     def _turn(self, *turns: Turn) -> None:
         self.outcome.turns += turns
@@ -242,21 +283,23 @@ class Trainer:
         outcome.steps += 1
         outcome.places += batch.n_places
         factor = config.schedule.factor(outcome.steps, outcome.turns)
-        finite = torch.isfinite(torch.tensor([loss, norm])).all().item()
-        if finite:
+        fault = self.watch.judge(outcome.steps, loss, norm)
+        if fault is None:
             self.optimizer.step(outcome.steps, factor)
             if self.after_step is not None:
                 self.after_step(self.model)
             if self.average is not None and outcome.turns and outcome.steps > outcome.turns[0].step:
                 self.average.take()
             outcome.tokens += n_targets
-            self._skipped_in_a_row = 0
-        else:
-            self._skip(loss, norm)
         self.model.zero_grad(set_to_none=True)
-        values = {"loss": loss, "gradient_norm": norm, "rate": factor, **metrics} if finite else {"skipped": 1.0}
+        outcome.skipped += fault == "skipped"
+        outcome.spikes += fault == "spike"
+        values = {} if fault == "skipped" else {"loss": loss, "gradient_norm": norm, "rate": factor, **metrics}
+        if fault is not None:
+            values[fault] = 1.0
         if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
-            values |= self.evaluate(self.model)
+            self._held_out = outcome.steps, self.evaluate(self.model)
+            values |= self._held_out[1]
         seconds = time.perf_counter() - started
         self._step_seconds.append(seconds)
         timing = {"tokens_per_second": batch.n_places / seconds, "seconds": seconds}
@@ -300,16 +343,3 @@ class Trainer:
         counted = counted or n_targets
         metrics = {name: value / counted for name, value in sums.items()}
         return total / counted, {**metrics, **batch.metrics}, n_targets
-
-    def _skip(self, loss: float, norm: float) -> None:
-        self.outcome.skipped += 1
-        self._skipped_in_a_row += 1
-        say(
-            f"Step {self.outcome.steps} is left out, the weights are unchanged: "
-            f"its loss is {loss:.3g} and its gradient norm {norm:.3g}."
-        )
-        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
-            raise AthanorError(
-                f"{_MOST_SKIPPED_IN_A_ROW} steps in a row were not finite; training has diverged.",
-                'Lower the learning rates (optimizer.muon_lr, optimizer.embedding_lr), or use precision = "fp32".',
-            )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from athanor.base.files import to_json
-from athanor.base.machine import Rates, describe, exactness_key, measure, peak_memory, usable_cores
+from athanor.base.machine import Rates, available_memory, describe, exactness_key, measure, peak_memory, usable_cores
 
 
 def test_description_is_sane_and_can_be_saved() -> None:
@@ -35,6 +35,10 @@ def test_bf16_has_to_win_by_a_tenth() -> None:
     assert Rates(100e9, 105e9, 1e9).precision == "fp32"
     assert Rates(100e9, 300e9, 1e9).precision == "bf16"
     assert Rates(100e9, 1e9, 1e9).best == 100e9
+
+
+def test_available_memory_is_a_part_of_all() -> None:
+    assert 1 << 20 < available_memory() <= describe().memory
 
 
 def test_peak_memory_grows_with_what_is_used() -> None:

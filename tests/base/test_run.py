@@ -4,6 +4,7 @@ anything.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from athanor.base.errors import AthanorError, RunError
+from athanor.base.errors import AthanorError, DiskFullError, RunError
 from athanor.base.files import read_json, read_jsonl, sha256_file
 from athanor.base.run import MetricsLog, Run, Stage
 
@@ -372,3 +373,42 @@ def test_tensorboard_gets_metrics_and_timing(tmp_path: Path) -> None:
     events.Reload()
     assert events.Scalars("loss")[0].value == 2.5
     assert events.Scalars("tokens_per_second")[0].step == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+def test_on_a_full_disk_lines_wait_and_none_is_lost(tmp_path: Path) -> None:
+    import resource
+
+    write_log(tmp_path / "whole", 1, 20)
+    log = MetricsLog(tmp_path / "full", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for step in range(1, 21):
+            if step == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))  # in the middle of a line
+            if step == 15:
+                with pytest.raises(DiskFullError, match=r"metrics\.jsonl"):
+                    log.sync()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            log.write(step, {"loss": 1 / step}, {"seconds": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.close()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_tensorboard_on_a_full_disk_does_not_end_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, tmp_path / "events")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log._events, "write", full)
+    log.write(1, {"loss": 2.5})
+    log.write(2, {"loss": 2.4})
+    log.close()
+    assert capsys.readouterr().err.count("TensorBoard is shown no more") == 1
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 2

@@ -59,6 +59,14 @@ def test_an_error_is_a_sentence_a_hint_and_code_2(athanor: Athanor) -> None:
     assert "athanor run" in hint
 
 
+def test_a_place_that_is_no_model_is_called_so(athanor: Athanor, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a note")
+    for place, said in ((tmp_path, "no config.json"), (tmp_path / "notes.txt", "does not end in .gguf")):
+        done = athanor("generate", str(place), "--prompt", "x")
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_with_json_the_error_is_an_object_too(athanor: Athanor) -> None:
     done = athanor("generate", "nowhere", "--prompt", "x", "--json")
     assert done.returncode == 2
@@ -84,10 +92,10 @@ def test_misuse_is_explained(athanor: Athanor, arguments: list[str], suggested: 
 def _raise_in_history(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys, errno; sys.argv = ['athanor', 'history', *sys.argv[1:]]\n"
-        "from athanor.cli import history, main\n"
+        "from athanor.cli import main\n"
+        "from athanor.science import history\n"
         f"def fail(*_): raise {error}\n"
-        "history._summary = fail\n"
-        "history.RUNS = type('Runs', (), {'glob': lambda *_: [__import__('pathlib').Path('a/b')]})()\n"
+        "history.list_runs = fail\n"
         "main.main()"
     )
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -103,6 +111,12 @@ def test_a_full_disk_is_not_a_bug() -> None:
 def test_ctrl_c_says_how_to_go_on() -> None:
     done = _raise_in_history("KeyboardInterrupt")
     assert done.returncode == 130
+    assert done.stderr.strip() == "Stopped. The same command continues."
+
+
+def test_a_scheduler_learns_that_its_signal_ended_it() -> None:
+    done = _raise_in_history("main.Stopped(15)")
+    assert done.returncode == 143
     assert done.stderr.strip() == "Stopped. The same command continues."
 
 
@@ -145,24 +159,3 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 1
-
-
-def test_history(athanor: Athanor, tmp_path: Path) -> None:
-    assert athanor("history", "--json").stdout == '{"runs": []}\n'
-    assert "no runs" in athanor("history").stdout
-    run = tmp_path / "runs" / "first"
-    (run / "corpus").mkdir(parents=True)
-    (run / "pretrain.replaced").mkdir()
-    (run / "run.json").write_text('{"recipe": {"budget": "4m", "seed": 7}}')
-    (run / "corpus" / "stage.json").write_text('{"status": "finished", "name": "corpus", "timing": {"seconds": 2.5}}')
-    (run / "pretrain.replaced" / "stage.json").write_text('{"status": "finished", "name": "pretrain"}')
-    (run / "report.json").write_text('{"heldout_bits_per_byte": {"base": 2.1, "sft": 2.2, "rl": 2.25}}')
-    (tmp_path / "runs" / "broken").mkdir()
-    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
-    broken, first = json.loads(athanor("history", "--json").stdout)["runs"]
-    assert first == {
-        "name": "first", "budget": "4m", "seed": 7, "stages": ["corpus"], "seconds": 2.5,
-        "heldout_bits_per_byte": {"base": 2.1, "sft": 2.2, "rl": 2.25},
-    }  # fmt: skip
-    assert broken["stages"] == []
-    assert "2.100 → 2.200 → 2.250" in athanor("history").stdout

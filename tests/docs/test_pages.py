@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -41,3 +42,17 @@ def test_the_family_that_is_shown_is_the_one_there_is() -> None:
 @pytest.mark.parametrize("name", ["granite", "stablelm", "starcoder2"])
 def test_a_family_of_llamas_kind_takes_fewer_than_60_lines(name: str) -> None:
     assert len((FAMILIES / f"{name}.py").read_text().splitlines()) < 60
+
+
+def test_the_page_of_performance_shows_what_was_measured(tmp_path: Path) -> None:
+    common = {"bench": "loading", "metric": "time", "unit": "s", "target": None, "peer": 4.0, "met": True}
+    rows = [{**common, "value": 2.0, "ratio": 0.5}, {**common, "value": 1.5, "ratio": 0.375}]
+    source, page = tmp_path / "rows.jsonl", tmp_path / "performance.md"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, str(ROOT / "benchmarks" / "performance_page.py"), str(source), str(page)]
+    subprocess.run(command, check=True)
+    text = page.read_text()
+    assert "`athanor bench loading`" in text
+    assert "| metric | value | unit | peer | ratio | met |" in text
+    assert "| time | 1.5 | s | 4 | 0.375 | yes |" in text
+    assert "| time | 2 |" not in text

@@ -21,6 +21,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
     "name",
     [
         "own-text.md",
+        pytest.param("experiments.md", marks=pytest.mark.slow),
         "adding-a-family.md",
         pytest.param("building-by-hand.md", marks=pytest.mark.slow),
         pytest.param("export-and-import.md", marks=pytest.mark.slow),

@@ -273,6 +273,7 @@ def test_what_is_there_stays_there(folder: Path, tmp_path: Path) -> None:
         ("run", "hf", "is or holds the model"),
         ("run/model", "gguf", "does not end in .gguf"),
         ("new", "gguf", "does not end in .gguf"),
+        ("new.gguf", "hf", "would be a folder"),
     ]
     for name, to, message in refused:
         with pytest.raises(ModelError, match=message):
@@ -325,7 +326,7 @@ def test_a_disk_that_cannot_be_written_leaves_nothing(
     monkeypatch.setattr("athanor.models.folder.save_file", fail)
     monkeypatch.setattr("athanor.models.gguf.writer.pack", fail)
     with pytest.raises(AthanorError, match=r"disk is full|No permission"):
-        convert(folder, tmp_path / "m.gguf", to)
+        convert(folder, tmp_path / ("m.gguf" if to == "gguf" else "m"), to)
     assert not any(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -89,3 +90,24 @@ def test_what_a_family_cannot_describe_is_not_saved(changes: dict[str, Any], sai
     with pytest.raises(ModelError, match=said):
         models.save(models.new(replace(PLAIN, **changes)), tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: models.NormConfig(kind="l2"), r"norm kind = 'l2' is not known.*rms, layer"),
+        (lambda: models.AttentionConfig(4, 2, 16, qk_norm="heads"), r"qk_norm = 'heads'.*head, each, projection"),
+        (lambda: models.MlpConfig(32, activation="swish"), r"activation = 'swish'.*silu, gelu"),
+        (lambda: models.MoeConfig(4, 2, models.MlpConfig(32), scores="tanh"), r"scores = 'tanh'.*softmax, sigmoid"),
+        (lambda: models.HeadConfig(transform="dense"), r"transform = 'dense'"),
+        (lambda: models.ConvolutionConfig(3, "swish"), r"activation = 'swish'"),
+        (lambda: models.RopeScaling("ntk", 2.0, 64), r"rope scaling: kind = 'ntk'.*linear, dynamic"),
+        (
+            lambda: models.LayerConfig(models.AttentionConfig(4, 2, 16), models.MlpConfig(32), placement="before"),
+            r"placement = 'before'.*pre, post, sandwich",
+        ),
+    ],
+)  # fmt: skip
+def test_a_word_that_means_nothing_is_refused(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        make()

@@ -180,6 +180,12 @@ def test_a_bad_folder_is_refused_by_name(folder: Path, damage: Callable[[Path], 
         load_model(folder)
 
 
+def test_weights_may_be_read_by_whom_the_settings_may(folder: Path, tmp_path: Path) -> None:
+    save_model(load_model(folder), tmp_path / "again")
+    modes = {(tmp_path / "again" / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_loading_executes_nothing(folder: Path) -> None:
     """Files that other libraries would run or unpickle are not looked at."""
     (folder / "modeling_custom.py").write_text("raise SystemExit('executed')")

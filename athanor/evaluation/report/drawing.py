@@ -9,7 +9,8 @@ file of its own it carries the light palette. The bytes depend on the data alone
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,12 @@ def new_figure(size: tuple[float, float] = LARGE) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     figure.patch.set_visible(False)
+    style_axes(axes)
+    return figure, axes
+
+
+def style_axes(axes: Axes) -> None:
+    """The report's style: no box, a base line, faint horizontal lines."""
     axes.patch.set_visible(False)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -73,7 +80,6 @@ def new_figure(size: tuple[float, float] = LARGE) -> tuple[Figure, Axes]:
     axes.tick_params(length=0, labelcolor=PALETTE["muted"], pad=5)
     axes.grid(axis="y", color=PALETTE["line"], linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def plain_label(text: str, longest: int = 26) -> str:
@@ -82,12 +88,19 @@ def plain_label(text: str, longest: int = 26) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def render(name: str, draw: Callable[[], Figure | None]) -> Drawing | None:
-    """What `draw` drew, if there was anything. name: lower-case letters, digits and hyphens; unique on the page."""
+@contextmanager
+def rendering(name: str) -> Iterator[None]:
+    """matplotlib's settings for a plot of this name."""
     import matplotlib
 
-    buffer = BytesIO()
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        yield
+
+
+def render(name: str, draw: Callable[[], Figure | None]) -> Drawing | None:
+    """What `draw` drew, if there was anything. name: lower-case letters, digits and hyphens; unique on the page."""
+    buffer = BytesIO()
+    with rendering(name):
         if (figure := draw()) is None:
             return None
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

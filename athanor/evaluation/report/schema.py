@@ -59,10 +59,17 @@ class Rates(_Part):
     read: Amount
 
 
+class Incidents(_Part):
+    resumed: Count
+    damaged_checkpoints: Count
+    missed_checkpoints: Count
+
+
 class StageTiming(_Part):
     seconds: Amount
     tokens_per_second: Amount | None
     share_of_peak: Amount | None
+    incidents: Incidents | None = None
 
 
 class Timing(_Part):
@@ -81,6 +88,7 @@ class StageWork(_Part):
     parameters: Count | None = None
     steps: Count | None = None
     skipped_steps: Count | None = None
+    spike_steps: Count | None = None
 
 
 class ModelPart(_Part):

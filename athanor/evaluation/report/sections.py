@@ -252,7 +252,8 @@ def _work(report: Report) -> Table:
 def _steps(work: StageWork | None) -> str:
     if work is None or work.steps is None:
         return "–"
-    return number(work.steps) + (f" ({number(work.skipped_steps)} skipped)" if work.skipped_steps else "")
+    left_out = (work.skipped_steps or 0) + (work.spike_steps or 0)
+    return number(work.steps) + (f" ({number(left_out)} skipped)" if left_out else "")
 
 
 def _or_dash(value: Any, write: Any) -> str:

@@ -23,24 +23,23 @@ def read(
     *,
     change: Change | None = None,
     rope: RopeConfig | None = None,
+    max_position_embeddings: int = 2048,
     head_dim: int | None = None,
     hidden_act: str = "silu",
     attention_bias: bool = False,
-    max_position_embeddings: int = 2048,
     rope_theta: float = 10_000.0,
     partial_rotary_factor: float = 1.0,
     tie_word_embeddings: bool = False,
 ) -> ModelConfig:
     """The common keys. change: makes of the usual layer, and its number, the family's own. rope: where the family has
-    read it already. The others are what keys of these names are where the file lacks them; head_dim None: the usual
-    quotient.
+    read it already. The others are defaults of keys that the file may lack; head_dim None: d_model / n_heads.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
     length, bias = max_position_embeddings, keys.flag("attention_bias", attention_bias)
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
-        keys.whole("head_dim", head_dim or d_model // max(1, n_heads)),
+        keys.whole("head_dim", d_model // max(1, n_heads) if head_dim is None else head_dim),
         position=rope or keys.rope(rope_theta, partial_rotary_factor, length=length),
         bias=bias,
         output_bias=bias,

@@ -1,0 +1,77 @@
+"""What is measured before anything is planned: the machine's rates, and whole training steps.
+
+Kept in `calibration.json`, so that a resumed run or experiment decides the same.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+
+from athanor.base.errors import AthanorError
+from athanor.base.files import read_json, write_json
+from athanor.base.machine import Rates, exactness_key, measure, usable_cores
+from athanor.base.progress import say
+from athanor.pipeline.life import PRETRAIN_LENGTH
+from athanor.pipeline.recipe import Recipe
+from athanor.science.planner import Speed, measure_speed
+
+_LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
+
+
+def use_threads(recipe: Recipe) -> None:
+    """No more than there are cores: each further one only waits for the others."""
+    cores = usable_cores()
+    if recipe.threads and recipe.threads > cores:
+        say(f"threads = {recipe.threads} is more than this machine has cores; {cores} are used.")
+    torch.set_num_threads(min(recipe.threads or cores, cores))
+
+
+def calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
+    """Measured once a run, so that a resumed one decides the same: the machine, and with a budget whole training
+    steps; and the seconds that took.
+    """
+    path = root / "calibration.json"
+    length = min(recipe.pretrain.length or PRETRAIN_LENGTH, _LONGEST_MEASURED)
+    asked = {
+        "vocab_size": recipe.tokenizer.vocab_size,
+        "length": length,
+        "precision": recipe.precision,
+        "training": recipe.budget is not None,
+        "machine": {key: exactness_key()[key] for key in ("processor", "threads")},
+    }
+    found = _read_calibration(path)
+    if found is None or found.asked != asked:
+        say("Measuring the machine …")
+        started = time.monotonic()
+        rates = measure()
+        precision = rates.precision if recipe.precision == "auto" else recipe.precision
+        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision) if recipe.budget else None
+        found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
+        write_json(path, found.model_dump(mode="json"))
+    return found.rates, found.speed, found.seconds
+
+
+class _Calibration(BaseModel):
+    asked: dict[str, Any]
+    rates: Rates
+    speed: Speed | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _read_calibration(path: Path) -> _Calibration | None:
+    """None where there is none that can be used: measuring again costs a few seconds."""
+    try:
+        found = _Calibration.model_validate(read_json(path))
+    except (AthanorError, ValidationError):
+        return None
+    measured = [
+        found.rates.fp32,
+        found.rates.bf16,
+        *((found.speed.small[1], found.speed.large[1]) if found.speed else ()),
+    ]
+    return found if all(0 < rate < float("inf") for rate in measured) else None
