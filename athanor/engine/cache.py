@@ -30,10 +30,6 @@ class KeyValueCache:
         """For one token a row at place `lengths[row]`; `attended` bounds the places looked at."""
         return [_Step(k, v, self.lengths, attended) for k, v in zip(self.keys, self.values, strict=True)]
 
-    def step_mask(self, attended: int) -> Tensor:
-        """(rows, 1, 1, attended) bool: earlier places of the row, and the one being written."""
-        return (torch.arange(attended) <= self.lengths[:, None])[:, None, None, :]
-
     def select(self, rows: Tensor) -> None:
         """Keeps only `rows`, in that order; a row may be taken several times."""
         self.keys = [block[rows] for block in self.keys]

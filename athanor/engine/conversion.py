@@ -18,6 +18,7 @@ from athanor.base.files import atomic_folder, read_json
 from athanor.engine.language_model import load
 from athanor.engine.locate import find_model
 from athanor.models.build import Model, count_parameters
+from athanor.models.files import BESIDE, INDEX
 from athanor.models.folder import load_model, save_model
 from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
@@ -28,16 +29,8 @@ from athanor.tokenizer.gguf_writing import to_gguf
 Target = Literal["hf", "gguf"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BESIDE = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm",
-    "target.spm", "athanor.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)  # fmt: skip
-_MORE = (
-    "config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.json", "README.md",
-    "LICENSE", ".gitattributes",
-)  # fmt: skip
+_CARRIED = (*BESIDE, "athanor.json")
+_MORE = ("config.json", "generation_config.json", INDEX, "README.md", "LICENSE", ".gitattributes")
 """What else a model folder may hold."""
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _OF_GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
@@ -117,7 +110,7 @@ def _is_of_a_model(path: Path) -> bool:
         return False
     if path.is_dir():
         return path.name == "1_Pooling" and {file.name for file in path.iterdir()} <= {"config.json"}
-    return path.name in (*_BESIDE, *_MORE) or path.suffix in (".safetensors", ".bin")
+    return path.name in (*_CARRIED, *_MORE) or path.suffix in (".safetensors", ".bin")
 
 
 def _to_gguf(place: Path, destination: Path, form: str | None) -> Converted:
@@ -173,7 +166,7 @@ def _save_as_it_was(model: Model, place: Path, folder: Path) -> None:
     ends = [] if stops is None else stops if isinstance(stops, list) else [stops]
     generation = {**{key: settings[key] for key in _OF_GENERATION if settings.get(key) is not None}, **generation}
     save_model(model, folder, end_of_text_id=pad, stop_ids=tuple(ends), start_id=start, generation=generation)
-    for name in _BESIDE:
+    for name in _CARRIED:
         if (place / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(place / name, folder / name)

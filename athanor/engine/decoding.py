@@ -124,8 +124,8 @@ def _advance(model: Decoder, cache: KeyValueCache, tokens: Tensor, running: Tens
     hidden = model.hidden(
         tokens[:, None],
         positions=cache.lengths[:, None],
-        mask=cache.step_mask(attended),
         cache=cache.step_layers(attended),
+        attended=attended,
     )
     cache.lengths += running  # a row that has ended stays where it is until it is dropped
     return model.logits(hidden[:, 0]).float()

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from athanor.base.errors import DataError, ModelError, TokenizerError
+from athanor.base.errors import DataError, ModelError
 from athanor.base.files import read_json
 from athanor.base.progress import progress
 from athanor.engine.locate import find_model
 from athanor.models.encoder import Encoder
 from athanor.models.folder import load_model
 from athanor.models.sentences import Pooling, embed
+from athanor.tokenizer.folder import from_folder
+from athanor.tokenizer.foreign import ForeignTokenizer
 
 _TOGETHER = 32  # texts at a time, of like length
 _SHOWN_FROM = 256  # texts for which a bar is worth it
@@ -29,16 +31,13 @@ _SHOWN_FROM = 256  # texts for which a bar is worth it
 class Embedder:
     """max_length: tokens of a text that are read, the control tokens included; what comes after is cut off."""
 
-    def __init__(self, model: Encoder, tokenizer: Any, max_length: int, pooling: Pooling = "mean") -> None:
-        if tokenizer.get_vocab_size() > model.config.vocab_size:
+    def __init__(self, model: Encoder, tokenizer: ForeignTokenizer, max_length: int, pooling: Pooling = "mean") -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
-                f"The tokenizer has {tokenizer.get_vocab_size()} ids, the model only {model.config.vocab_size}.",
+                f"The tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}.",
                 "They belong to different models.",
             )
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
-        self.model, self.max_length, self.pooling = model, max_length, pooling
-        self._tokenizer = tokenizer
+        self.model, self.tokenizer, self.max_length, self.pooling = model, tokenizer, max_length, pooling
         self._padding = model.config.embedding.padding_id or 0  # masked; where positions depend on it, the model's own
 
     @property
@@ -46,13 +45,13 @@ class Embedder:
         return self.model.config.d_model
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, dimension) float32, each row of length one. Raises DataError for what is no text."""
+        """(texts, dimension) float32, each row of length one. Control tokens in a text are ordinary text.
+
+        Raises DataError for what is no text, TokenizerError for a text with a lone surrogate.
+        """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("Only a list of texts can be embedded.", 'For one text: embed(["text"])[0].')
-        try:
-            ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        except (UnicodeEncodeError, TypeError):
-            raise TokenizerError("A text holds a lone surrogate, which is not a Unicode character.") from None
+        ids = [self._ids(text) for text in texts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         with progress("Embedding", len(ids), "text") if len(ids) >= _SHOWN_FROM else nullcontext() as bar:
@@ -63,6 +62,10 @@ class Embedder:
                     bar.update(len(some))
         return vectors
 
+    def _ids(self, text: str) -> list[int]:
+        start, end = self.tokenizer.start_ids, self.tokenizer.end_ids
+        return [*start, *self.tokenizer.encode(text)[: self.max_length - len(start) - len(end)], *end]
+
     @torch.inference_mode()
     def _vectors(self, ids: list[list[int]]) -> np.ndarray:
         tokens = torch.full((len(ids), max(1, *map(len, ids))), self._padding, dtype=torch.long)
@@ -70,7 +73,8 @@ class Embedder:
         for row, each in enumerate(ids):
             tokens[row, : len(each)] = torch.tensor(each)
             mask[row, : len(each)] = 1
-        vectors: np.ndarray = embed(self.model, tokens, mask, self.pooling).float().numpy()
+        device = next(self.model.parameters()).device
+        vectors: np.ndarray = embed(self.model, tokens.to(device), mask.to(device), self.pooling).float().cpu().numpy()
         return vectors
 
 
@@ -82,26 +86,11 @@ def load_embedder(name: str | Path, *, dtype: torch.dtype | None = None) -> Embe
     folder = find_model(name)
     if folder.suffix == ".gguf":
         raise ModelError(f"{folder} continues texts and does not embed them.", "Take an encoder, say all-minilm-l6-v2.")
-    pooling = _pooling(folder)
-    tokenizer = _tokenizer(folder)
+    pooling, tokenizer = _pooling(folder), from_folder(folder)
     model = load_model(folder, dtype)
     if not isinstance(model, Encoder):
         raise ModelError(f"{folder} holds no encoder to embed texts with: {type(model).__name__}.", "Take an encoder.")
     return Embedder(model, tokenizer, _max_length(folder, model), pooling)
-
-
-def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise TokenizerError(
-            f"{folder} has no tokenizer.json.", "transformers writes it: AutoTokenizer.save_pretrained."
-        )
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # whatever is wrong inside the library's file is reported by it
-        raise TokenizerError(f"{file} cannot be read ({error}).") from None
 
 
 def _settings(file: Path) -> dict[str, Any]:

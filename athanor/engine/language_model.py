@@ -114,11 +114,17 @@ class LanguageModel:
         return [*self.tokenizer.start_ids, *self.tokenizer.encode(text)] or [self.tokenizer.end_of_text_id]
 
     def sampling(self, changes: Mapping[str, Any]) -> Sampling:
-        """The defaults with `changes`. Raises AthanorError for a setting that does not exist or cannot be used."""
+        """The defaults with `changes`; ids that are no tokens are never drawn, for a model's table may be longer than
+        its vocabulary. Raises AthanorError for a setting that does not exist or cannot be used.
+        """
         known = {field.name for field in dataclasses.fields(Sampling)}
         if unknown := sorted(set(changes) - known):
             raise AthanorError(f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
-        return dataclasses.replace(self.defaults, **changes)
+        settings = dataclasses.replace(self.defaults, **changes)
+        beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        return (
+            dataclasses.replace(settings, suppress_tokens=(*settings.suppress_tokens, *beyond)) if beyond else settings
+        )
 
     def _replies(self, prompts: list[list[int]], changes: Mapping[str, Any]) -> list[Reply]:
         settings = self.sampling(changes)
@@ -178,8 +184,7 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel
         foreign = from_gguf(file.metadata, str(place))
         return LanguageModel(model_of(file, dtype), foreign, Sampling(suppress_tokens=foreign.never_said))
     model = load_decoder(place, dtype)
-    ours = (place / "athanor.json").is_file() or not (place / "tokenizer.json").is_file()
-    tokenizer = Tokenizer.load(place) if ours else from_folder(place)
+    tokenizer = Tokenizer.load(place) if (place / "athanor.json").is_file() else from_folder(place)
     return LanguageModel(model, tokenizer, _defaults(place))
 
 

@@ -17,7 +17,7 @@ from athanor.models.cache import Cache
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where
+from athanor.models.where import Where, text_positions, valid_keys
 
 
 class Decoder(Stack):
@@ -41,28 +41,33 @@ class Decoder(Stack):
         document_ids: Tensor | None = None,
         mask: Tensor | None = None,
         cache: Cache | Sequence[LayerCache] | None = None,
+        attended: int | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).
 
-        attention_mask: (batch, all tokens so far), 0 for padding on either side. cache: a `Cache`, which grows; or one
-        `LayerCache` a layer, with `mask`. positions: (batch, time) int, by default counted from the first token that is
-        no padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of
-        these.
+        attention_mask: (batch, all tokens so far), 0 for padding on either side. positions: (batch, time) int, by
+        default counted from the first token that is no padding. document_ids: (batch, time), for packed rows. mask:
+        (batch, 1, time, time) bool of what sees what, instead of these and of the causal order; windows hold beside it.
+        cache: a `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where
+        rows of different lengths go on: the key at place j is that of position j.
         """
         batch, time = tokens.shape
         before = cache.length if isinstance(cache, Cache) else 0
-        valid = None if attention_mask is None else attention_mask.bool()
+        valid = valid_keys(attention_mask)
         if positions is None and valid is not None:
-            positions = (valid.long().cumsum(-1) - 1).clamp(min=0)[:, before:]
+            positions = text_positions(valid)[:, before:]
         elif positions is None:
             positions = torch.arange(before, before + time, device=tokens.device).expand(batch, time)
-        slots = torch.arange(before, before + time, device=tokens.device)[None] if before else None
+        if attended is not None:
+            slots: Tensor | None = positions
+        else:
+            slots = torch.arange(before, before + time, device=tokens.device)[None] if before else None
         where = Where(
             positions,
             causal=self.config.causal,
             slots=slots,
-            attended=before + time,
-            valid=None if valid is None or valid.all() else valid,
+            attended=before + time if attended is None else attended,
+            valid=valid,
             document_ids=document_ids,
             mask=mask,
         )

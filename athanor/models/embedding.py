@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athanor.base.errors import ModelError
@@ -55,7 +54,3 @@ class Embedding(nn.Module):
             x = x + (self.types.weight[0] if types is None else self.types(types))
         x = self.norm(x)
         return x if self.widen is None or config.widen_first else self.widen(x)
-
-    def scores(self, states: Tensor) -> Tensor:
-        """How well each token fits the states, for a head that shares the matrix."""
-        return F.linear(states, self.tokens.weight)

@@ -13,7 +13,7 @@ from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where
+from athanor.models.where import Where, text_positions, valid_keys
 
 
 class Encoder(Stack):
@@ -38,10 +38,9 @@ class Encoder(Stack):
 
         positions, document_ids: (batch, time), for packed rows, whose texts do not see one another.
         """
-        valid = None if attention_mask is None else attention_mask.bool()
+        valid = valid_keys(attention_mask)
         if positions is None:
             positions = self._positions(tokens, valid)
-        valid = None if valid is None or valid.all() else valid
         where = Where(positions, causal=False, valid=valid, document_ids=document_ids)
         return super().forward(tokens, where, types=types)
 
@@ -50,7 +49,7 @@ class Encoder(Stack):
             counted = tokens != self.config.embedding.padding_id
             return counted.long().cumsum(-1) * counted - 1
         if self.config.embedding.positions_from_text and valid is not None:
-            return (valid.long().cumsum(-1) - 1).clamp(min=0)
+            return text_positions(valid)
         return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
     def pool(self, states: Tensor) -> Tensor:

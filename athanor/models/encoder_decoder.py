@@ -14,7 +14,7 @@ from athanor.models.cache import Cache
 from athanor.models.config import EncoderDecoderConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where
+from athanor.models.where import Where, text_positions, valid_keys
 
 
 class EncoderDecoder(nn.Module):
@@ -34,9 +34,9 @@ class EncoderDecoder(nn.Module):
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """States (batch, time, d_model). source_mask: (batch, time), 0 for padding."""
         positions = torch.arange(source.shape[1], device=source.device).expand_as(source)
-        valid = _some(source_mask)
+        valid = valid_keys(source_mask)
         if self.config.encoder.embedding.positions_from_text and valid is not None:
-            positions = _counted(valid)
+            positions = text_positions(valid)
         return self.encoder(source, Where(positions, causal=False, valid=valid))
 
     def read(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -56,13 +56,13 @@ class EncoderDecoder(nn.Module):
         before = cache.length if cache else 0
         batch, time = target.shape
         slots = torch.arange(before, before + time, device=target.device)
-        positions, valid = slots.expand(batch, time), _some(target_mask)
+        positions, valid = slots.expand(batch, time), valid_keys(target_mask)
         if self.config.decoder.embedding.positions_from_text and valid is not None:
-            positions = _counted(valid)[:, before:]
+            positions = text_positions(valid)[:, before:]
         where = Where(
             positions, causal=True, slots=slots[None] if before else None, attended=before + time, valid=valid
         )
-        allowed = _some(source_mask)
+        allowed = valid_keys(source_mask)
         allowed = None if allowed is None else allowed[:, None, None, :]
         states = self.decoder(target, where, cache.layers if cache else None, None, source, allowed)
         if cache:
@@ -97,13 +97,3 @@ class EncoderDecoder(nn.Module):
     def shifted(self, target: Tensor) -> Tensor:
         """What the decoder is given to predict `target`: the same, one place later, after the start token."""
         return torch.cat([torch.full_like(target[:, :1], self.config.start_id), target[:, :-1]], dim=1)
-
-
-def _counted(valid: Tensor) -> Tensor:
-    """Positions that count only what is no padding."""
-    return (valid.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _some(mask: Tensor | None) -> Tensor | None:
-    """None where nothing is padding."""
-    return None if mask is None or mask.bool().all() else mask.bool()

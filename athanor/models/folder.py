@@ -25,8 +25,8 @@ from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.families import Config, Family, families, read_config, write_config
 from athanor.models.families.weights import Naming, applicable
+from athanor.models.files import INDEX, WEIGHTS, shard_names
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAPPED = 1 << 24
 
@@ -182,7 +182,7 @@ class _Shard:
 
 def _open_weights(folder: Path, family: Family) -> Weights:
     index = folder / INDEX
-    shards = [_Shard(path) for path in (_shards(index) if index.is_file() else [folder / WEIGHTS])]
+    shards = [_Shard(folder / name) for name in (shard_names(index) if index.is_file() else [WEIGHTS])]
     found = Weights(index if index.is_file() else shards[0].path, {})
     for shard in shards:
         for name in shard.names:
@@ -191,19 +191,6 @@ def _open_weights(folder: Path, family: Family) -> Weights:
                 raise ModelError(f"{found.place} holds {present} more than once, perhaps under an older name.")
             found.get[present] = partial(shard.read, name)
     return found
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files an index names; they lie beside it."""
-    found = read_json(index)
-    names = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(names, dict) or not all(_is_file_name(name) for name in names.values()):
-        raise ModelError(f"{index} has no weight_map of file names.")
-    return [index.parent / name for name in sorted(set(names.values()))]
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[\w.+=@-]{1,200}", name) is not None and name not in (".", "..")
 
 
 def _invalid(path: Path, error: Exception) -> ModelError:

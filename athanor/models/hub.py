@@ -20,19 +20,14 @@ from athanor.base.errors import AthanorError, ModelError
 from athanor.base.files import read_json, write_text
 from athanor.base.progress import progress, say
 from athanor.base.transfers import RemoteFile, TransferError, download, locked, read_json_from
+from athanor.models.files import BESIDE, INDEX, WEIGHTS, shard_names
 
 SCHEME = "hf://"
 _PART = r"\w[\w.-]*"
 _NAME = re.compile(rf"((?:{_PART}/)?{_PART}?)(?:@(\w[\w.%-]*))?(?:/((?:{_PART}/)*{_PART}\.gguf))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SMALL = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.txt", "vocab.json", "merges.txt",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
-    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
-)  # fmt: skip
+_SMALL = ("config.json", "generation_config.json", *BESIDE)
 
 
 @dataclass(frozen=True)
@@ -167,21 +162,13 @@ def _usable(snapshot: Path, file: str | None) -> Path | None:
         return snapshot / file if (snapshot / file).is_file() else None
     try:
         if (snapshot / "config.json").is_file():
-            names = _shards(snapshot / _INDEX) if (snapshot / _INDEX).is_file() else [_WEIGHTS]
+            names = shard_names(snapshot / INDEX) if (snapshot / INDEX).is_file() else [WEIGHTS]
             if all((snapshot / name).is_file() for name in names):
                 return snapshot
     except AthanorError:
         return None
     found = [path for path in snapshot.glob("*.gguf") if path.is_file()]
     return found[0] if len(found) == 1 else None
-
-
-def _shards(index: Path) -> list[str]:
-    found = read_json(index)
-    names = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{index} has no weight_map of file names.")
-    return sorted(set(names.values()))
 
 
 def _architecture(snapshot: Path) -> str | None:
@@ -247,24 +234,24 @@ def _choose(snapshot: _Snapshot) -> list[str]:
         if name.file not in files:
             raise ModelError(f"{name.repository} has no file {name.file}.", f"There are: {', '.join(quantised)}.")
         return [name.file]
-    if "config.json" in files and (_WEIGHTS in files or _INDEX in files):
+    if "config.json" in files and (WEIGHTS in files or INDEX in files):
         small = [file for file in _SMALL if file in files]
         _download(snapshot, ["config.json"])
         if _architecture(snapshot.folder) is None:
             from athanor.models.families import read_config
 
             read_config(read_json(snapshot.folder / "config.json"), name.repository)
-        if _WEIGHTS in files:
-            return [*small, _WEIGHTS]
-        _download(snapshot, [_INDEX])
-        return [*small, _INDEX, *_shards(snapshot.folder / _INDEX)]
+        if WEIGHTS in files:
+            return [*small, WEIGHTS]
+        _download(snapshot, [INDEX])
+        return [*small, INDEX, *shard_names(snapshot.folder / INDEX)]
     if len(quantised) == 1:
         return quantised
     if quantised:
         raise ModelError(f"{name.repository} holds {len(quantised)} GGUF files.", f"Choose: {choices}{quantised[0]}.")
     raise ModelError(
         f"{name.repository} holds no model that is read here.",
-        f"Read are config.json with {_WEIGHTS} (or shards), and .gguf files; never pickled weights.",
+        f"Read are config.json with {WEIGHTS} (or shards), and .gguf files; never pickled weights.",
     )
 
 

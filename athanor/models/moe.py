@@ -29,7 +29,8 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (tokens, d_model) → experts (tokens, top_k) int64 and their weights, fp32."""
         config = self.config
-        logits = F.linear(x.float(), self.weight.float())
+        with torch.autocast(x.device.type, enabled=False):  # in bf16 close experts change places
+            logits = F.linear(x.float(), self.weight.float())
         scores = logits.sigmoid() if config.scores == "sigmoid" else logits.softmax(-1)
         wanted = scores if self.correction is None else scores + self.correction
         if config.groups > 1:

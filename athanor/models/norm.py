@@ -15,23 +15,26 @@ from athanor.models.config import NormConfig
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
         wide = x.float()  # the mean square is taken in fp32, as transformers does
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         context.save_for_backward(x, weight, scale)
+        context.offset = offset
+        if offset:  # in bf16 the sum would lose most of the weight
+            return (wide * scale).mul_(weight.float() + offset).to(x.dtype)
         return (wide * scale).to(x.dtype).mul(weight.to(x.dtype))
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, scale = context.saved_tensors
-        gradient, gain = gradients[0].float(), weight.float()
+        gradient, gain = gradients[0].float(), weight.float() + context.offset
         normed = x.float() * scale
         product = gradient * normed
         weight_gradient = product.flatten(0, -2).sum(0)
         projection = (product @ gain).div_(-x.shape[-1]).unsqueeze(-1)
         x_gradient = (gradient * gain).addcmul_(normed, projection).mul_(scale)
-        return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None
+        return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None, None
 
 
 class RMSNorm(nn.Module):
@@ -43,7 +46,7 @@ class RMSNorm(nn.Module):
         self.epsilon, self.offset = config.epsilon, config.offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RmsNorm.apply(x, self.weight + self.offset if self.offset else self.weight, self.epsilon)
+        return _RmsNorm.apply(x, self.weight, self.epsilon, self.offset)
 
 
 class LayerNorm(nn.Module):

@@ -18,11 +18,22 @@ from athanor.models.rope import rotary_angles
 T = TypeVar("T")
 
 
+def valid_keys(attention_mask: Tensor | None) -> Tensor | None:
+    """The mask as bool; None where nothing is padding."""
+    valid = None if attention_mask is None else attention_mask.bool()
+    return None if valid is None or valid.all() else valid
+
+
+def text_positions(valid: Tensor) -> Tensor:
+    """(batch, time) int64: positions that count only what is no padding."""
+    return (valid.long().cumsum(-1) - 1).clamp(min=0)
+
+
 class Where:
     """positions: (batch, time) int, of the tokens. slots: (batch or 1, time), their places among the keys, and
     `attended`, the number of keys; without a cache simply 0 … time − 1. valid: (batch, attended) bool, keys that are no
-    padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of all of
-    these.
+    padding. document_ids: (batch, time), for packed rows. mask: (batch, 1, time, attended) bool, instead of the
+    causal order and of these two.
     """
 
     def __init__(
@@ -95,7 +106,7 @@ class Where:
 
     def bias(self, window: int | None, alibi: Alibi, n_heads: int, scale: float) -> Tensor:
         """The scores' additive bias (batch or 1, heads, time, attended), −inf where nothing may be attended to."""
-        return self._once(("alibi", window, alibi, n_heads), lambda: self._alibi(window, n_heads, scale, alibi))
+        return self._once(("alibi", window, alibi, n_heads, scale), lambda: self._alibi(window, n_heads, scale, alibi))
 
     def _alibi(self, window: int | None, n_heads: int, scale: float, alibi: Alibi) -> Tensor:
         slopes = alibi_slopes(n_heads).to(self.positions.device)[:, None, None] * (scale if alibi.scaled else 1.0)

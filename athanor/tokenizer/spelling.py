@@ -79,7 +79,8 @@ def byte_of(token: str) -> bytes | None:
 def without_control(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with every special token under a name that cannot be guessed, so that no text holds it.
 
-    All added tokens stand in the vocabulary, where they keep their ids; of merges, those with such a token go.
+    All added tokens stand in the vocabulary, where they keep their ids; of merges, those with such a token go. Settings
+    that would cut a text short, or fill it up, go as well.
     """
     model, added = dict(document["model"]), document["added_tokens"]
     hidden = {str(token["content"]): secrets.token_hex(16) for token in added if token["special"]}
@@ -99,4 +100,5 @@ def without_control(document: Mapping[str, Any]) -> dict[str, Any]:
         merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [m for m in merges if not (m[0] in hidden or m[1] in hidden or m[0] + m[1] in hidden)]
     kept = [token for token in added if not token["special"]]
-    return {**document, "model": model, "added_tokens": kept, "post_processor": None}
+    whole = {"post_processor": None, "truncation": None, "padding": None}
+    return {**document, "model": model, "added_tokens": kept, **whole}

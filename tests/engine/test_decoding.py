@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 from athanor.base.errors import AthanorError
 from athanor.engine.decoding import complete, decode, request_keys
 from athanor.engine.sampling import AS_TRAINED, GREEDY, Sampling
+from athanor.models.build import build
+from athanor.models.config import AttentionConfig, LatentAttentionConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.position_config import Alibi
 
+GREEDY_20 = Sampling(temperature=0, max_tokens=20)
 NO_STOP: frozenset[int] = frozenset()
 PROMPTS = [[5, 17, 200, 3], [9], list(range(40, 71)), [300, 2, 300]]
 
@@ -45,6 +50,31 @@ def test_logprobs_are_those_of_the_whole_forward_pass(model: Decoder, sampling: 
             1, torch.tensor(completion.tokens)[:, None]
         )
         np.testing.assert_allclose(completion.logprobs, expected[:, 0].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        AttentionConfig(4, 2, 8, window=5),
+        AttentionConfig(4, 4, 8, Alibi()),
+        AttentionConfig(4, 4, 8, Alibi(scaled=True), window=5),
+        LatentAttentionConfig(4, 16, 8, 4, 6),
+    ],
+    ids=["window", "ALiBi", "ALiBi and window", "latent"],
+)
+def test_other_attentions_say_what_the_whole_forward_pass_says(
+    attention: AttentionConfig | LatentAttentionConfig,
+) -> None:
+    layers = (LayerConfig(attention, MlpConfig(48)), LayerConfig(replace(attention, window=None), MlpConfig(48)))
+    model = build(ModelConfig(384, 32, 64, layers), seed=2)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    for prompt, completion in zip(PROMPTS, complete(model, PROMPTS, GREEDY_20, NO_STOP), strict=True):
+        with torch.no_grad():
+            logits = torch.log_softmax(model(torch.tensor([prompt + completion.tokens]))[0], -1)[len(prompt) - 1 : -1]
+        assert completion.tokens == logits.argmax(-1).tolist()
+        np.testing.assert_allclose(completion.logprobs, logits.max(-1).values.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9, repetition_penalty=1.3)])

@@ -89,6 +89,12 @@ def test_vectors_are_those_of_transformers(folder: Path, mode: str) -> None:
     _pool_by(folder, "mean_tokens")
 
 
+def test_a_text_is_never_a_control_token(folder: Path) -> None:
+    spelled, control, none = athanor.load_embedder(folder).embed(["[ SEP ] reading", "[SEP] reading", " reading"])
+    np.testing.assert_allclose(control, spelled, atol=1e-5)
+    assert np.abs(control - none).max() > 0.01
+
+
 def test_other_pooling_and_other_models_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

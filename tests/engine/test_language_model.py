@@ -13,8 +13,10 @@ from athanor.base.errors import AthanorError, ModelError
 from athanor.engine import language_model
 from athanor.engine.language_model import LanguageModel, load
 from athanor.engine.sampling import Sampling
+from athanor.models.folder import save_model
 from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.tokenizer.control import TURN_END
+from tests.engine.conftest import random_model
 
 MESSAGES = [{"role": "user", "content": "炉火?"}]
 
@@ -102,6 +104,19 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     large.save(copy)
     with pytest.raises(ModelError, match="different models"):
         load(copy)
+
+
+def test_a_folder_with_older_tokenizer_files_and_a_longer_table(tmp_path: Path) -> None:
+    """GPT-2's vocab.json and merges.txt, and rows of the table that no token has."""
+    pieces = ["!", "a", "b", "Ġ", "c", "ab", "Ġab", "abc", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\nab c\n")
+    save_model(random_model(1, vocab_size=64), tmp_path)
+    model = load(tmp_path)
+    assert model.text_prompt("abc ab!") == [7, 6, 0]
+    reply = model.generate("abc", temperature=1.0, top_p=1.0, top_k=0, max_tokens=40, seed=1)
+    assert len(reply.tokens) == 40
+    assert max(reply.tokens) < len(pieces)
 
 
 def test_load_finds_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,18 +64,19 @@ def gradients_of(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tenso
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16), (2, 3, 4, 8), (1, 1, 2), (5, 7)])
-@pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
-def test_rms_norm_equals_torchs_own_in_value_and_gradient(shape: tuple[int, ...], epsilon: float) -> None:
-    norm = RMSNorm(shape[-1], NormConfig(epsilon))
-    weight = 1 + 0.3 * normal(shape[-1])
+@pytest.mark.parametrize(("epsilon", "offset"), [(1e-6, 0.0), (1e-2, 0.0), (1e-6, 1.0)])
+def test_rms_norm_equals_torchs_own_in_value_and_gradient(
+    shape: tuple[int, ...], epsilon: float, offset: float
+) -> None:
+    weight = 1 - offset + 0.3 * normal(shape[-1])
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
         from athanor.models.norm import _RmsNorm
 
-        return _RmsNorm.apply(x, weight, norm.epsilon)
+        return _RmsNorm.apply(x, weight, epsilon, offset)
 
     def plain(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight + offset, epsilon)
 
     for got, wanted in zip(
         gradients_of(ours, normal(*shape), weight), gradients_of(plain, normal(*shape), weight), strict=True
@@ -89,6 +90,15 @@ def test_rms_norm_of_bf16_is_taken_in_fp32() -> None:
     torch.testing.assert_close(norm(x), norm(x.float()).bfloat16(), atol=0.02, rtol=0.01)
     assert norm(x).dtype == torch.bfloat16
     assert norm(torch.zeros(2, 64)).abs().max() == 0
+
+
+def test_small_gains_beside_an_offset_count_in_bf16() -> None:
+    """Gemma's, which bf16 would round away from 1.003."""
+    norm = RMSNorm(64, NormConfig(offset=1.0)).bfloat16()
+    torch.nn.init.constant_(norm.weight, 0.003)
+    x = normal(4000, 64).bfloat16()
+    grown = norm(x).detach().float() / torch.nn.functional.rms_norm(x.float(), (64,), eps=1e-6)
+    assert abs(float(grown.median()) - 1.003) < 5e-4
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 1e6])

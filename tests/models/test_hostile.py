@@ -86,7 +86,9 @@ def test_any_value_of_any_setting(architecture: str, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number, (name, changed) in enumerate(mistaken(config)):
         start = time.perf_counter()
-        if accepted(changed) not in (None, plain) and number % 4 == 0:
+        if (
+            accepted(changed) not in (None, plain) and number % 16 == 0
+        ):  # each takes milliseconds, and there are thousands
             (tmp_path / "config.json").write_text(json.dumps(changed))
             with suppress(ModelError):
                 load_model(tmp_path)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from athanor.models.moe import by_expert
+from athanor.models.config import MlpConfig, MoeConfig
+from athanor.models.moe import Router, by_expert
 
 
 @pytest.mark.parametrize("width", [16, 18])
@@ -30,3 +31,14 @@ def test_each_row_meets_its_expert(width: int, dtype: torch.dtype, counts: list[
 def test_autocast_reaches_the_experts() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert by_expert(torch.randn(4, 16), torch.randn(2, 16, 16), torch.tensor([2, 2])).dtype == torch.bfloat16
+
+
+def test_autocast_leaves_the_choice_of_experts_in_fp32() -> None:
+    torch.manual_seed(0)
+    router, x = Router(16, MoeConfig(8, 2, MlpConfig(4))), torch.randn(50, 16)
+    torch.nn.init.normal_(router.weight)
+    chosen, weights = router(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, their_weights = router(x)
+    assert torch.equal(chosen, again)
+    assert torch.equal(weights, their_weights)

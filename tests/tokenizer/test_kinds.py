@@ -204,6 +204,15 @@ def test_a_normalizer_is_kept_and_added_tokens_keep_their_ids(tmp_path: Path) ->
     assert tokenizer.decode(tokenizer.encode(text)) == "café <tool_call> the"
 
 
+def test_a_text_is_neither_cut_short_nor_filled_up(tmp_path: Path) -> None:
+    made, text = wordpiece(), "the old furnace burns slowly"
+    whole = made.encode(text, add_special_tokens=False).ids
+    made.enable_truncation(4)
+    made.enable_padding(length=99)
+    assert len(whole) > 4
+    assert saved(made, tmp_path).encode(text) == whole
+
+
 def test_older_files_give_the_same(tmp_path: Path) -> None:
     from transformers import BertTokenizer, GPT2Tokenizer
 

@@ -25,7 +25,7 @@ from athanor.models.config import (
     Placement,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, same
 
 _OFFSET, _BARE = 2, "BartModel"
@@ -124,7 +124,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
             f"{side}_layers": model.n_layers,
             f"{side}_attention_heads": attention.n_heads,
             f"{side}_ffn_dim": mlp.d_ff,
-            "activation_function": next(name for name, kind in ACTIVATION_NAMES.items() if kind == mlp.activation),
+            "activation_function": activation_name(mlp.activation),
         }
     return written
 

@@ -14,7 +14,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, parameter, same
 
 _MASKED, _BOTH, _BARE = "BertForMaskedLM", "BertForPreTraining", "BertModel"
@@ -63,7 +63,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": layer.attention.n_heads,
         "intermediate_size": layer.mlp.d_ff,
-        "hidden_act": next(name for name, kind in ACTIVATION_NAMES.items() if kind == layer.mlp.activation),
+        "hidden_act": activation_name(layer.mlp.activation),
         "max_position_embeddings": config.embedding.positions,
         "type_vocab_size": config.embedding.token_types,
         "layer_norm_eps": layer.norm.epsilon,

@@ -24,7 +24,7 @@ from athanor.models.config import (
 )
 from athanor.models.families import bert
 from athanor.models.families.family import FIRST_NAMES, Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, parameter, same
 from athanor.models.position_config import Disentangled
 
@@ -115,7 +115,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     if convolution is not None:
         written |= {
             "conv_kernel_size": convolution.kernel,
-            "conv_act": next(name for name, kind in ACTIVATION_NAMES.items() if kind == convolution.activation),
+            "conv_act": activation_name(convolution.activation),
             "conv_groups": convolution.groups,
         }
     return written

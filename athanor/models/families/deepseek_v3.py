@@ -19,7 +19,7 @@ from athanor.models.config import (
 )
 from athanor.models.families import experts, llama
 from athanor.models.families.family import Family
-from athanor.models.families.keys import Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, same
 
 
@@ -97,7 +97,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "num_experts_per_tok": moe.top_k,
         "first_k_dense_replace": len(dense),
         "norm_topk_prob": moe.normalise,
-        "hidden_act": "silu",
+        "hidden_act": activation_name(moe.expert.activation),
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.layers[0].norm.epsilon,
         "tie_word_embeddings": config.head.tied,

@@ -18,7 +18,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, same
 
 _MASKED, _BARE = "DistilBertForMaskedLM", "DistilBertModel"
@@ -58,7 +58,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "n_layers": config.n_layers,
         "n_heads": layer.attention.n_heads,
         "hidden_dim": layer.mlp.d_ff,
-        "activation": next(name for name, kind in ACTIVATION_NAMES.items() if kind == layer.mlp.activation),
+        "activation": activation_name(layer.mlp.activation),
         "max_position_embeddings": config.embedding.positions,
         "tie_word_embeddings": config.head is None or config.head.tied,
     }

@@ -17,7 +17,7 @@ from athanor.models.config import (
 )
 from athanor.models.families import llama
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, fused_by_group, same
 from athanor.models.position_config import Alibi, RopeConfig
 
@@ -71,7 +71,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "alibi": isinstance(attention.position, Alibi),
         "bias": attention.bias,
         "ffn_hidden_size": mlp.d_ff,
-        "activation": next(name for name, kind in ACTIVATION_NAMES.items() if kind == mlp.activation),
+        "activation": activation_name(mlp.activation),
         "layer_norm_epsilon": layer.norm.epsilon,
         "max_position_embeddings": config.max_seq_len,
         "tie_word_embeddings": config.head.tied,

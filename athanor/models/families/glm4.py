@@ -14,8 +14,6 @@ from athanor.models.position_config import RopeConfig
 
 
 def _read(keys: Keys) -> ModelConfig:
-    keys.settings.setdefault("attention_bias", True)
-
     def change(layer: LayerConfig, number: int) -> LayerConfig:
         rope = layer.attention.position
         assert isinstance(rope, RopeConfig)
@@ -23,8 +21,9 @@ def _read(keys: Keys) -> ModelConfig:
         return llama.with_attention(layer, output_bias=False, position=replace(rope, interleaved=True))
 
     return llama.read(
-        keys, "glm4", change=change, head_dim=128, partial_rotary_factor=0.5, max_position_embeddings=131_072
-    )
+        keys, "glm4", change=change, head_dim=128, attention_bias=True, partial_rotary_factor=0.5,
+        max_position_embeddings=131_072,
+    )  # fmt: skip
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

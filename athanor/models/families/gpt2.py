@@ -16,7 +16,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, fused, same, transposed
 
 
@@ -52,7 +52,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_layer": config.n_layers,
         "n_positions": config.max_seq_len,
         "n_inner": layer.mlp.d_ff,
-        "activation_function": next(n for n, kind in ACTIVATION_NAMES.items() if kind == layer.mlp.activation),
+        "activation_function": activation_name(layer.mlp.activation),
         "layer_norm_epsilon": layer.norm.epsilon,
         "tie_word_embeddings": config.head.tied,
     }

@@ -9,7 +9,7 @@ from typing import Any
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.families import llama
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, fused_by_group, same
 from athanor.models.position_config import RopeConfig
 
@@ -49,7 +49,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": attention.n_heads,
         "intermediate_size": mlp.d_ff,
-        "hidden_act": next(name for name, kind in ACTIVATION_NAMES.items() if kind == mlp.activation),
+        "hidden_act": activation_name(mlp.activation),
         "max_position_embeddings": config.max_seq_len,
         "layer_norm_eps": layer.norm.epsilon,
         "use_parallel_residual": layer.placement == "parallel",

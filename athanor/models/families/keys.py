@@ -45,6 +45,11 @@ ACTIVATION_NAMES: dict[str, Activation] = {
 }  # fmt: skip
 
 
+def activation_name(activation: Activation) -> str:
+    """What `Keys.activation` reads as it: the first of its names."""
+    return next(name for name, kind in ACTIVATION_NAMES.items() if kind == activation)
+
+
 class Keys:
     """The settings of a `config.json`, taken one by one; `finish` refuses what was not taken.
 

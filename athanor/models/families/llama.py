@@ -10,7 +10,7 @@ from typing import Any
 
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, same
 from athanor.models.position_config import RopeConfig, RopeScaling
 
@@ -26,6 +26,7 @@ def read(
     max_position_embeddings: int = 2048,
     head_dim: int | None = None,
     hidden_act: str = "silu",
+    attention_bias: bool = False,
     rope_theta: float = 10_000.0,
     partial_rotary_factor: float = 1.0,
     tie_word_embeddings: bool = False,
@@ -34,14 +35,14 @@ def read(
     read it already. The others are defaults of keys that the file may lack; head_dim None: d_model / n_heads.
     """
     n_heads, d_model = keys.whole("num_attention_heads"), keys.whole("hidden_size")
-    length = max_position_embeddings
+    length, bias = max_position_embeddings, keys.flag("attention_bias", attention_bias)
     attention = AttentionConfig(
         n_heads,
         keys.whole("num_key_value_heads", n_heads),
         keys.whole("head_dim", d_model // max(1, n_heads) if head_dim is None else head_dim),
         position=rope or keys.rope(rope_theta, partial_rotary_factor, length=length),
-        bias=keys.flag("attention_bias", False),
-        output_bias=keys.flag("attention_bias", False),
+        bias=bias,
+        output_bias=bias,
     )
     mlp = MlpConfig(
         keys.whole("intermediate_size"), keys.activation("hidden_act", hidden_act), bias=keys.flag("mlp_bias", False)
@@ -79,7 +80,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": attention.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": next(name for name, kind in ACTIVATION_NAMES.items() if kind == mlp.activation),
+        "hidden_act": activation_name(mlp.activation),
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": layer.norm.epsilon,
         "tie_word_embeddings": config.head.tied,

@@ -23,7 +23,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, fused, same
 from athanor.models.families.windows import layer_kinds, read_kinds, write_ropes
 
@@ -85,7 +85,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": mlp.d_ff,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": attention.n_heads,
-        "hidden_activation": _name(mlp.activation),
+        "hidden_activation": activation_name(mlp.activation),
         "max_position_embeddings": config.max_seq_len,
         "norm_eps": layer.norm.epsilon,
         "norm_bias": layer.norm.bias,
@@ -101,13 +101,9 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         },
         "decoder_bias": head.bias,
         "classifier_bias": head.transform_bias,
-        "classifier_activation": _name(head.transform),
+        "classifier_activation": activation_name(head.transform or "gelu"),
         "tie_word_embeddings": head.tied,
     }
-
-
-def _name(activation: str | None) -> str:
-    return next(name for name, kind in ACTIVATION_NAMES.items() if kind == activation)
 
 
 def _rules(config: ModelConfig) -> list[Rule]:

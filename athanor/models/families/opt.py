@@ -16,7 +16,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, same
 
 _OFFSET = 2
@@ -68,7 +68,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "word_embed_proj_dim": config.embedding.size or config.d_model,
         "do_layer_norm_before": layer.placement == "pre",
         "_remove_final_layer_norm": layer.placement == "pre" and config.norm is None,
-        "activation_function": next(n for n, kind in ACTIVATION_NAMES.items() if kind == layer.mlp.activation),
+        "activation_function": activation_name(layer.mlp.activation),
         "enable_bias": layer.attention.bias,
         "tie_word_embeddings": config.head.tied,
     }

@@ -15,7 +15,7 @@ from athanor.base.errors import ModelError
 from athanor.models.config import EncoderDecoderConfig, MlpConfig, ModelConfig, MoeConfig
 from athanor.models.families import t5
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, parameter, stacked
 
 
@@ -56,7 +56,7 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     dense = replace(config.encoder, layers=(replace(layers[0], mlp=expert),) * config.encoder.n_layers)
     written = t5.write(replace(config, encoder=dense))
     del written["scale_decoder_outputs"], written["feed_forward_proj"]
-    written["dense_act_fn"] = next(name for name, kind in ACTIVATION_NAMES.items() if kind == expert.activation)
+    written["dense_act_fn"] = activation_name(expert.activation)
     if moe:
         written |= {"num_experts": moe.n_experts, "expert_capacity": moe.capacity}
     for side, model in (("encoder", config.encoder), ("decoder", config.decoder)):

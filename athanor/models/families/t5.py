@@ -19,7 +19,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.families.family import Family
-from athanor.models.families.keys import ACTIVATION_NAMES, Keys
+from athanor.models.families.keys import ACTIVATION_NAMES, Keys, activation_name
 from athanor.models.families.weights import Rule, same
 from athanor.models.position_config import RelativeBias
 
@@ -69,7 +69,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     assert isinstance(attention.position, RelativeBias)
     assert isinstance(mlp, MlpConfig)
     assert config.decoder.head is not None
-    activation = next(name for name, kind in ACTIVATION_NAMES.items() if kind == mlp.activation)
+    activation = activation_name(mlp.activation)
     kind = f"gated-{'gelu' if mlp.activation == 'gelu_tanh' else activation}" if mlp.gated else activation
     return {
         "vocab_size": config.vocab_size,
