@@ -46,9 +46,8 @@ def chat(
     if sys.stdin.isatty() and sys.stdout.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and history
-        print(
-            printable(f"{model or folder} · {count_parameters(lm.model.config) / 1e6:.1f} M parameters · /help, Ctrl-D leaves")
-        )
+        size = f"{count_parameters(lm.model.config) / 1e6:.1f} M parameters"
+        print(printable(f"{model or folder} · {size} · /help, Ctrl-D leaves"))
         TerminalChat(lm, settings, system, sys.stdout, sys.stdout).converse()
     else:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

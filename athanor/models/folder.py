@@ -89,15 +89,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Model:
-    """Reads a model folder; weights are memory-mapped.
+    """Reads a model folder, or a GGUF file; weights are memory-mapped.
 
-    dtype: of the module's weights, by default as on disk. Raises ModelError on a missing, corrupt or unknown file.
+    dtype: of the module's weights, by default as in a folder, and fp32 from a file. Raises ModelError on a missing,
+    corrupt or unknown file.
     """
     folder = Path(folder)
+    if folder.suffix == ".gguf" and folder.is_file():
+        from athanor.models.gguf.load import load_gguf
+
+        return load_gguf(folder, dtype).to(device)
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json.",
-            f"`athanor.load({str(folder)!r}).model` takes names, runs and .gguf files as well.",
+            f"`athanor.load({str(folder)!r}).model` takes names and runs as well.",
         )
     settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
