@@ -21,6 +21,8 @@ from athanor.engine.locate import find_model
 from athanor.models.encoder import Encoder
 from athanor.models.folder import load_model
 from athanor.models.sentences import Pooling, embed
+from athanor.tokenizer.foreign import library_errors
+from athanor.tokenizer.limits import check_limits
 
 _TOGETHER = 32  # texts at a time, of like length
 _SHOWN_FROM = 256  # texts for which a bar is worth it
@@ -36,7 +38,8 @@ class Embedder:
                 "They belong to different models.",
             )
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        with library_errors():
+            tokenizer.enable_truncation(max_length)
         self.model, self.max_length, self.pooling = model, max_length, pooling
         self._tokenizer = tokenizer
         self._padding = model.config.embedding.padding_id or 0  # masked; where positions depend on it, the model's own
@@ -49,10 +52,7 @@ class Embedder:
         """(texts, dimension) float32, each row of length one. Raises DataError for what is no text."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("Only a list of texts can be embedded.", 'For one text: embed(["text"])[0].')
-        try:
-            ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        except (UnicodeEncodeError, TypeError):
-            raise TokenizerError("A text holds a lone surrogate, which is not a Unicode character.") from None
+        ids = self._ids(list(texts))
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         with progress("Embedding", len(ids), "text") if len(ids) >= _SHOWN_FROM else nullcontext() as bar:
@@ -62,6 +62,16 @@ class Embedder:
                 if bar:
                     bar.update(len(some))
         return vectors
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        with library_errors():
+            try:
+                ids = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+            except (UnicodeEncodeError, TypeError):
+                raise TokenizerError("A text holds a lone surrogate, which is not a Unicode character.") from None
+        if (largest := max((max(row, default=0) for row in ids), default=0)) >= self.model.config.vocab_size:
+            raise TokenizerError(f"The tokenizer gives the id {largest}, which the model does not have.")
+        return ids
 
     @torch.inference_mode()
     def _vectors(self, ids: list[list[int]]) -> np.ndarray:
@@ -99,9 +109,11 @@ def _tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer.json.", "transformers writes it: AutoTokenizer.save_pretrained."
         )
     try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # whatever is wrong inside the library's file is reported by it
-        raise TokenizerError(f"{file} cannot be read ({error}).") from None
+        with library_errors():
+            check_limits(read_json(file))
+            return Tokenizer.from_file(str(file))
+    except TokenizerError as error:
+        raise TokenizerError(f"{file}: {error.message}", error.hint) from None
 
 
 def _settings(file: Path) -> dict[str, Any]:
