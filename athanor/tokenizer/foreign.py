@@ -56,6 +56,7 @@ class ForeignTokenizer:
         self.document, self.names, self.template = dict(document), dict(names), template
         with library_errors():
             check_limits(self.document)
+            "".join([template or "", *names.values()]).encode()  # or none of it could be written
             self.kind = kind_of(self.document)
             self._added = control_tokens(self.document, stop_ids)
             special = {int(token["id"]) for token in self._added.values() if token["special"]}

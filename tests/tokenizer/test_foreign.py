@@ -105,6 +105,7 @@ def test_a_folder_gives_the_same(tokenizer: ForeignTokenizer, backend: Any, tmp_
         ({"tokenizer.ggml.token_type": [1]}, "fit together"),
         ({"tokenizer.ggml.eos_token_id": 10**9}, "fit together"),
         ({"tokenizer.ggml.merges": ["nonsense x"]}, "cannot be read"),
+        ({"tokenizer.chat_template": "\udcff"}, "surrogates"),
     ],
 )
 def test_what_cannot_be_read_has_a_sentence(metadata: dict[str, Any], change: dict[str, Any], named: str) -> None:
