@@ -72,7 +72,7 @@ def read_json_from(url: str, headers: Mapping[str, str]) -> Any:
             with _open(url, headers) as response:
                 data = response.read(_MOST_JSON)
             return json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise TransferError(f"{url} is not JSON.", status=200) from None
         except (OSError, http.client.HTTPException) as error:  # without a connection, waiting is no help
             if not left or not (isinstance(error, urllib.error.HTTPError) and _may_pass(error)):

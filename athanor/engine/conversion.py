@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from athanor.base.errors import ModelError
-from athanor.base.files import atomic_folder, read_json
+from athanor.base.files import atomic_folder, read_json, to_json
 from athanor.engine.language_model import load
 from athanor.engine.locate import find_model
 from athanor.models.build import Model, count_parameters
@@ -133,7 +133,8 @@ def _name(place: Path) -> str:
     """Of the model: that of its file or folder, of its run for a stage of one."""
     if place.name == "model":
         place = place.parent.parent if (place.parent.parent / "run.json").is_file() else place.parent
-    return place.stem if place.suffix == ".gguf" else place.name
+    name = place.stem if place.suffix == ".gguf" else place.name
+    return name.encode("utf-8", "replace").decode()
 
 
 def _to_folder(place: Path, destination: Path, form: str | None) -> Converted:
@@ -174,4 +175,8 @@ def _save_as_it_was(model: Model, place: Path, folder: Path) -> None:
 
 def _settings(file: Path) -> Mapping[str, Any]:
     found = read_json(file) if file.is_file() else {}
+    try:
+        to_json(found).encode()
+    except ValueError as error:
+        raise ModelError(f"{file} holds what cannot be written again ({error}).", "Remove it from there.") from None
     return found if isinstance(found, dict) else {}

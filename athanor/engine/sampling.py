@@ -87,6 +87,7 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         above = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that crosses the bound is kept
+        above[:, 0] = False  # whatever fp32 makes of the bound
         probabilities = probabilities.masked_fill(torch.zeros_like(above).scatter(1, order, above), 0.0)
     if sampling.min_p > 0:
         least = sampling.min_p * probabilities.max(-1, keepdim=True).values

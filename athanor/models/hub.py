@@ -72,7 +72,7 @@ def parse(name: str) -> HubName | None:
     if found is None:
         return None
     revision = unquote(found[2]) if found[2] else None
-    if revision and (".." in revision or revision.startswith("/")):
+    if revision and (".." in revision or revision.startswith("/") or not revision.isprintable()):
         return None
     return HubName(found[1], revision, found[3])
 
@@ -180,7 +180,7 @@ def _architecture(snapshot: Path) -> str | None:
         return None
     listed = settings.get("architectures") if isinstance(settings, dict) else None
     known = {name for family in families().values() for name in family.architectures}
-    return next((name for name in listed if name in known), None) if isinstance(listed, list) else None
+    return next((n for n in listed if isinstance(n, str) and n in known), None) if isinstance(listed, list) else None
 
 
 def _size(snapshot: Path) -> int:
@@ -201,14 +201,16 @@ def _headers() -> dict[str, str]:
     if not token and file.is_file():
         token = file.read_text(encoding="utf-8", errors="replace")
     token = token.strip()
-    return {"User-Agent": "athanor"} | ({"Authorization": f"Bearer {token}"} if token.isprintable() and token else {})
+    return {"User-Agent": "athanor"} | (
+        {"Authorization": f"Bearer {token}"} if token.isascii() and token.isprintable() and token else {}
+    )
 
 
 def _describe(name: HubName) -> _Snapshot:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise TransferError("HF_HUB_OFFLINE is set.", "Unset it, or take a model that is in the cache.")
     revision = quote(name.revision or "main", safe="")
-    address = f"{_endpoint()}/api/models/{name.repository}/revision/{revision}?blobs=true"
+    address = f"{_endpoint()}/api/models/{quote(name.repository)}/revision/{revision}?blobs=true"
     answer = read_json_from(address, _headers())
     try:
         files = {}
@@ -276,7 +278,7 @@ def _store(snapshot: _Snapshot, file: str, seen: Any) -> None:
     size, digest = snapshot.files[file]
     repository = snapshot.name.folder
     blob, place = repository / "blobs" / digest, snapshot.folder / file
-    address = f"{_endpoint()}/{snapshot.name.repository}/resolve/{snapshot.commit}/{quote(file)}"
+    address = f"{_endpoint()}/{quote(snapshot.name.repository)}/resolve/{snapshot.commit}/{quote(file)}"
     with locked(hub_folder() / ".locks" / repository.name / f"{digest}.lock"):
         if not blob.is_file():
             download(RemoteFile(address, size, digest), blob, _headers(), seen)

@@ -22,8 +22,9 @@ import numpy as np
 from athanor.base.errors import TokenizerError
 from athanor.base.files import write_json
 from athanor.tokenizer.documents import wrapped_with
-from athanor.tokenizer.spelling import bytes_of_tokens, components, kind_of, without_control
-from athanor.tokenizer.templates import render_template
+from athanor.tokenizer.limits import check_limits
+from athanor.tokenizer.spelling import bytes_of_tokens, components, control_tokens, kind_of, without_control
+from athanor.tokenizer.templates import MAX_CHARACTERS, render_template
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,7 +33,7 @@ _MARK = re.compile("\ue000(\\d{1,9})\ue001")
 
 
 @contextmanager
-def _library() -> Iterator[None]:
+def library_errors() -> Iterator[None]:
     """Whatever the library objects to, its panics included (which are no `Exception`), as a TokenizerError."""
     try:
         yield
@@ -53,12 +54,15 @@ class ForeignTokenizer:
         self, document: Mapping[str, Any], *, stop_ids: Sequence[int], template: str | None, names: Mapping[str, str]
     ) -> None:
         self.document, self.names, self.template = dict(document), dict(names), template
-        with _library():
+        with library_errors():
+            check_limits(self.document)
+            "".join([template or "", *names.values()]).encode()  # or none of it could be written
             self.kind = kind_of(self.document)
-            self._added = {str(t["content"]): t for t in document["added_tokens"] if t["special"]}
+            self._added = control_tokens(self.document, stop_ids)
+            special = {int(token["id"]) for token in self._added.values() if token["special"]}
             self.control = {name: int(token["id"]) for name, token in self._added.items()}
             self._bytes = bytes_of_tokens(self.document, self.kind)
-            self._backend = _backend(without_control(self.document))
+            self._backend = _backend(without_control(self.document, self._added))
             self.start_ids, self.end_ids = wrapped_with(document.get("post_processor"))
         self.vocab_size = max(self._bytes) + 1
         if strangers := {*self.start_ids, *self.end_ids, *stop_ids} - self._bytes.keys():
@@ -66,7 +70,7 @@ class ForeignTokenizer:
         self.control_ids = frozenset(self.control.values())
         self.stop_ids = tuple(stop_ids)
         self.end_of_text_id = self.control.get("<|endoftext|>", self.stop_ids[0] if self.stop_ids else 0)
-        self.never_said = tuple(sorted(self.control_ids - {*self.stop_ids}))
+        self.never_said = tuple(sorted(special - {*self.stop_ids}))
         self._drops_blank = self._begins_with_blank()
 
     @property
@@ -121,12 +125,14 @@ class ForeignTokenizer:
     def _sections(self, parts: Sequence[str], contents: Sequence[str]) -> list[int]:
         """Ids of the template's text (even places) and contents (their numbers at odd places), cut at the template's
         control tokens."""
+        if any(int(number) >= len(contents) for number in parts[1::2]):
+            raise TokenizerError("The chat template failed: it writes a message that there is not.")
+        if sum(len(contents[int(number)]) for number in parts[1::2]) > MAX_CHARACTERS + sum(map(len, contents)):
+            raise TokenizerError("The chat template writes the messages again and again.", "Use another one.")
         ids: list[int] = []
         section, strip = "", False
         for place, part in enumerate(parts):
             if place % 2:
-                if int(part) >= len(contents):
-                    raise TokenizerError("The chat template failed: it writes a message that there is not.")
                 section += contents[int(part)]
                 continue
             at = 0
@@ -164,7 +170,7 @@ class ForeignTokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise TokenizerError("The text holds a lone surrogate, which is not a Unicode character.") from None
-        with _library():
+        with library_errors():
             ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -174,9 +180,8 @@ class ForeignTokenizer:
         cut = self.document.get("pre_tokenizer")
         if not any(part.get("prepend_scheme") == "first" for part in components(cut)):
             return self._backend
-        document = without_control(self.document)
-        document["pre_tokenizer"] = _never_first(cut)
-        with _library():
+        document = {**without_control(self.document, self._added), "pre_tokenizer": _never_first(cut)}
+        with library_errors():
             return _backend(document)
 
     @cached_property

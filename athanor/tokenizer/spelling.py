@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from athanor.base.errors import TokenizerError
@@ -12,6 +12,7 @@ from athanor.tokenizer.documents import BLANK
 from athanor.tokenizer.file_format import unspell
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_TURN = re.compile(r"<\|.+\|>|<｜.+｜>|<(start|end)_of_turn>", re.DOTALL)
 
 
 def components(component: Any) -> Iterator[Mapping[str, Any]]:
@@ -76,14 +77,25 @@ def byte_of(token: str) -> bytes | None:
     return bytes([int(found[1], 16)]) if found else None
 
 
-def without_control(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with every special token under a name that cannot be guessed, so that no text holds it.
+def control_tokens(document: Mapping[str, Any], stop_ids: Sequence[int]) -> dict[str, Mapping[str, Any]]:
+    """The added tokens that nobody may write, by their spelling: special ones, those that end an answer, and those that
+    mark turns, which some files leave ordinary (llama.cpp's converter knows them by their looks, too).
+    """
+    return {
+        str(token["content"]): token
+        for token in document["added_tokens"]
+        if token["special"] or int(token["id"]) in stop_ids or _TURN.fullmatch(str(token["content"]))
+    }
+
+
+def without_control(document: Mapping[str, Any], control: Collection[str]) -> dict[str, Any]:
+    """The document with every token of `control` under a name that cannot be guessed, so that no text holds it.
 
     All added tokens stand in the vocabulary, where they keep their ids; of merges, those with such a token go. Settings
     that would cut a text short, or fill it up, go as well.
     """
     model, added = dict(document["model"]), document["added_tokens"]
-    hidden = {str(token["content"]): secrets.token_hex(16) for token in added if token["special"]}
+    hidden = {str(token["content"]): secrets.token_hex(16) for token in added if token["content"] in control}
     names = {str(token["content"]): int(token["id"]) for token in added}
     if model["type"] == "Unigram":
         pieces = [[hidden.get(token, token), score] for token, score in model["vocab"]]
@@ -99,6 +111,6 @@ def without_control(document: Mapping[str, Any]) -> dict[str, Any]:
     if model["type"] == "BPE" and hidden:
         merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [m for m in merges if not (m[0] in hidden or m[1] in hidden or m[0] + m[1] in hidden)]
-    kept = [token for token in added if not token["special"]]
+    kept = [token for token in added if token["content"] not in control]
     whole = {"post_processor": None, "truncation": None, "padding": None}
     return {**document, "model": model, "added_tokens": kept, **whole}

