@@ -115,7 +115,7 @@ def test_other_pooling_and_other_models_are_refused(
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("model", {"unk_token": "b", "vocab": {"b": 10**6}}, "the id 1000000"),
+        ("model", {"unk_token": "b", "vocab": {"b": 10**6}}, "1000001 ids"),
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(b+)+$"}, "behavior": "Isolated"}, "retry-limit"),
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////wAA"}, "cut short"),
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}, "cannot be read"),
