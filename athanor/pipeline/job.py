@@ -19,6 +19,7 @@ from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_sta
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.life import Life
+from athanor.pipeline.objective_stage import objective_report, objective_stage
 from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
@@ -37,7 +38,8 @@ def live(
     use_threads(recipe)
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
-    check_own_conversations(recipe.sft.sources)
+    if "sft" in recipe.stages:
+        check_own_conversations(recipe.sft.sources)
     with Run(
         root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
     ) as run:
@@ -49,6 +51,8 @@ def live(
         corpus = corpus_stage(life)
         tokenizer = tokenizer_stage(life, corpus)
         shards = shards_stage(life, corpus, tokenizer)
+        if recipe.pretrain.objective != "next_token":
+            return objective_report(life, objective_stage(life, tokenizer, shards))
         base = pretrain_stage(life, tokenizer, shards)
         sft = sft_stage(life, tokenizer, base)
         rl = rl_stage(life, tokenizer, sft)
