@@ -19,11 +19,11 @@ from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_sta
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.life import Life
-from athanor.pipeline.objective_stage import objective_report, objective_stage
+from athanor.pipeline.objective_stage import objective_stage
 from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
-from athanor.pipeline.reporting import report_card
+from athanor.pipeline.reporting import objective_report, report_card
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 
 

@@ -1,4 +1,4 @@
-"""Pre-training on another objective than the next token, what it is worth on held-out text, and a short report.
+"""Pre-training on another objective than the next token, what it is worth on held-out text.
 
 Such a run ends there: fine-tuning, reinforcement learning and their evaluation ask for a decoder that was trained to
 continue texts.
@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
-import athanor
-from athanor.base.files import write_json, write_text
-from athanor.base.progress import quantity, say
+from athanor.base.progress import say
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
 from athanor.corpus.shards import Shards
-from athanor.evaluation.objectives import Score, held_out_batches, objective_scores
+from athanor.evaluation.objectives import held_out_batches, objective_scores
 from athanor.models.folder import save_model
 from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer
@@ -109,59 +107,3 @@ def _save(stage: Stage, model: Any, tokenizer: Tokenizer, plan: PretrainPlan, me
         tokenizer.save(folder, length, after=control.END_OF_TEXT)
     else:
         tokenizer.save(folder, length)
-
-
-def objective_report(life: Life, pretrain: Stage) -> dict[str, Any]:
-    """The report of a run that ends after pre-training; also written as report.json and report.md."""
-    plan, metrics, timing = PretrainPlan.of(pretrain), pretrain.metrics, pretrain.record["timing"]
-    stages = life.run.stages
-    report = {
-        "schema_version": 1,
-        "athanor": athanor.__version__,
-        "name": life.run.root.name,
-        "seed": life.seed,
-        "recipe": life.recipe.model_dump(mode="json"),
-        "machine": life.machine.as_dict(),
-        "objective": plan.objective,
-        "family": _family(plan),
-        "plan": {"pretrain": plan.model_dump(mode="json")},
-        **{key: metrics[key] for key in ("parameters", "steps", "tokens", "flops", "skipped_steps", "spike_steps")},
-        "scores": metrics["scores"],
-        "lineage": {name: {"fingerprint": stage.fingerprint, "inputs": stage.inputs} for name, stage in stages.items()},
-        "timing": {
-            "seconds": life.seconds,
-            "budget_seconds": life.recipe.budget_seconds,
-            "stages": {name: stage.record["timing"]["seconds"] for name, stage in stages.items()},
-            "tokens_per_second": timing["tokens_per_second"],
-            "incidents": timing["incidents"],
-        },
-    }
-    write_json(life.run.root / "report.json", report)
-    write_text(life.run.root / "report.md", objective_markdown(report))
-    return report
-
-
-def _family(plan: PretrainPlan) -> str:
-    return "t5" if plan.objective in ("spans", "ul2") else plan.model.family
-
-
-def objective_markdown(report: dict[str, Any]) -> str:
-    """report.md: what was made, and what it is worth."""
-    rows = []
-    for score in (Score(**values) for values in report["scores"]):
-        low, high = score.gain
-        rows.append(
-            f"| {score.name} | {score.value:.3f} {score.unit} | {score.baseline:.3f} | {low:.3f} to {high:.3f} | "
-            f"{score.n:,} |"
-        )
-    return "\n".join([
-        f"# {report['name']}",
-        "",
-        f"{quantity(report['parameters'])} parameters of the family {report['family']}, pre-trained on the objective "
-        f"`{report['objective']}` in {report['steps']:,} steps.",
-        "",
-        "| held out | value | baseline | better by (95 % interval) | n |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-    ])  # fmt: skip

@@ -38,12 +38,13 @@ def pretraining_summary(report: dict[str, Any], root: Path) -> str:
 
     budget = report["timing"]["budget_seconds"]
     return "\n".join([
-        f"{quantity(report['parameters'])} parameters of the family {report['family']}, "
+        f"{quantity(report['stages']['pretrain']['parameters'])} parameters of the family {report['family']}, "
         f"{duration(report['timing']['seconds'])}" + (f" of {duration(budget)}." if budget else "."),
         *(f"Held out, {Score(**values)}." for values in report["scores"]),
         "",
         f"Report:  {root / 'report.md'}",
         f"Model:   {root / 'pretrain' / 'model'}",
+        *([found] if (found := incidents(report)) else []),
     ])  # fmt: skip
 
 
