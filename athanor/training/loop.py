@@ -15,18 +15,19 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, write_json
 from athanor.base.progress import progress, say
-from athanor.base.run import MetricsLog, damaged
+from athanor.base.run import MetricsLog, NoLog, damaged
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
+from athanor.training.arrangements import arrange
 from athanor.training.batches import Batch
-from athanor.training.checkpoints import load_checkpoint, save_checkpoint
+from athanor.training.loss_scale import LossScale
 from athanor.training.objectives import Loss
-from athanor.training.optimizers import MuonAdamW, OptimizerConfig, clip_gradients
+from athanor.training.optimizers import OptimizerConfig
+from athanor.training.parallel import ALONE, Group
 from athanor.training.schedules import Schedule, Turn
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -55,8 +56,9 @@ class LoopConfig:
     """steps: how many updates, or None to end by the clock. decay_share: part of the steps that decays. turns: where an
     earlier run turned, to do the same whatever the clock says.
 
-    micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
-    never (a checkpoint is always written at the end). clip: largest joint norm of the gradients.
+    micro_rows: rows of a batch that go through the model at a time, in each process. clip: largest joint norm of the
+    gradients. precision: "fp32", "bf16", or "fp16" with scaled losses. checkpoint_every, evaluate_every: in steps; 0
+    for never (a checkpoint is always written at the end).
     """
 
     steps: int | None
@@ -103,6 +105,8 @@ class Trainer:
 
     objective: (model, batch) → Loss. evaluate: (model) → metrics, called every `evaluate_every` steps.
     beat: called after each step, to note the time spent. identity: what is trained; a checkpoint of another is refused.
+    group: the processes that train together, each with the same arguments; sharded: whether each holds only a part of
+    the model. The model's weights are then in `whole_model()` alone.
     """
 
     def __init__(
@@ -120,22 +124,33 @@ class Trainer:
         peak_rate: float | None = None,
         flops_per_token: float = 0.0,
         identity: str = "",
+        group: Group = ALONE,
+        sharded: bool = False,
     ) -> None:
         if config.steps is None and remaining is None and not config.turns:
             raise ValueError("a loop without a number of steps needs a clock")
-        self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
+        self.model, self.source, self.config, self.folder, self.group = model, source, config, folder, group
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
-        self.optimizer = MuonAdamW(model, config.optimizer)
+        self.arrangement = arrange(model, objective, config.optimizer, group, sharded)
+        self.scale = LossScale() if config.precision == "fp16" else None
         self.outcome = Outcome()
         self._step_seconds: list[float] = []
         self._skipped_in_a_row = 0
 
     def run(self, description: str) -> Outcome:
         """Trains to the end, from wherever the folder's newest checkpoint stands."""
+        with self.group.explaining():
+            return self._run(description)
+
+    def whole_model(self) -> Any:
+        """The model with its trained weights, to be saved; on the first process. All processes must ask for it."""
+        return self.arrangement.whole_model()
+
+    def _run(self, description: str) -> Outcome:
         self._resume()
         outcome = self.outcome
-        log = MetricsLog(self.folder, self.tensorboard, outcome.steps)
+        log = MetricsLog(self.folder, self.tensorboard, outcome.steps) if self.group.is_first else NoLog()
         try:
             with progress(description, total=outcome.turns[-1].end if outcome.turns else None, unit="step") as bar:
                 bar.update(completed=outcome.steps)
@@ -156,16 +171,16 @@ class Trainer:
         return bool(turns) and self.outcome.steps >= turns[-1].end
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.folder / "checkpoints")
-        if checkpoint is not None:
-            tensors, numbers = checkpoint
+        found = self.arrangement.find(self.folder / "checkpoints")
+        if found is not None:
+            path, numbers = found
             try:
                 if numbers["identity"] != self.identity:
                     raise ValueError("it was made by another one")
-                weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-                self.model.load_state_dict(weights)
-                self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
+                self.arrangement.load(path)
                 self.source.set_position(numbers["position"])
+                if self.scale:
+                    self.scale.set_state(numbers["loss_scale"])
                 for name in _COUNTERS:
                     setattr(self.outcome, name, int(numbers[name]))
                 self.outcome.steps = int(numbers["step"])
@@ -186,14 +201,16 @@ class Trainer:
             self._turn(Turn(steps - round(self.config.decay_share * steps), steps))
 
     def _save(self, keep: int = 2) -> None:
-        tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
-        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
         numbers = {name: getattr(self.outcome, name) for name in _COUNTERS}
         numbers |= {"position": self.source.get_position(), "identity": self.identity}
-        save_checkpoint(self.folder / "checkpoints", self.outcome.steps, tensors, numbers, keep)
+        if self.scale:
+            numbers["loss_scale"] = self.scale.get_state()
+        self.arrangement.save(self.folder / "checkpoints", self.outcome.steps, numbers, keep)
 
     def _turn(self, *turns: Turn) -> None:
         self.outcome.turns += turns
+        if not self.group.is_first:
+            return
         write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
 
     def _decide(self) -> None:
@@ -204,7 +221,7 @@ class Trainer:
         step, turns = self.outcome.steps, self.outcome.turns
         if turns and step < turns[-1].step:
             return  # resumed before what is journaled: that is repeated first
-        possible = max(1, int(self.remaining() / median(self._step_seconds[-_RECENT:])))
+        possible = self.group.agree(max(1, int(self.remaining() / median(self._step_seconds[-_RECENT:]))))
         if not turns:
             share = self.config.decay_share
             if possible <= max(1.0, share / (1 - share) * step):
@@ -212,7 +229,7 @@ class Trainer:
         elif turns[-1].end - step > possible * 1.05 + 2 or turns[-1].end - step < possible * 0.9 - 5:
             self._turn(Turn(step, step + possible))
 
-    def _step(self, log: MetricsLog, bar: Any) -> None:
+    def _step(self, log: MetricsLog | NoLog, bar: Any) -> None:
         started = time.perf_counter()
         config, outcome = self.config, self.outcome
         try:
@@ -223,21 +240,25 @@ class Trainer:
             self._turn(Turn(outcome.steps, outcome.steps))
             return
         loss, metrics, n_targets = self._accumulate(batch)
-        norm = float(clip_gradients(self.model.parameters(), config.clip))
+        if self.scale:
+            self.scale.undo(self.model)
+        norm = self.arrangement.clip(config.clip)
         outcome.steps += 1
         outcome.places += batch.n_places
         factor = config.schedule.factor(outcome.steps, outcome.turns)
         finite = torch.isfinite(torch.tensor([loss, norm])).all().item()
         if finite:
-            self.optimizer.step(outcome.steps, factor)
+            self.arrangement.step(outcome.steps, factor)
             outcome.tokens += n_targets
             self._skipped_in_a_row = 0
         else:
             self._skip(loss, norm)
+        if self.scale:
+            self.scale.update(bool(finite))
         self.model.zero_grad(set_to_none=True)
         values = {"loss": loss, "gradient_norm": norm, "rate": factor, **metrics} if finite else {"skipped": 1.0}
         if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
-            values |= self.evaluate(self.model)
+            values |= self.arrangement.evaluate(self.evaluate)
         seconds = time.perf_counter() - started
         self._step_seconds.append(seconds)
         timing = {"tokens_per_second": batch.n_places / seconds, "seconds": seconds}
@@ -262,18 +283,26 @@ class Trainer:
                 "Check the loss mask of the training data.",
             )
         total, sums = 0.0, dict[str, float]()
-        for part in batch.split(self.config.micro_rows):
-            with autocast(self.config.precision):
-                loss = self.objective(self.model, part)
-            (loss.sum / n_targets).backward()
+        parts = self.arrangement.share(batch, self.config.micro_rows)
+        for number, part in enumerate(parts, start=1):
+            with self.arrangement.accumulating(last=number == len(parts)):
+                with autocast(self.config.precision, self.group.device):
+                    loss = self.arrangement.loss(part.to(self.group.device))
+                # What is exchanged is the mean over processes: it becomes the mean over all targets.
+                (loss.sum / (n_targets / (self.group.size * (self.scale.value if self.scale else 1)))).backward()
             total += float(loss.sum.detach())
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
+        total, *values = self.group.sums([total, *sums.values()])
+        sums = dict(zip(sums, values, strict=True))
         metrics = {name: value / n_targets for name, value in sums.items()}
         return total / n_targets, {**metrics, **batch.metrics}, n_targets
 
     def _skip(self, loss: float, norm: float) -> None:
         self.outcome.skipped += 1
+        if self.scale and self.scale.value > 1:  # the scale was too large, which says nothing about training
+            say(f"Step {self.outcome.steps} is left out: fp16 overflowed at a loss scale of {self.scale.value:g}.")
+            return
         self._skipped_in_a_row += 1
         say(
             f"Step {self.outcome.steps} is left out, the weights are unchanged: "

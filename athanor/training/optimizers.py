@@ -80,15 +80,21 @@ class MuonAdamW:
         self.stacks: dict[str, list[str]] = defaultdict(list)
         self.singles: list[str] = []
         for name, parameter in self.parameters.items():
+            if not parameter.requires_grad:
+                continue
             if parameter.dim() == 2 and name.startswith("blocks."):
                 self.stacks["x".join(map(str, parameter.shape))].append(name)
             else:
                 self.singles.append(name)
         self.state: dict[str, Tensor] = {}
+        self._stacked: dict[str, tuple[Tensor, Tensor]] = {}  # momentum and variance, which `state` has views of
         for shape, names in self.stacks.items():
             like = self.parameters[names[0]]
-            self.state[f"{shape}.momentum"] = like.new_zeros(len(names), *like.shape, dtype=torch.float32)
-            self.state[f"{shape}.variance"] = like.new_zeros(len(names), like.shape[0], 1, dtype=torch.float32)
+            momentum = like.new_zeros(len(names), *like.shape, dtype=torch.float32)
+            variance = like.new_zeros(len(names), like.shape[0], 1, dtype=torch.float32)
+            self._stacked[shape] = momentum, variance
+            for place, name in enumerate(names):
+                self.state[f"{name}.momentum"], self.state[f"{name}.variance"] = momentum[place], variance[place]
         for name in self.singles:
             self.state[f"{name}.first"] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
             self.state[f"{name}.second"] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
@@ -108,9 +114,9 @@ class MuonAdamW:
     def _muon(self, shape: str, names: list[str], rate: float) -> None:
         config = self.config
         gradients = torch.stack([self._gradient(name) for name in names])
-        momentum = self.state[f"{shape}.momentum"].lerp_(gradients, 1 - config.momentum)
+        momentum, variance = self._stacked[shape]
+        momentum.lerp_(gradients, 1 - config.momentum)
         update = orthogonalise(gradients.lerp_(momentum, config.momentum))
-        variance = self.state[f"{shape}.variance"]
         variance.lerp_(update.square().mean(-1, keepdim=True), 1 - config.muon_beta2)
         size = update.norm(dim=(-2, -1), keepdim=True)
         update = update * variance.clamp_min(1e-10).rsqrt()

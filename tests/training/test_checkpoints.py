@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from athanor.base.errors import RunError
-from athanor.training.checkpoints import load_checkpoint, save_checkpoint
+from athanor.training.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    found = find_checkpoint(folder)
+    return None if found is None else (read_checkpoint(found[0]), found[1])
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
