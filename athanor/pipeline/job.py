@@ -28,23 +28,39 @@ from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.reporting import report_card
+from athanor.pipeline.together import follow
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 from athanor.science.planner import Speed, measure_speed
+from athanor.training.parallel import Group, connected
 
 _LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 
 
-def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan | None = None) -> dict[str, Any]:
+def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan | None = None) -> dict[str, Any] | None:
     """Carries out the whole recipe in the run folder `root` and returns the report.
 
-    repeated: another run's plan, to be followed wherever it decides; its recipe is the one to give.
+    repeated: another run's plan, to be followed wherever it decides; its recipe is the one to give. Started by a
+    launcher of many processes, the first does everything, and the others, which return None, train with it.
     """
-    torch.set_num_threads(_threads(recipe))
+    with connected() as group:
+        torch.set_num_threads(_threads(recipe, group))
+        if not group.is_first:
+            follow(group)
+            return None
+        try:
+            return _live(recipe, root, fresh, repeated, group)
+        finally:
+            group.tell(None)
+
+
+def _live(recipe: Recipe, root: Path, fresh: bool, repeated: RunPlan | None, group: Group) -> dict[str, Any]:
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
     check_own_conversations(recipe.sft.sources)
     with Run(root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh) as run:
-        life = Life(run, recipe, describe(), *_calibrate(recipe, root), repeated)
+        life = Life(run, recipe, describe(), *_calibrate(recipe, root, group), repeated, group)
+        if group.size > 1:
+            say(f"{group.size} processes pre-train and fine-tune together; the first does everything else.")
         if repeated:
             say("Repeating a plan: sizes, steps and turns are those of the run that it comes from.")
         elif life.speed:
@@ -60,17 +76,17 @@ def live(recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan |
         return report_card(life, evaluation)
 
 
-def _threads(recipe: Recipe) -> int:
-    """No more than there are cores: each further one only waits for the others."""
-    cores = usable_cores()
+def _threads(recipe: Recipe, group: Group) -> int:
+    """No more than there are cores for each process: each further one only waits for the others."""
+    cores = max(1, usable_cores() // group.local_size)
     if recipe.threads and recipe.threads > cores:
-        say(f"threads = {recipe.threads} is more than this machine has cores; {cores} are used.")
+        say(f"threads = {recipe.threads} is more than there are cores for it; {cores} are used.")
     return min(recipe.threads or cores, cores)
 
 
-def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
+def _calibrate(recipe: Recipe, root: Path, group: Group) -> tuple[Rates, Speed | None, float]:
     """Measured once a run, so that a resumed one decides the same: the machine, and with a budget whole training
-    steps; and the seconds that took.
+    steps; and the seconds that took. Each of several processes is taken to train as fast as this one.
     """
     path = root / "calibration.json"
     length = min(recipe.pretrain.length or PRETRAIN_LENGTH, _LONGEST_MEASURED)
@@ -90,7 +106,7 @@ def _calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
         speed = measure_speed(recipe.tokenizer.vocab_size, length, precision) if recipe.budget else None
         found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
         write_json(path, found.model_dump(mode="json"))
-    return found.rates, found.speed, found.seconds
+    return found.rates, found.speed and found.speed.times(group.size), found.seconds
 
 
 class _Calibration(BaseModel):

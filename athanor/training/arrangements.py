@@ -76,8 +76,8 @@ class Whole:
         self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
 
     def whole_model(self) -> Any:
-        """The model as it was given, with the trained weights; on the first process at least."""
-        return self.model
+        """The model with its trained weights, on the CPU; on the first process at least."""
+        return self.model.to("cpu")
 
     def _state(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
@@ -104,7 +104,7 @@ class Replicated(_Several):
 
     def __init__(self, model: Any, objective: Objective, config: OptimizerConfig, group: Group) -> None:
         super().__init__(group)
-        self.model, self.objective = model, objective
+        self.model, self.objective = model.to(group.device), objective
         self.owners = assign_owners(model, group.size)
         self.parameters = dict(model.named_parameters())
         owned = {name: self.parameters[name] for name, owner in self.owners.items() if owner == group.rank}
@@ -153,7 +153,7 @@ class Sharded(_Several):
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         super().__init__(group)
-        self.model, self.objective = model, objective
+        self.model, self.objective = model.to(group.device), objective
         self.owners = assign_owners(model, group.size)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         given = dict(model.named_parameters())
@@ -216,7 +216,7 @@ class Sharded(_Several):
                 self.owned[name].copy_(whole)
 
     def whole_model(self) -> Any:
-        """On the first process the gathered model, on the CPU; elsewhere one without memory."""
+        """The gathered model; one without memory on the other processes."""
         whole: Model = empty(self.model.config)
         state = {}
         for name, parameter in self.model.named_parameters():

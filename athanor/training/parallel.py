@@ -7,11 +7,14 @@ person at the keyboard.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -20,6 +23,7 @@ from athanor.base.progress import set_quiet
 from athanor.training.batches import IGNORED, Batch
 
 TIMEOUT = timedelta(minutes=15)  # for one collective operation: longer than any step or evaluation between two takes
+_LISTENS = timedelta(seconds=60)  # at a time; how long the first process works alone does not matter
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LOST = (
     "gloo/transport",
@@ -34,11 +38,17 @@ _LOST = (
 
 @dataclass(frozen=True)
 class Group:
-    """rank: this process's place, from 0 on. size: how many processes there are. device: where this one computes."""
+    """rank: this process's place, from 0 on. size: how many processes there are; local_size: on this machine. device:
+    where this one computes. store: what all can read and write.
+    """
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    store: Any = field(default=None, compare=False, repr=False)
+    _messages: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -63,6 +73,20 @@ class Group:
         number = torch.tensor([value], dtype=torch.int64, device=self.device)
         torch.distributed.broadcast(number, 0)
         return int(number)
+
+    def tell(self, message: Mapping[str, Any] | None) -> None:
+        """From the first process to all others, which `hear` it."""
+        if self.size > 1:
+            self.store.set(f"message {next(self._messages)}", json.dumps(message))
+
+    def hear(self) -> dict[str, Any] | None:
+        """The first process's next message, however long it takes. No device is kept busy meanwhile."""
+        key = f"message {next(self._messages)}"
+        while True:
+            with suppress(torch.distributed.DistStoreError):  # nothing yet
+                self.store.wait([key], _LISTENS)
+                found: dict[str, Any] | None = json.loads(self.store.get(key))
+                return found
 
     def share(self, batch: Batch, micro_rows: int) -> list[Batch]:
         """This process's micro-batches of a batch that all have alike: equally many on each, so that collective
@@ -119,13 +143,21 @@ def connected() -> Iterator[Group]:
         torch.cuda.set_device(group.device)
     backend = "nccl" if group.device.type == "cuda" else "gloo"
     try:
-        torch.distributed.init_process_group(backend, timeout=TIMEOUT, rank=group.rank, world_size=group.size)
+        store = next(iter(torch.distributed.rendezvous("env://", group.rank, group.size, timeout=TIMEOUT)))[0]
+        torch.distributed.init_process_group(
+            backend,
+            store=torch.distributed.PrefixStore("torch", store),
+            timeout=TIMEOUT,
+            rank=group.rank,
+            world_size=group.size,
+        )
     except (RuntimeError, ValueError) as error:
         raise AthanorError(
             f"Process {group.rank} could not reach the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}).",
             "Check the address, the port and the firewall, and that all processes were started.",
         ) from None
+    group = replace(group, store=torch.distributed.PrefixStore("athanor", store))
     set_quiet(not group.is_first)
     with group.explaining():
         yield group
@@ -142,8 +174,9 @@ def _read_environment() -> tuple[Group, int]:
         )
     try:
         rank, size, local = (int(os.environ[name]) for name in _VARIABLES[:3])
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     except ValueError:
         raise AthanorError("RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers.") from None
-    if not 0 <= rank < size or local < 0:
+    if not 0 <= rank < size or local < 0 or local_size < 1:
         raise AthanorError(f"RANK = {rank} is not one of WORLD_SIZE = {size} processes.", "They count from 0.")
-    return Group(rank, size), local
+    return Group(rank, size, local_size), local
