@@ -40,7 +40,13 @@ _SCORED_PLACES, _PREVIEW_PLACES = 32_768, 8192  # held-out ones, at the end and 
 
 def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
     """The pre-training stage of a run whose recipe names one of `OBJECTIVES`."""
-    known = OBJECTIVES[life.recipe.pretrain.objective]
+    name = life.recipe.pretrain.objective
+    if life.group.size > 1:
+        raise RecipeError(
+            f'pretrain.objective = "{name}" is trained by one process, and this run has {life.group.size}.',
+            'Start it without the launcher, or take objective = "next_token".',
+        )
+    known = OBJECTIVES[name]
     settings = {**settings_of(life, "pretrain"), "model": life.recipe.model.model_dump(mode="json")}
 
     def work(stage: Stage) -> Work:
@@ -62,7 +68,7 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         held_out = held_out_batches(measured, max(1, _SCORED_PLACES // (plan.rows * plan.length)))
         preview = _preview(known.loss, held_out[: max(1, _PREVIEW_PLACES // (plan.rows * plan.length))], plan)
         flops_per_place = known.flops_per_place(plan.model, plan.length)
-        outcome = train(
+        outcome, model = train(
             life, stage, plan, model, known.loss, source, "Pre-training", preview, flops_per_place=flops_per_place
         )
         scores = objective_scores(plan.objective, model, source, held_out, vocabulary.special, encoder.vocab_size)
