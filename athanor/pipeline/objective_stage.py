@@ -40,13 +40,7 @@ _SCORED_PLACES, _PREVIEW_PLACES = 32_768, 8192  # held-out ones, at the end and 
 
 def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
     """The pre-training stage of a run whose recipe names one of `OBJECTIVES`."""
-    name = life.recipe.pretrain.objective
-    if life.group.size > 1:
-        raise RecipeError(
-            f'pretrain.objective = "{name}" is trained by one process, and this run has {life.group.size}.',
-            'Start it without the launcher, or take objective = "next_token".',
-        )
-    known = OBJECTIVES[name]
+    known = OBJECTIVES[life.recipe.pretrain.objective]
     settings = {**settings_of(life, "pretrain"), "model": life.recipe.model.model_dump(mode="json")}
 
     def work(stage: Stage) -> Work:

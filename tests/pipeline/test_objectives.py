@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from athanor.base.errors import RecipeError
 from athanor.base.machine import Rates, measure
-from athanor.models.shapes import config_of
-from athanor.pipeline import calibration
+from athanor.models.shapes import Objective, config_of
+from athanor.pipeline import calibration, job
 from athanor.pipeline.arms import Arm
 from athanor.pipeline.job import live
 from athanor.pipeline.plans import PretrainPlan, read_run_plan
@@ -175,16 +177,19 @@ def test_what_cannot_be_is_refused(change: str, named: str) -> None:
     assert re.search(named, f"{refused.value.message} {refused.value.hint}")
 
 
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = SimpleNamespace(size=2, is_first=True, local_size=1, tell=lambda message: None)
+    monkeypatch.setattr(job, "connected", lambda: nullcontext(two))
+    with pytest.raises(RecipeError, match="is trained by one process; this run has 2"):
+        live(load_recipe("bert"), tmp_path / "run")
+
+
 def test_an_experiment_compares_decoders() -> None:
     with pytest.raises(RecipeError, match="no bits per byte to compare"):
         Arm("spans", "spans", {"pretrain": {"objective": "spans"}}).recipe({"pretrain": {"steps": 5}, "budget": "5m"})
 
 
 def test_every_objective_has_a_name_and_shipped_recipes_are_right() -> None:
-    from typing import get_args
-
-    from athanor.models.shapes import Objective
-
     assert {"next_token", *OBJECTIVES} == set(get_args(Objective))
     for name in shipped_recipes():
         assert load_recipe(name).budget in ("10m", None)
