@@ -269,6 +269,7 @@ def _train(
         spike_deviations=spike_deviations,
         turns=plan.turns,
         average=plan.average,
+        recompute=plan.recompute,
     )
     seconds = plan.seconds
     note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, model))

@@ -27,6 +27,7 @@ from athanor.training.checkpoints import CheckpointWriter, Retention, load_check
 from athanor.training.faults import Incidents, StopSignals, UpdateWatch
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
+from athanor.training.recompute import Recompute, recompute_blocks
 from athanor.training.schedules import Schedule, Turn
 
 _RECENT = 20  # steps whose median time predicts the next ones
@@ -58,7 +59,7 @@ class LoopConfig:
     never (a checkpoint is always written at the end). retention: which checkpoints are kept; at the end only the last
     of the newest. clip: largest joint norm of the gradients. spike_deviations: of a loss whose update is left out, see
     `UpdateWatch`; 0 where the loss is not a measure of fit. average: of the weights while the rate falls, which the
-    model has in the end.
+    model has in the end. recompute: what the backward pass computes again instead of keeping it, to save memory.
     """
 
     steps: int | None
@@ -74,6 +75,7 @@ class LoopConfig:
     evaluate_every: int = 0
     turns: tuple[Turn, ...] = ()
     average: AverageKind = "none"
+    recompute: Recompute = "none"
 
     def __post_init__(self) -> None:
         if self.schedule.kind != "wsd" and self.steps is None and not self.turns:
@@ -142,6 +144,8 @@ class Trainer:
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.after_step = after_step
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
+        if config.recompute == "blocks":
+            recompute_blocks(model)
         self.optimizer = make_optimizer(model, config.optimizer)
         self.average = None if config.average == "none" else WeightAverage(model, config.average)
         self.outcome = Outcome()
