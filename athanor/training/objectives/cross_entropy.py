@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from athanor.models.embedding import Embedding
 from athanor.models.head import Head
+from athanor.models.precision import product_type
 
 _CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
 _CACHED = 1 << 18  # logits that softmax takes at a time: 1 MB of fp32, which stays in the processor's cache
@@ -27,7 +28,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64)
         hidden_gradient = torch.empty_like(hidden) if differentiable else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
-        dtype = _compute_dtype(hidden)  # autocast does not reach products with an output given
+        dtype = product_type(hidden)  # autocast does not reach products with an output given
         matrix = weight.to(dtype)
         for start in range(0, len(hidden), _CHUNK):
             rows, labels = hidden[start : start + _CHUNK].to(dtype), targets[start : start + _CHUNK, None]
@@ -64,12 +65,6 @@ def _differentiate_(logits: Tensor, labels: Tensor) -> Tensor:
         losses.append(-wanted)
         part.copy_(logprobs.exp_().scatter_add_(1, own, torch.full_like(wanted, -1.0)))
     return torch.cat(losses)
-
-
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What autocast would multiply `tensor` in."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
