@@ -417,6 +417,19 @@ class MetricsLog:
                 self._events.close()
 
 
+class NoLog:
+    """Where nothing is to be logged: in a process whose metrics another one writes."""
+
+    def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class _Events:
     """A TensorBoard event file. Its own writer works in a thread, where a full disk cannot be told to anyone."""
 

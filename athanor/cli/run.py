@@ -49,4 +49,6 @@ def run(
     from athanor.pipeline.job import live  # after the arguments are checked: it brings torch
 
     report = live(chosen, root, fresh=fresh, repeated=repeated, made_from=made_from)
+    if report is None:
+        return  # one of several processes, of which the first reports
     typer.echo(to_json(report) if as_json else summary(report, root), nl=not as_json)

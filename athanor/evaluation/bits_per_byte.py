@@ -123,12 +123,12 @@ def document_nats(
     windows = _Windows(held_out, length)
     packed = pack(windows.lengths, length)
     assembler = PackedBatches(windows, rows, length, 0, pad_id=held_out.end_of_text_id)
-    nats = np.zeros(len(held_out))
+    nats, device = np.zeros(len(held_out)), next(model.parameters()).device
     for start in range(0, len(packed), rows):
         members = packed[start : start + rows]
-        batch = assembler.assemble(members)
-        with autocast(precision):
-            values = token_nats(model, batch).double().numpy()
+        batch = assembler.assemble(members).to(device)
+        with autocast(precision, device):
+            values = token_nats(model, batch).double().cpu().numpy()
         owners = np.concatenate([
             np.repeat(windows.spans[i][0], windows.spans[i][3] - windows.spans[i][2]) for row in members for i in row
         ])  # fmt: skip

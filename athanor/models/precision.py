@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
-    """bf16 for matrix products while weights stay fp32; nothing at all for fp32."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+
+def autocast(precision: str, device: torch.device | None = None) -> AbstractContextManager[Any]:
+    """bf16 or fp16 for matrix products while weights stay fp32; nothing at all for fp32. device: the CPU by default."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast("cpu" if device is None else device.type, _TYPES[precision])
 
 
 def product_type(tensor: Tensor) -> torch.dtype:

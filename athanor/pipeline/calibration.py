@@ -23,11 +23,11 @@ from athanor.science.planner import Speed, measure_speed
 _LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 
 
-def use_threads(recipe: Recipe) -> None:
-    """No more than there are cores: each further one only waits for the others."""
-    cores = usable_cores()
+def use_threads(recipe: Recipe, processes: int = 1) -> None:
+    """No more than there are cores for each process here: each further one only waits for the others."""
+    cores = max(1, usable_cores() // processes)
     if recipe.threads and recipe.threads > cores:
-        say(f"threads = {recipe.threads} is more than this machine has cores; {cores} are used.")
+        say(f"threads = {recipe.threads} is more than there are cores for it; {cores} are used.")
     torch.set_num_threads(min(recipe.threads or cores, cores))
 
 

@@ -38,7 +38,7 @@ from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
 from athanor.pipeline.probing import USUAL_PROBLEMS, by_environment
-from athanor.pipeline.training_stages import pretraining_batches
+from athanor.pipeline.together import pretraining_batches
 from athanor.tokenizer import Tokenizer
 
 _COMPLETIONS = (("en", "The history of the city"), ("en", "To make the soup,"), ("zh", "却说曹操"), ("zh", "成语"))

@@ -23,25 +23,45 @@ from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.reporting import report_card
+from athanor.pipeline.together import follow
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
+from athanor.training.parallel import Group, connected
 
 
 def live(
     recipe: Recipe, root: Path, *, fresh: bool = False, repeated: RunPlan | None = None, made_from: str | None = None
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Carries out the whole recipe in the run folder `root` and returns the report.
 
     made_from: the recipe's name, for lists of runs. repeated: another run's plan, to be followed wherever it
-    decides; its recipe is the one to give.
+    decides; its recipe is the one to give. Started by a launcher of many processes, the first does everything, and
+    the others, which return None, train with it.
     """
-    use_threads(recipe)
+    with connected() as group:
+        use_threads(recipe, group.local_size)
+        if not group.is_first:
+            follow(group)
+            return None
+        try:
+            return _live(recipe, root, fresh, repeated, made_from, group)
+        finally:
+            group.tell(None)
+
+
+def _live(
+    recipe: Recipe, root: Path, fresh: bool, repeated: RunPlan | None, made_from: str | None, group: Group
+) -> dict[str, Any]:
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
     check_own_conversations(recipe.sft.sources)
     with Run(
         root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
     ) as run:
-        life = Life(run, recipe, describe(), *calibrate(recipe, root), repeated)
+        rates, speed, seconds = calibrate(recipe, root)
+        together = speed and speed.times(group.size)  # each process is taken to train as fast as this one
+        life = Life(run, recipe, describe(), rates, together, seconds, repeated, group)
+        if group.size > 1:
+            say(f"{group.size} processes pre-train and fine-tune together; the first does everything else.")
         if repeated:
             say("Repeating a plan: sizes, steps and turns are those of the run that it comes from.")
         elif life.speed:

@@ -15,6 +15,7 @@ from athanor.base.run import Run, Stage
 from athanor.pipeline.plans import PLAN_SCHEMA_VERSION, Plan, RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.science.planner import Speed
+from athanor.training.parallel import ALONE, Group
 
 P = TypeVar("P", bound=Plan)
 Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
@@ -28,7 +29,7 @@ PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attent
 @dataclass
 class Life:
     """What every stage knows. measuring_seconds: what measuring the machine took. repeated: the plans of another run,
-    to be followed to the letter.
+    to be followed to the letter. group: the processes that train together; this is the first of them.
     """
 
     run: Run
@@ -38,6 +39,7 @@ class Life:
     speed: Speed | None
     measuring_seconds: float
     repeated: RunPlan | None = None
+    group: Group = ALONE
 
     @property
     def seed(self) -> int:
@@ -105,9 +107,12 @@ class Life:
             say(f"{name}: finished before, in {duration(stage.seconds)}{by}.")
             self._note_plans()
             return stage
-        exactness = exactness_key()
+        exactness = exactness_key() | ({"processes": self.group.size} if self.group.size > 1 else {})
         if stage.exactness not in (None, exactness):
-            say(f"{name} was begun by another version, machine or number of threads; it continues, not bit for bit.")
+            say(
+                f"{name} was begun by another version, machine, or number of threads or processes; it continues, not "
+                "bit for bit."
+            )
         stage.note_exactness(exactness)
         with stage.working():
             metrics, outputs, timing = work(stage)

@@ -194,12 +194,15 @@ class EvaluateRecipe(_Section):
 
 
 class Recipe(_Section):
-    """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps."""
+    """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps.
+    sharded: where several processes train together, each holds a part of the model (FSDP2) instead of a copy (DDP).
+    """
 
     budget: str | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 64)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(default=None, gt=0, le=1024)
+    sharded: bool = False
     corpus: CorpusRecipe = CorpusRecipe()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     model: ModelRecipe = ModelRecipe()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, expand_sources, write_conversation_set
-from athanor.alignment.messages import Conversation, read_conversations
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
 from athanor.base.errors import RecipeError
@@ -20,11 +16,9 @@ from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage, damaged, note_hyperparameters
 from athanor.corpus.shards import Shards
-from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.models.build import build, count_parameters
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder, save_model
-from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.planning import (
@@ -38,16 +32,20 @@ from athanor.pipeline.planning import (
 )
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.pipeline.recipe import TrainingRecipe
+from athanor.pipeline.together import (
+    Task,
+    conversation_batches,
+    held_out_loss,
+    loop_config,
+    pretraining_batches,
+    preview_bits_per_byte,
+)
 from athanor.tokenizer import Tokenizer
-from athanor.tokenizer.chat import training_example
-from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
-from athanor.training.growth import GrowingBatches
 from athanor.training.loop import LoopConfig, Outcome, Trainer
 from athanor.training.objectives import next_token
-from athanor.training.schedules import Schedule
+from athanor.training.parallel import ALONE
 
 _GENERATION = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.1}
-_PREVIEW_TOKENS = 8192  # held-out ones, scored while training
 
 
 def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
@@ -66,32 +64,13 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         check_that_it_fits(life, plan.model, plan)
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
-        preview = sample_held_out(Shards.open(shards.folder / "heldout"), _PREVIEW_TOKENS, life.seed)
-
-        def evaluate(model: Decoder) -> dict[str, float]:
-            nats = document_nats(model, preview, plan.length, plan.precision)
-            groups = {
-                **grouped_bits_per_byte({"model": nats}, preview, preview.languages),
-                **grouped_bits_per_byte({"model": nats}, preview, preview.sources),
-            }
-            parts = {f"bits_per_byte/{group}": values["model"] for group, values in groups.items()}
-            return {"bits_per_byte": bits_per_byte(nats, preview), **parts}
-
-        outcome = _train(life, stage, plan, model, next_token, source, "Pre-training", evaluate)
+        evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
+        task = _task(life, stage, plan, tokenizer, shards)
+        outcome, model = _train(life, stage, plan, model, next_token, source, "Pre-training", evaluate, task)
         return _finish(life, stage, model, encoder, outcome, plan, "base", {})
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
     return life.perform("pretrain", settings, inputs, work)
-
-
-def pretraining_batches(plan: PretrainPlan, text: Shards, seed: int) -> PackedBatches | GrowingBatches:
-    """The stream of batches that a pre-training plan reads, from its beginning."""
-    eot = text.index.end_of_text_id
-    pieces = DocumentPieces(text.tokens, text.offsets, plan.length, eot)
-    batches = PackedBatches(pieces, plan.rows, plan.length, subseed(seed, "pretrain"), pad_id=eot)
-    if plan.rows_growth is None and plan.length_growth is None:
-        return batches
-    return GrowingBatches(batches, plan.expected_tokens, plan.rows_growth, plan.length_growth)
 
 
 def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
@@ -104,10 +83,11 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         counts = _prepare_conversations(life, stage)
         plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config, stage.seconds))
         check_that_it_fits(life, model.config, plan)
-        source, too_long = _conversation_batches(life, stage, encoder, plan)
-        evaluate = _held_out_loss(stage, encoder, plan)
+        source, too_long = conversation_batches(stage.folder / "conversations", encoder, plan, life.seed)
+        evaluate = held_out_loss(stage.folder / "conversations", encoder, plan)
         stage.beat()
-        outcome = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate)
+        task = _task(life, stage, plan, tokenizer, base)
+        outcome, model = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task)
         more = {"conversations": {**counts, "too_long": too_long}}
         metrics, outputs, timing = _finish(life, stage, model, encoder, outcome, plan, "sft", more)
         return metrics, [*outputs, "conversations"], timing  # the control reads them too
@@ -138,55 +118,6 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, Any]:
         raise damaged(folder) from None
 
 
-def _conversation_batches(
-    life: Life, stage: Stage, tokenizer: Tokenizer, plan: SupervisedPlan
-) -> tuple[PackedBatches, int]:
-    """Packed training conversations, and how many are longer than a row and left out."""
-    found, _ = read_conversations(stage.folder / "conversations" / "train.jsonl")
-    if not found:
-        raise damaged(stage.folder / "conversations")
-    sequences = _render(found, tokenizer, plan.length)
-    if not sequences:
-        raise RecipeError(f"No conversation fits into sft.length = {plan.length} tokens.", "Make it larger.")
-    seed = subseed(life.seed, "sft")
-    batches = PackedBatches(MaskedSequences(sequences), plan.rows, plan.length, seed, pad_id=tokenizer.pad_id)
-    return batches, len(found) - len(sequences)
-
-
-def _render(found: Sequence[Conversation], tokenizer: Tokenizer, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and loss masks of the conversations found that fit into `length` places."""
-    sequences, longest = [], length * int(tokenizer.byte_lengths.max())
-    with progress("Rendering conversations", total=len(found)) as bar:
-        for conversation in found:
-            bar.update(1)
-            if sum(len(message["content"]) for message in conversation.messages) > longest:
-                continue  # whatever its tokens are
-            rendered = training_example(tokenizer, conversation.messages)
-            if len(rendered.ids) - 1 <= length:
-                sequences.append((np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask)))
-    return sequences
-
-
-def _held_out_loss(
-    stage: Stage, tokenizer: Tokenizer, plan: TrainingPlan
-) -> Callable[[Decoder], dict[str, float]] | None:
-    """Nats a target over a few rows of held-out conversations."""
-    found, _ = read_conversations(stage.folder / "conversations" / "heldout.jsonl")
-    sequences = _render(found, tokenizer, plan.length)
-    if not sequences:
-        return None
-    rows = _PREVIEW_TOKENS // plan.length + 1
-    batch = PackedBatches(MaskedSequences(sequences), rows, plan.length, 0, pad_id=tokenizer.pad_id).next()
-
-    @torch.no_grad()
-    def evaluate(model: Decoder) -> dict[str, float]:
-        with autocast(plan.precision):
-            loss = next_token(model, batch)
-        return {"heldout_loss": float(loss.sum) / loss.count}
-
-    return evaluate
-
-
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
     recipe = life.recipe.rl
     settings = {**_settings(life, "rl"), "problems": life.recipe.evaluate.problems}
@@ -211,7 +142,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
         objective = policy_objective(recipe.loss, recipe.clip_ratio)
         measure = divergence(source, start)
         # Its loss is about zero whatever the policy is worth, and has outliers by nature: none of them is a spike.
-        outcome = _train(
+        outcome, _ = _train(
             life, stage, plan, model, objective, source, "Reinforcement learning", measure, spike_deviations=0.0
         )
         decoded = source.places_decoded
@@ -233,15 +164,25 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
             lambda: plan_control(SupervisedPlan.of(sft), model.config, rl.metrics["flops"]),
         )
         check_that_it_fits(life, model.config, plan)
-        source, _ = _conversation_batches(life, sft, encoder, plan)
+        source, _ = conversation_batches(sft.folder / "conversations", encoder, plan, life.seed)
         for _ in range(sft.metrics["steps"]):
             source.next_rows()  # goes on where fine-tuning stopped
-        outcome = _train(life, stage, plan, model, next_token, source, "Control")
+        outcome, _ = _train(life, stage, plan, model, next_token, source, "Control")
         return _finish(life, stage, model, encoder, outcome, plan, "control", {})
 
     return life.perform(
         "control", {"seed": life.seed}, {"sft": sft.output_fingerprint, "rl": rl.output_fingerprint}, work
     )
+
+
+def _task(
+    life: Life, stage: Stage, plan: PretrainPlan | SupervisedPlan, tokenizer: Stage, origin: Stage
+) -> Task | None:
+    """What the other processes, where there are some, train along with."""
+    if life.group.size == 1:
+        return None
+    place = (stage.folder.resolve(), tokenizer.folder.resolve(), origin.folder.resolve())
+    return Task(stage.name, plan, *place, stage.fingerprint, life.seed, life.recipe.sharded)
 
 
 def _train(
@@ -253,31 +194,19 @@ def _train(
     source: Any,
     description: str,
     evaluate: Callable[[Decoder], Mapping[str, float]] | None = None,
+    task: Task | None = None,
     spike_deviations: float = LoopConfig.spike_deviations,
-) -> Outcome:
-    config = LoopConfig(
-        steps=plan.steps,
-        micro_rows=plan.micro_rows,
-        optimizer=plan.optimizer,
-        schedule=Schedule(plan.warmup, plan.final, plan.schedule),
-        decay_share=plan.decay_share,
-        clip=plan.clip,
-        precision=plan.precision,
-        checkpoint_every=plan.checkpoint_every,
-        evaluate_every=plan.evaluate_every,
-        retention=plan.keep,
-        spike_deviations=spike_deviations,
-        turns=plan.turns,
-        average=plan.average,
-        recompute=plan.recompute,
-    )
+) -> tuple[Outcome, Decoder]:
+    """What training came to, and the trained model. task: tells other processes to train along."""
+    if task is not None:
+        life.group.tell(task.to_message())
     seconds = plan.seconds
     note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, model))
     trainer = Trainer(
         model,
         objective,
         source,
-        config,
+        loop_config(plan, spike_deviations),
         stage.folder,
         remaining=None if seconds is None else lambda: seconds - stage.seconds,
         evaluate=evaluate,
@@ -286,8 +215,11 @@ def _train(
         peak_rate=life.peak_rate,
         flops_per_token=model.config.flops_per_token(plan.length / 2),
         identity=stage.fingerprint,
+        group=ALONE if task is None else life.group,
+        sharded=life.recipe.sharded,
     )
-    return trainer.run(description)
+    outcome = trainer.run(description)
+    return outcome, trainer.whole_model()
 
 
 def _hyperparameters(life: Life, plan: TrainingPlan, model: Decoder) -> dict[str, Any]:

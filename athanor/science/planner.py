@@ -114,6 +114,11 @@ class Speed:
         share = (math.log(d_model) - math.log(d1)) / (math.log(d2) - math.log(d1))
         return f1 + (f2 - f1) * min(1.0, max(0.0, share))
 
+    def times(self, processes: int) -> Speed:
+        """That of several processes together, at best."""
+        (d1, f1), (d2, f2) = self.small, self.large
+        return Speed((d1, f1 * processes), (d2, f2 * processes))
+
     def tokens_per_second(self, config: ModelConfig, length: int) -> float:
         return self.flops(config.d_model) / config.flops_per_token(length / 2)
 

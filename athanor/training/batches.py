@@ -49,6 +49,17 @@ class Batch:
         """The tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device; itself where it is there. A copy to a GPU does not wait for what computes there."""
+        if self.tokens.device == device:
+            return self
+        pinned = device.type == "cuda" and self.tokens.device.type == "cpu"
+        columns = {
+            name: (column.pin_memory() if pinned else column).to(device, non_blocking=pinned)
+            for name, column in self.columns.items()
+        }
+        return type(self)(**columns, metrics=self.metrics, counts=self.counts)
+
     def split(self, rows: int) -> list[Self]:
         """Micro-batches of at most `rows` rows, without the metrics and with the counts of the whole."""
         parts = {name: column.split(rows) for name, column in self.columns.items()}

@@ -1,5 +1,5 @@
-"""The trainer's whole state on disk: tensors in one safetensors file, numbers in one JSON file that also holds the hash
-of both.
+"""The trainer's whole state on disk: tensors in safetensors files, numbers in a JSON file that also holds the hashes of
+all.
 
 A checkpoint appears by a rename, so it is whole or not there. Should the newest have been damaged since, the one before
 it is used, and said so. While training goes on they are written by a thread from a copy in memory; one that cannot be
@@ -25,7 +25,7 @@ from athanor.base.machine import available_memory
 from athanor.base.progress import say, size
 from athanor.models.folder import write_tensors
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _TENSORS, _NUMBERS = "state.safetensors", "state.json"
 _COPIES = 3  # of the state must fit into free memory for it to be written in the background
 
@@ -62,8 +62,18 @@ class Retention:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    tensors: dict[str, Tensor]
+    """One that is whole. path: its folder."""
+
+    path: Path
     numbers: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, however many processes wrote them."""
+        if (self.path / _TENSORS).exists():
+            return load_file(self.path / _TENSORS)
+        from athanor.training.sharded_checkpoints import read_sharded
+
+        return read_sharded(self.path)
 
 
 def save_checkpoint(
@@ -77,17 +87,29 @@ def save_checkpoint(
 
     numbers["held_out"], if given, are the metrics that the best one is chosen by.
     """
-    path = folder / f"step-{step:08d}"
-    if not path.exists() or _flaw(path) is not None:  # replacing a folder has an instant without it
+    path = checkpoint_path(folder, step)
+    if not is_whole(path):  # replacing a folder has an instant without it
         with atomic_folder(path) as temporary:
             write_tensors(temporary / _TENSORS, tensors)
-            digest = sha256_file(temporary / _TENSORS)
-            record = {**numbers, "schema_version": SCHEMA_VERSION, "step": step, "sha256": digest}
-            write_json(temporary / _NUMBERS, {**record, "checksum": fingerprint(record)})
-    _remove_others(folder, step, retention)
+            write_numbers(temporary, step, numbers, {_TENSORS: sha256_file(temporary / _TENSORS)})
+    remove_others(folder, step, retention)
 
 
-def _remove_others(folder: Path, step: int, retention: Retention) -> None:
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def is_whole(path: Path) -> bool:
+    return path.exists() and _flaw(path) is None
+
+
+def write_numbers(folder: Path, step: int, numbers: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Makes a checkpoint of the files of tensors in `folder`. digests: the hash of each."""
+    record = {**numbers, "schema_version": SCHEMA_VERSION, "step": step, "sha256": dict(digests)}
+    write_json(folder / _NUMBERS, {**record, "checksum": fingerprint(record)})
+
+
+def remove_others(folder: Path, step: int, retention: Retention) -> None:
     """What is not kept; what lies beyond `step`, damaged, or nobody would have come back here; and what a killed
     process left half-written.
     """
@@ -100,7 +122,7 @@ def _remove_others(folder: Path, step: int, retention: Retention) -> None:
         shutil.rmtree(path)
 
 
-def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, int]:
+def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, int]:
     """The newest checkpoint that is whole, or None where there is none; and how many newer ones are not.
 
     Raises RunError for one that a newer version made.
@@ -109,12 +131,18 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, int]:
     for unusable, step in enumerate(reversed(present)):
         flaw = _flaw(present[step])
         if flaw is None:
-            return Checkpoint(load_file(present[step] / _TENSORS), read_json(present[step] / _NUMBERS)), unusable
+            return checkpoint_of(folder, step), unusable
         last = unusable == len(present) - 1
         say(
             f"Checkpoint {present[step]} {flaw}; " + ("training starts over." if last else "the one before it is used.")
         )
     return None, len(present)
+
+
+def checkpoint_of(folder: Path, step: int) -> Checkpoint:
+    """The one of this step, which was found whole."""
+    path = checkpoint_path(folder, step)
+    return Checkpoint(path, read_json(path / _NUMBERS))
 
 
 def _flaw(path: Path) -> str | None:
@@ -125,8 +153,9 @@ def _flaw(path: Path) -> str | None:
         if version < SCHEMA_VERSION:
             return "is of an older version of Athanor"
         if version == SCHEMA_VERSION:
-            checksum = numbers.pop("checksum")
-            intact = checksum == fingerprint(numbers) and numbers["sha256"] == sha256_file(path / _TENSORS)
+            checksum, digests = numbers.pop("checksum"), numbers["sha256"]
+            intact = checksum == fingerprint(numbers) and bool(digests)
+            intact = intact and all(sha256_file(path / name) == digest for name, digest in digests.items())
             return None if intact and numbers["step"] == _step(path) else "is damaged"
     except (AthanorError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return "is damaged"
@@ -153,6 +182,28 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def announce(folder: Path, retention: Retention, n_bytes: int) -> None:
+    """Says what checkpoints of so many bytes will take of the disk, and whether that much is free."""
+    needed = retention.bound * n_bytes
+    say(f"Checkpoints of {size(n_bytes)}: at most {retention.bound} on the disk, {size(needed)}.")
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        say(f"Only {size(free)} are free there: when the disk is full, the checkpoints written before are kept.")
+
+
+def say_missed(step: int, error: BaseException) -> None:
+    say(f"The checkpoint of step {step} could not be written, training goes on without it: {_message(error)}")
+
+
+def not_written(folder: Path, step: int, error: BaseException) -> RunError:
+    kept = next(reversed(_present(folder)), None)
+    stands = "there is none before it" if kept is None else f"that of step {kept} is kept"
+    return RunError(
+        f"The checkpoint of step {step} could not be written; {stands}. {_message(error)}",
+        "Free some space and run the same command again; it continues.",
+    )
+
+
 class CheckpointWriter:
     """Writes a stage's checkpoints, one at a time. missed: called for each that could not be written.
 
@@ -167,12 +218,7 @@ class CheckpointWriter:
 
     def announce(self, tensors: Mapping[str, Tensor]) -> None:
         """Says what the checkpoints will take of the disk, and whether that much is free."""
-        one = sum(tensor.nbytes for tensor in tensors.values())
-        needed = self.retention.bound * one
-        say(f"Checkpoints of {size(one)}: at most {self.retention.bound} on the disk, {size(needed)}.")
-        free = shutil.disk_usage(self.folder.parent).free
-        if free < needed:
-            say(f"Only {size(free)} are free there: when the disk is full, the checkpoints written before are kept.")
+        announce(self.folder, self.retention, sum(tensor.nbytes for tensor in tensors.values()))
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], flush: Callable[[], None]
@@ -207,12 +253,7 @@ class CheckpointWriter:
             save_checkpoint(self.folder, step, tensors, numbers, retention or self.retention)
         except (AthanorError, OSError) as error:
             self._missed()
-            kept = next(reversed(_present(self.folder)), None)
-            stands = "there is none before it" if kept is None else f"that of step {kept} is kept"
-            raise RunError(
-                f"The checkpoint of step {step} could not be written; {stands}. {_message(error)}",
-                "Free some space and run the same command again; it continues.",
-            ) from error
+            raise not_written(self.folder, step, error) from error
 
     def check(self) -> None:
         """What has become of the thread, once it has ended."""
@@ -223,7 +264,7 @@ class CheckpointWriter:
             if not isinstance(error, AthanorError | OSError):
                 raise error
             self._missed()
-            say(f"The checkpoint of step {step} could not be written, training goes on without it: {_message(error)}")
+            say_missed(step, error)
 
     def join(self) -> None:
         """Waits for what is being written, then does what `check` does."""

@@ -19,7 +19,7 @@ from statistics import median
 from types import FrameType
 from typing import Any, Literal, Self
 
-from athanor.base.errors import AthanorError, Stopped
+from athanor.base.errors import AthanorError
 from athanor.base.files import read_json, write_json
 from athanor.base.progress import say
 
@@ -119,9 +119,6 @@ class StopSignals:
         self.__exit__()
         with suppress(RuntimeError):  # the signal came in the middle of another line
             say(f"{signal.Signals(number).name}: stopping after this step; again to stop at once.")
-
-    def stop(self) -> Stopped:
-        return Stopped(self.received or signal.SIGINT)
 
 
 @dataclass

@@ -7,6 +7,7 @@ and ends with the very bits of one that was never stopped.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,20 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from athanor.base.errors import AthanorError, RunError
+from athanor.base.errors import AthanorError, RunError, Stopped
 from athanor.base.files import read_json, write_json
 from athanor.base.progress import progress, say
-from athanor.base.run import MetricsLog, damaged
+from athanor.base.run import MetricsLog, NoLog, damaged
 from athanor.models.precision import autocast
-from athanor.training.averaging import AverageKind, WeightAverage
+from athanor.training.arrangements import arrange
+from athanor.training.averaging import AverageKind
 from athanor.training.batches import Batch
-from athanor.training.checkpoints import CheckpointWriter, Retention, load_checkpoint
-from athanor.training.faults import Incidents, StopSignals, UpdateWatch
+from athanor.training.checkpoints import Retention
+from athanor.training.faults import Fault, Incidents, StopSignals, UpdateWatch
+from athanor.training.loss_scale import LossScale
 from athanor.training.objectives import Loss
-from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
+from athanor.training.optimizers import OptimizerConfig
+from athanor.training.parallel import ALONE, Group
 from athanor.training.recompute import Recompute, recompute_blocks
 from athanor.training.schedules import Schedule, Turn
 
@@ -55,11 +59,12 @@ class LoopConfig:
     """steps: how many updates, or None to end by the clock. decay_share: part of the steps that decays. turns: where an
     earlier run turned, to do the same whatever the clock says.
 
-    micro_rows: rows of a batch that go through the model at a time. checkpoint_every, evaluate_every: in steps; 0 for
-    never (a checkpoint is always written at the end). retention: which checkpoints are kept; at the end only the last
-    of the newest. clip: largest joint norm of the gradients. spike_deviations: of a loss whose update is left out, see
-    `UpdateWatch`; 0 where the loss is not a measure of fit. average: of the weights while the rate falls, which the
-    model has in the end. recompute: what the backward pass computes again instead of keeping it, to save memory.
+    micro_rows: rows of a batch that go through the model at a time, in each process. checkpoint_every, evaluate_every:
+    in steps; 0 for never (a checkpoint is always written at the end). retention: which checkpoints are kept; at the end
+    only the last of the newest. clip: largest joint norm of the gradients. precision: "fp32", "bf16", or "fp16" with
+    scaled losses. spike_deviations: of a loss whose update is left out, see `UpdateWatch`; 0 where the loss is not a
+    measure of fit. average: of the weights while the rate falls, which the model has in the end. recompute: what the
+    backward pass computes again instead of keeping it.
     """
 
     steps: int | None
@@ -119,6 +124,8 @@ class Trainer:
     objective: (model, batch) → Loss, of whatever kind of model and batch. evaluate: (model) → metrics, called every
     `evaluate_every` steps. after_step: (model), changes what no gradient does. beat: called after each step, to note
     the time spent. identity: what is trained; a checkpoint of another is refused.
+    group: the processes that train together, each with the same arguments; sharded: whether each holds only a part of
+    the model. The model's weights are then in `whole_model()` alone.
     """
 
     def __init__(
@@ -137,31 +144,47 @@ class Trainer:
         peak_rate: float | None = None,
         flops_per_token: float = 0.0,
         identity: str = "",
+        group: Group = ALONE,
+        sharded: bool = False,
     ) -> None:
         if config.steps is None and remaining is None and not config.turns:
             raise ValueError("a loop without a number of steps needs a clock")
-        self.model, self.objective, self.source, self.config, self.folder = model, objective, source, config, folder
+        if after_step is not None and group.size > 1:  # it goes by what this process alone has seen
+            raise AthanorError(
+                "What is changed after each step without a gradient can only be trained by one process.",
+                "Balance the experts by a loss (bias_rate = 0), or start a single process.",
+            )
+        self.model, self.source, self.config, self.folder, self.group = model, source, config, folder, group
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.after_step = after_step
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
         if config.recompute == "blocks":
             recompute_blocks(model)
-        self.optimizer = make_optimizer(model, config.optimizer)
-        self.average = None if config.average == "none" else WeightAverage(model, config.average)
+        self.arrangement = arrange(model, objective, config.optimizer, config.average, group, sharded)
+        self.scale = LossScale() if config.precision == "fp16" else None
         self.outcome = Outcome()
         self.watch = UpdateWatch(config.spike_deviations)
-        self.checkpoints = CheckpointWriter(folder / "checkpoints", config.retention, self._note_missed_checkpoint)
+        missed = self._note_missed_checkpoint
+        self.checkpoints = self.arrangement.writer(folder / "checkpoints", config.retention, missed)
         self._step_seconds: list[float] = []
         self._held_out: tuple[int, Mapping[str, float]] = 0, {}
 
     def run(self, description: str) -> Outcome:
         """Trains to the end, from wherever the folder's newest checkpoint stands.
 
-        SIGTERM and SIGINT end it after the step, with a checkpoint, by raising Stopped.
+        SIGTERM and SIGINT, to any of the processes, end it after the step, with a checkpoint, by raising Stopped.
         """
+        with self.group.explaining():
+            return self._run(description)
+
+    def whole_model(self) -> Any:
+        """The model with its trained weights, to be saved; on the first process. All processes must ask for it."""
+        return self.arrangement.whole_model()
+
+    def _run(self, description: str) -> Outcome:
         self._resume()
         outcome = self.outcome
-        log = MetricsLog(self.folder, self.tensorboard, outcome.steps)
+        log = MetricsLog(self.folder, self.tensorboard, outcome.steps) if self.group.is_first else NoLog()
         try:
             total = outcome.turns[-1].end if outcome.turns else None
             with StopSignals() as signals, progress(description, total=total, unit="step") as bar:
@@ -170,32 +193,33 @@ class Trainer:
                     self._decide()
                     self._step(log, bar)
                     self.checkpoints.check()
-                    if signals.received:
-                        self._stop(log, signals)
+                    if stop := self.group.largest(signals.received or 0):
+                        self._stop(log, stop)
                     elif self.config.checkpoint_every and outcome.steps % self.config.checkpoint_every == 0:
-                        self.checkpoints.save(outcome.steps, *self._state(), log.sync)
-            self.checkpoints.save_now(outcome.steps, *self._state(), log.sync, replace(self.config.retention, last=1))
+                        self.checkpoints.save(*self._state(), log.sync)
+            self.checkpoints.save_now(*self._state(), log.sync, replace(self.config.retention, last=1))
         finally:
             self.checkpoints.join()
             log.close()
-        if self.average is not None:
-            self.average.give()
+        if self.arrangement.average is not None:
+            self.arrangement.average.give()
         return outcome
 
-    def _stop(self, log: MetricsLog, signals: StopSignals) -> None:
+    def _stop(self, log: MetricsLog | NoLog, signal: int) -> None:
         try:
-            self.checkpoints.save_now(self.outcome.steps, *self._state(), log.sync)
+            self.checkpoints.save_now(*self._state(), log.sync)
             say(f"Stopped after step {self.outcome.steps}, which is saved; the same command continues from there.")
         except AthanorError as error:
             say(str(error))
-        raise signals.stop()
+        raise Stopped(signal)
 
     def _note_missed_checkpoint(self) -> None:
         self.outcome.incidents.missed_checkpoints += 1
         self._write_incidents()
 
     def _write_incidents(self) -> None:
-        self.outcome.incidents.write(self.folder / "incidents.json")
+        if self.group.is_first:
+            self.outcome.incidents.write(self.folder / "incidents.json")
 
     def _finished(self) -> bool:
         turns = self.outcome.turns
@@ -203,22 +227,20 @@ class Trainer:
 
     def _resume(self) -> None:
         earlier = Incidents.read(self.folder / "incidents.json")
-        checkpoint, damaged = load_checkpoint(self.folder / "checkpoints")
+        checkpoint, damaged = self.arrangement.find(self.folder / "checkpoints")
         incidents = self.outcome.incidents = earlier or Incidents()
         incidents.resumed += earlier is not None
         incidents.damaged_checkpoints += damaged
         if checkpoint is not None:
-            tensors, numbers = checkpoint.tensors, checkpoint.numbers
+            numbers = checkpoint.numbers
             try:
                 if numbers["identity"] != self.identity:
                     raise ValueError("it was made by another one")
-                weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-                self.model.load_state_dict(weights)
-                self.optimizer.load_state({k.removeprefix("optimizer."): v for k, v in tensors.items()})
-                if self.average is not None:
-                    self.average.load_state({k.removeprefix("average."): v for k, v in tensors.items()})
+                self.arrangement.load(checkpoint)
                 self.source.set_position(numbers["position"])
                 self.watch.set_state(numbers["watch"])
+                if self.scale:
+                    self.scale.set_state(numbers["loss_scale"])
                 for name in _COUNTERS:
                     setattr(self.outcome, name, int(numbers[name]))
                 self.outcome.steps = int(numbers["step"])
@@ -232,7 +254,7 @@ class Trainer:
             say(f"Continuing after step {self.outcome.steps}.")
         self._write_incidents()
         if checkpoint is None:
-            self.checkpoints.announce(self._state()[0])
+            self.checkpoints.announce(self.arrangement.state())
         self.outcome.turns = _read_journal(self.folder / "journal.json")
         if self.outcome.turns:
             return
@@ -241,20 +263,20 @@ class Trainer:
         elif self.config.steps is not None:
             self._turn(self.config.schedule.turn_of(self.config.steps, self.config.decay_share))
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that training depends on: tensors, not copied, and numbers."""
-        tensors: dict[str, Tensor] = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
-        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state.items()}
-        if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.state.items()}
+    def _state(self) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+        """All that training depends on: the step, tensors, not copied, and numbers."""
         numbers: dict[str, Any] = {name: getattr(self.outcome, name) for name in _COUNTERS}
         numbers |= {"position": self.source.get_position(), "identity": self.identity, "watch": self.watch.get_state()}
+        if self.scale:
+            numbers["loss_scale"] = self.scale.get_state()
         measured, held_out = self._held_out
-        return tensors, {**numbers, "held_out": dict(held_out) if measured == self.outcome.steps else {}}
+        numbers["held_out"] = dict(held_out) if measured == self.outcome.steps else {}
+        return self.outcome.steps, self.arrangement.state(), numbers
 
     def _turn(self, *turns: Turn) -> None:
         self.outcome.turns += turns
-        write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
+        if self.group.is_first:
+            write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
 
     def _decide(self) -> None:
         """Begins the decay when just enough time is left for it, and moves its end on a machine that changes speed."""
@@ -264,7 +286,7 @@ class Trainer:
         step, turns = self.outcome.steps, self.outcome.turns
         if turns and step < turns[-1].step:
             return  # resumed before what is journaled: that is repeated first
-        possible = max(1, int(self.remaining() / median(self._step_seconds[-_RECENT:])))
+        possible = self.group.agree(max(1, int(self.remaining() / median(self._step_seconds[-_RECENT:]))))
         if not turns:
             share = self.config.decay_share
             if possible <= max(1.0, share / (1 - share) * step):
@@ -272,7 +294,7 @@ class Trainer:
         elif turns[-1].end - step > possible * 1.05 + 2 or turns[-1].end - step < possible * 0.9 - 5:
             self._turn(Turn(step, step + possible))
 
-    def _step(self, log: MetricsLog, bar: Any) -> None:
+    def _step(self, log: MetricsLog | NoLog, bar: Any) -> None:
         started = time.perf_counter()
         config, outcome = self.config, self.outcome
         try:
@@ -283,17 +305,20 @@ class Trainer:
             self._turn(Turn(outcome.steps, outcome.steps))
             return
         loss, metrics, n_targets = self._accumulate(batch)
-        norm = float(clip_gradients(self.model.parameters(), config.clip))
+        if self.scale:
+            self.scale.undo(self.model)
+        norm = self.arrangement.clip(config.clip)
         outcome.steps += 1
         outcome.places += batch.n_places
         factor = config.schedule.factor(outcome.steps, outcome.turns)
-        fault = self.watch.judge(outcome.steps, loss, norm)
+        fault = self._judge(loss, norm)
         if fault is None:
-            self.optimizer.step(outcome.steps, factor)
+            self.arrangement.step(outcome.steps, factor)
             if self.after_step is not None:
                 self.after_step(self.model)
-            if self.average is not None and outcome.turns and outcome.steps > outcome.turns[0].step:
-                self.average.take()
+            average = self.arrangement.average
+            if average is not None and outcome.turns and outcome.steps > outcome.turns[0].step:
+                average.take()
             outcome.tokens += n_targets
         self.model.zero_grad(set_to_none=True)
         outcome.skipped += fault == "skipped"
@@ -302,7 +327,7 @@ class Trainer:
         if fault is not None:
             values[fault] = 1.0
         if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
-            self._held_out = outcome.steps, self.evaluate(self.model)
+            self._held_out = outcome.steps, self.arrangement.evaluate(self.evaluate)
             values |= self._held_out[1]
         seconds = time.perf_counter() - started
         self._step_seconds.append(seconds)
@@ -319,6 +344,18 @@ class Trainer:
         if outcome.turns:
             bar.set_total(outcome.turns[-1].end)
 
+    def _judge(self, loss: float, norm: float) -> Fault | None:
+        """What `UpdateWatch` says; but a loss scale that was too large says nothing about training."""
+        step, scale = self.outcome.steps, self.scale
+        if scale is None:
+            return self.watch.judge(step, loss, norm)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        overflowed = not finite and scale.value > 1
+        if overflowed:
+            say(f"Step {step} is left out: fp16 overflowed at a loss scale of {scale.value:g}.")
+        scale.update(finite)
+        return "skipped" if overflowed else self.watch.judge(step, loss, norm)
+
     def _accumulate(self, batch: Batch) -> tuple[float, dict[str, float], int]:
         """Gradients of the mean loss over the whole batch, micro-batch by micro-batch.
 
@@ -331,15 +368,21 @@ class Trainer:
                 f"Batch {self.outcome.steps + 1} has no target to learn from.",
                 "Check the loss mask of the training data.",
             )
+        # What is exchanged is the mean over processes: it becomes the mean over all targets.
+        divisor = n_targets / (self.group.size * (self.scale.value if self.scale else 1))
         total, counted, sums = 0.0, 0, dict[str, float]()
-        for part in batch.split(self.config.micro_rows):
-            with autocast(self.config.precision):
-                loss = self.objective(self.model, part)
-            (loss.sum / n_targets).backward()
+        parts = self.arrangement.share(batch, self.config.micro_rows)
+        for number, part in enumerate(parts, start=1):
+            with self.arrangement.accumulating(last=number == len(parts)):
+                with autocast(self.config.precision, self.group.device):
+                    loss = self.arrangement.loss(part.to(self.group.device))
+                (loss.sum / divisor).backward()
             total += float(loss.sum.detach())
             counted += loss.count
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
+        total, all_counted, *values = self.group.sums([total, counted, *sums.values()])
+        counted, sums = int(all_counted), dict(zip(sums, values, strict=True))
         if counted not in (0, n_targets):
             for parameter in self.model.parameters():
                 if parameter.grad is not None:

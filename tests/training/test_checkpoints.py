@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from athanor.base.errors import RunError
 from athanor.training import checkpoints
-from athanor.training.checkpoints import Checkpoint, CheckpointWriter, Retention, load_checkpoint, save_checkpoint
+from athanor.training.checkpoints import Checkpoint, CheckpointWriter, Retention, find_checkpoint, save_checkpoint
 
 TWO = Retention(last=2)
 
@@ -27,7 +27,7 @@ def save(folder: Path, step: int, retention: Retention = TWO, loss: float | None
 
 
 def load(folder: Path) -> Checkpoint:
-    found, _ = load_checkpoint(folder)
+    found, _ = find_checkpoint(folder)
     assert found is not None
     return found
 
@@ -37,13 +37,13 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path / "none") == (None, 0)
+    assert find_checkpoint(tmp_path / "none") == (None, 0)
     for step in (5, 10, 15, 20):
         save(tmp_path, step)
     assert steps(tmp_path) == [15, 20]
     save(tmp_path, 21, Retention(last=1))
     assert steps(tmp_path) == [21]
-    assert load(tmp_path).tensors["w"].tolist() == [21.0] * 3
+    assert load(tmp_path).tensors()["w"].tolist() == [21.0] * 3
     assert load(tmp_path).numbers["position"] == {"row": 21}
 
 
@@ -113,7 +113,7 @@ def test_damaged_newest_ones_give_way_to_one_before(
     assert "step-00000003 is damaged; the one before it is used." in capsys.readouterr().err
     _cut(tmp_path / "step-00000002" / "state.safetensors")
     assert load(tmp_path).numbers["step"] == 1
-    assert load_checkpoint(tmp_path)[1] == 2
+    assert find_checkpoint(tmp_path)[1] == 2
     save(tmp_path, 2)  # made again in its place; what lies beyond it has no worth
     assert load(tmp_path).numbers["step"] == 2
     assert steps(tmp_path) == [1, 2]
@@ -123,7 +123,7 @@ def test_all_damaged_starts_over_and_says_so(tmp_path: Path, capsys: pytest.Capt
     for step in (1, 2):
         save(tmp_path, step)
         _flip(tmp_path / f"step-{step:08d}" / "state.safetensors")
-    assert load_checkpoint(tmp_path) == (None, 2)
+    assert find_checkpoint(tmp_path) == (None, 2)
     assert "step-00000001 is damaged; training starts over." in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def _set_schema(folder: Path, version: int) -> None:
 def test_an_older_schema_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 1)
     _set_schema(tmp_path / "step-00000001", 1)
-    assert load_checkpoint(tmp_path) == (None, 1)
+    assert find_checkpoint(tmp_path) == (None, 1)
     assert "is of an older version of Athanor; training starts over." in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 1)
     _set_schema(tmp_path / "step-00000001", 999)
     with pytest.raises(RunError, match="newer version"):
-        load_checkpoint(tmp_path)
+        find_checkpoint(tmp_path)
 
 
 def test_what_a_killed_process_left_is_no_checkpoint(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_the_background_writes_the_state_as_it_was(
     assert started.wait(10)
     weight.fill_(2.0)
     writer.check()
-    assert load_checkpoint(tmp_path)[0] is None
+    assert find_checkpoint(tmp_path)[0] is None
     go_on.set()
     writer.save(2, {"w": weight}, {}, lambda: None)  # waits for the first
     writer.join()

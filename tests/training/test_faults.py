@@ -48,7 +48,7 @@ def at_steps(trainer_steps: set[int], factor: float) -> Callable[[Trainer], None
             loss = next_token(model, batch)
             return Loss(loss.sum * (factor if trainer.outcome.steps + 1 in trainer_steps else 1.0), loss.count)
 
-        trainer.objective = objective
+        trainer.arrangement.objective = objective
 
     return spoil
 
@@ -165,7 +165,7 @@ def test_a_signal_ends_it_after_the_step_with_a_checkpoint(
             os.kill(os.getpid(), number)
         return next_token(model, batch)
 
-    trainer.objective = objective
+    trainer.arrangement.objective = objective
     with pytest.raises(Stopped) as stopped:
         trainer.run("test")
     assert stopped.value.signal == number

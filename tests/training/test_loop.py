@@ -73,8 +73,8 @@ def assert_same_end(one: Trainer, other: Trainer) -> None:
     assert one.outcome == other.outcome
     for name, weight in weights(one).items():
         assert torch.equal(weight, weights(other)[name]), name
-    for name, tensor in one.optimizer.state.items():
-        assert torch.equal(tensor, other.optimizer.state[name]), name
+    for name, tensor in one.arrangement.optimizer.state.items():
+        assert torch.equal(tensor, other.arrangement.optimizer.state[name]), name
     assert (one.folder / "metrics.jsonl").read_bytes() == (other.folder / "metrics.jsonl").read_bytes()
     assert one.source.get_position() == other.source.get_position()
     checkpoints = [sorted(p for p in (t.folder / "checkpoints").rglob("*") if p.is_file()) for t in (one, other)]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from athanor.models.build import build
-from athanor.training.loop import Recompute
-from athanor.training.recompute import recompute_blocks
+from athanor.training.recompute import Recompute, recompute_blocks
 from tests.training.test_every_objective import EVERY, Made, trainer
 from tests.training.texts import decoder_config
 
