@@ -13,6 +13,7 @@ from athanor.models.config import AttentionConfig, NormConfig
 from athanor.models.disentangled import DisentangledScores, Distances
 from athanor.models.norm import HeadNorm, norm
 from athanor.models.position_config import Alibi, Disentangled, RopeConfig
+from athanor.models.precision import for_products
 from athanor.models.rope import rotate
 from athanor.models.where import Where
 
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         """x: (batch, time, d_model). relative: what the layers share about distances: a bias of the scores, masked
         already, or the vectors of distances.
         """
-        config = self.config
+        config, x = self.config, for_products(x)
         queries, keys, values = self.query(x), self.key(x), self.value(x)
         if config.qk_norm == "projection":
             queries, keys = self.query_norm(queries), self.key_norm(keys)
@@ -103,7 +104,7 @@ class Attention(nn.Module):
             bias = where.masked(added * self.scale, config.window)
         elif isinstance(config.position, Alibi):
             bias = where.bias(config.window, config.position, config.n_heads, self.scale)
-        mask = where.mask(config.window) if bias is None else bias.to(queries.dtype)
+        mask = where.added_mask(config.window, queries.dtype) if bias is None else bias.to(queries.dtype)
         mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, config.soft_cap)
         return self.output(mixed.transpose(1, 2).flatten(2))
 

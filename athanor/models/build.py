@@ -66,8 +66,9 @@ def initialise(model: nn.Module, seed: int) -> None:
                 deviation = _EMBEDDING_DEVIATION if isinstance(module, nn.Embedding) else inputs**-0.5
                 key = f"{path}.{kind}" if path else kind
                 draw = generator(seed, "initialise", key).standard_normal(parameter.shape, dtype=np.float32)
+                draw *= np.float32(deviation)  # in place: a large table would stand three times
                 with torch.no_grad():
-                    parameter.copy_(torch.from_numpy(draw * np.float32(deviation)))
+                    parameter.copy_(torch.from_numpy(draw))
     with torch.no_grad():
         for module in model.modules():
             _adjust(module)

@@ -43,5 +43,6 @@ class LatentAttention(nn.Module):
         keys, values = torch.cat([plain, shared], dim=-1).transpose(1, 2), values.transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(keys, values)
-        mixed = attend(queries, keys, values, where.mask(config.window), where.is_causal, self.scale, None)
+        mask = where.added_mask(config.window, queries.dtype)
+        mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, None)
         return self.output(mixed.transpose(1, 2).flatten(2))

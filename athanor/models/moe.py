@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from athanor.models.config import MoeConfig
 from athanor.models.mlp import ACTIVATIONS, Mlp
+from athanor.models.precision import for_products
 
 
 class Router(nn.Module):
@@ -71,9 +72,7 @@ class Experts(nn.Module):
 
 def by_expert(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     """Each row of x (rows, in) times the matrix of its expert, of weights (n_experts, out, in)."""
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weights = x.to(dtype), weights.to(dtype)
+    x, weights = for_products(x), for_products(weights)
     if _can_group(x, weights):
         return F.grouped_mm(x, weights.mT, offs=counts.cumsum(0, dtype=torch.int32))
     parts = zip(x.split(counts.tolist()), weights, strict=True)

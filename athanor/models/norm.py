@@ -23,7 +23,7 @@ class _RmsNorm(torch.autograd.Function):
         context.offset = offset
         if offset:  # in bf16 the sum would lose most of the weight
             return (wide * scale).mul_(weight.float() + offset).to(x.dtype)
-        return (wide * scale).to(x.dtype).mul(weight.to(x.dtype))
+        return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype))
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -15,3 +16,16 @@ def autocast(precision: str, device: torch.device | None = None) -> AbstractCont
     if precision == "fp32":
         return nullcontext()
     return torch.autocast("cpu" if device is None else device.type, _TYPES[precision])
+
+
+def product_type(tensor: Tensor) -> torch.dtype:
+    """What autocast would multiply `tensor` in."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def for_products(x: Tensor) -> Tensor:
+    """`x` in the type of the products it goes into, so that several of them share one copy: autocast would make one for
+    each, and keep it for the backward pass.
+    """
+    return x.to(product_type(x))

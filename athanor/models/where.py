@@ -29,6 +29,10 @@ def text_positions(valid: Tensor) -> Tensor:
     return (valid.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, -torch.inf)
+
+
 class Where:
     """positions: (batch, time) int, of the tokens. slots: (batch or 1, time), their places among the keys, and
     `attended`, the number of keys; without a cache simply 0 … time − 1. valid: (batch, attended) bool, keys that are no
@@ -66,6 +70,13 @@ class Where:
     def mask(self, window: int | None = None) -> Tensor | None:
         """(batch or 1, 1, time, attended) bool, True where attended; None where `is_causal` says all."""
         return self._once(("mask", window), lambda: self._mask(window))
+
+    def added_mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The same to be added to scores: 0 or −inf. Attention would make it of the other in every layer."""
+        allowed = self.mask(window)
+        if allowed is None:
+            return None
+        return self._once(("added", window, dtype), lambda: _added(allowed, dtype))
 
     @property
     def is_causal(self) -> bool:

@@ -210,13 +210,13 @@ def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan, part
     """
     places = plan.micro_rows * plan.length
     batch = plan.rows * plan.length if isinstance(plan, SupervisedPlan) else places
-    needed = parts * planner.training_memory(config, places) + _BATCH_BYTES * batch
+    needed = parts * planner.training_memory(config, places, plan.recompute) + _BATCH_BYTES * batch
     free = available_memory()
     if needed > life.machine.memory > 0:
         raise RecipeError(
             f"Training {quantity(count_parameters(config))} parameters on {quantity(places)} places at a time, "
             f"{quantity(batch)} a batch, takes about {size(needed)}, and this machine has {size(life.machine.memory)}.",
-            "Make the model, micro_rows, rows or length smaller.",
+            'Make the model, micro_rows, rows or length smaller, or set recompute = "blocks".',
         )
     say(f"Training takes about {size(needed)} of memory; {size(free)} are free.")
     if needed > free:
@@ -267,6 +267,7 @@ def _common(
         "schedule": recipe.schedule,
         "final": recipe.final,
         "average": recipe.average,
+        "recompute": recipe.recompute,
         "clip": recipe.clip,
         "checkpoint_every": recipe.checkpoint_every or every,
         "evaluate_every": recipe.evaluate_every or 2 * every,

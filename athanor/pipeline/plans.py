@@ -20,6 +20,7 @@ from athanor.pipeline.recipe import Recipe, check, explain
 from athanor.training.averaging import AverageKind
 from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import OptimizerConfig
+from athanor.training.recompute import Recompute
 from athanor.training.schedules import Growth, ScheduleKind, Turn
 
 PLAN_SCHEMA_VERSION: Literal[3] = 3
@@ -65,6 +66,7 @@ class TrainingPlan(Plan):
     schedule: ScheduleKind = "wsd"
     final: Annotated[float, Field(ge=0, lt=1)] = 0.0
     average: AverageKind = "none"
+    recompute: Recompute = "none"
     clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Count
     evaluate_every: Count

@@ -117,6 +117,7 @@ class TrainingRecipe(_Section):
     schedule: of the learning rate after the warm-up: "wsd" stays at the peak and falls for the last decay_share of the
     run, "linear" and "cosine" fall all the way and need `steps`; final: the share of the peak that all end at. average:
     of the weights over the decay, for the saved model: "tail" of all its steps, "ema" of the later ones more.
+    recompute: "blocks" keeps only the input of each layer for the backward pass, which takes a third longer.
     """
 
     steps: Steps | None = None
@@ -127,6 +128,7 @@ class TrainingRecipe(_Section):
     schedule: Literal["wsd", "cosine", "linear"] = "wsd"
     final: float = Field(default=0.0, ge=0, lt=1)
     average: Literal["none", "tail", "ema"] = "none"
+    recompute: Literal["none", "blocks"] = "none"
     clip: float = Field(default=1.0, gt=0)
     checkpoint_every: Steps | None = None
     evaluate_every: Steps | None = None

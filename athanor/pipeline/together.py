@@ -118,6 +118,7 @@ def loop_config(plan: TrainingPlan, spike_deviations: float = LoopConfig.spike_d
         spike_deviations=spike_deviations,
         turns=plan.turns,
         average=plan.average,
+        recompute=plan.recompute,
     )
 
 

@@ -23,6 +23,7 @@ from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
+from athanor.training.recompute import Recompute
 
 # d_model and n_layers: all sizes are multiples of 64, so that every quantised format fits.
 LADDER = (
@@ -62,14 +63,15 @@ def block_parameters(config: ModelConfig) -> int:
     return config.matrix_parameters - config.vocab_size * config.d_model
 
 
-def training_memory(config: ModelConfig, micro_tokens: int) -> float:
+def training_memory(config: ModelConfig, micro_tokens: int, recompute: Recompute = "none") -> float:
     """Bytes: weights, gradients and two moments in fp32, activations kept for the backward pass, and one chunk of
     logits.
     """
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
     width = mlp.d_ff if isinstance(mlp, MlpConfig) else mlp.top_k * mlp.expert.d_ff
-    per_place = 8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.key_dim + 4 * width
-    activations = 4.0 * micro_tokens * config.n_layers * per_place
+    per_place = 8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.key_dim + 3 * width
+    kept = config.n_layers * per_place if recompute == "none" else config.n_layers * config.d_model + per_place
+    activations = 4.0 * micro_tokens * kept
     return 20.0 * count_parameters(config) + activations + 3 * 4.0 * 1024 * config.vocab_size
 
 

@@ -31,6 +31,7 @@ from athanor.training.loss_scale import LossScale
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.parallel import ALONE, Group
+from athanor.training.recompute import Recompute, recompute_blocks
 from athanor.training.schedules import Schedule, Turn
 
 _RECENT = 20  # steps whose median time predicts the next ones
@@ -62,7 +63,8 @@ class LoopConfig:
     in steps; 0 for never (a checkpoint is always written at the end). retention: which checkpoints are kept; at the end
     only the last of the newest. clip: largest joint norm of the gradients. precision: "fp32", "bf16", or "fp16" with
     scaled losses. spike_deviations: of a loss whose update is left out, see `UpdateWatch`; 0 where the loss is not a
-    measure of fit. average: of the weights while the rate falls, which the model has in the end.
+    measure of fit. average: of the weights while the rate falls, which the model has in the end. recompute: what the
+    backward pass computes again instead of keeping it.
     """
 
     steps: int | None
@@ -78,6 +80,7 @@ class LoopConfig:
     evaluate_every: int = 0
     turns: tuple[Turn, ...] = ()
     average: AverageKind = "none"
+    recompute: Recompute = "none"
 
     def __post_init__(self) -> None:
         if self.schedule.kind != "wsd" and self.steps is None and not self.turns:
@@ -155,6 +158,8 @@ class Trainer:
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.after_step = after_step
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
+        if config.recompute == "blocks":
+            recompute_blocks(model)
         self.arrangement = arrange(model, objective, config.optimizer, config.average, group, sharded)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.outcome = Outcome()

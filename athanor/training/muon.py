@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from athanor.training.roles import Place
+from athanor.training.roles import Place, slices
 
 if TYPE_CHECKING:
     from athanor.training.optimizers import OptimizerConfig
@@ -96,20 +97,21 @@ class Muon:
         for stack in self.stacks.values():
             # What had no gradient, such as a part that the objective does not use, stays as it is.
             moving = [i for i, place in enumerate(stack.places) if place.parameter.grad is not None]
-            if moving:
-                self._step(stack, moving, number, rate)
+            for part in slices(moving, [stack.places[i].parameter.numel() for i in moving]):
+                self._step(stack, part, number, rate)
 
     def _step(self, stack: _Stack, moving: list[int], number: int, rate: float) -> None:
         config = self.config
         places, spans = [stack.places[i] for i in moving], [stack.spans[i] for i in moving]
         gradients = torch.cat([_gradient(place) for place in places])
-        every = len(moving) == len(stack.places)
-        rows = slice(None) if every else torch.cat([torch.arange(s.start, s.stop) for s in spans])
+        joined = all(one.stop == other.start for one, other in pairwise(spans))
+        whole = slice(spans[0].start, spans[-1].stop)
+        rows = whole if joined else torch.cat([torch.arange(s.start, s.stop) for s in spans])
         momentum, variance = stack.momentum[rows], stack.variance[rows]
         beta = config.momentum_at(number)
         momentum.lerp_(gradients, 1 - beta)
         update = self._direction(gradients.lerp_(momentum, beta), variance)
-        if not every:  # the rows were copies
+        if not joined:  # the rows were copies
             stack.momentum[rows], stack.variance[rows] = momentum, variance
         update *= max(1.0, update.shape[-2] / update.shape[-1]) ** 0.5
         for place, step in zip(places, update.split([place.matrices[0] for place in places]), strict=True):

@@ -6,7 +6,7 @@ without a gradient stays as it is. State is a flat dictionary of tensors under t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from athanor.training.muon import Muon
-from athanor.training.roles import Place, places
+from athanor.training.roles import Place, places, slices
 
 Kind = Literal["muon", "adamw", "lion"]
 KINDS: tuple[Kind, ...] = ("muon", "adamw", "lion")
@@ -151,11 +151,18 @@ def _decay(place: Place, config: OptimizerConfig) -> float:
     return config.weight_decay if place.role in ("matrix", "head", "router") else 0.0
 
 
-def _moving(places: Sequence[Place]) -> tuple[list[Place], list[Tensor], list[Tensor]]:
-    """Those that have a gradient, their parameters, and their gradients in fp32."""
+def _moving(places: Sequence[Place], config: OptimizerConfig, rate: float) -> Iterator[tuple[list[Place], list[float]]]:
+    """Those that have a gradient with their rates, in slices."""
     moving = [place for place in places if place.parameter.grad is not None]
+    pairs = list(zip(moving, (rate * lr for lr in _rates(moving, config)), strict=True))
+    for part in slices(pairs, [place.parameter.numel() for place in moving]):
+        yield [place for place, _ in part], [lr for _, lr in part]
+
+
+def _numbers(moving: Sequence[Place]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters, and gradients in fp32."""
     gradients = [place.parameter.grad.float() for place in moving if place.parameter.grad is not None]
-    return moving, [place.parameter for place in moving], gradients
+    return [place.parameter for place in moving], gradients
 
 
 class AdamW:
@@ -170,13 +177,14 @@ class AdamW:
         }
 
     def step(self, number: int, rate: float) -> None:
+        for moving, rates in _moving(self.places, self.config, rate):
+            self._step(moving, rates, number)
+
+    def _step(self, moving: Sequence[Place], rates: Sequence[float], number: int) -> None:
         config, (beta1, beta2) = self.config, self.config.adam_betas
-        moving, parameters, gradients = _moving(self.places)
-        if not moving:
-            return
+        parameters, gradients = _numbers(moving)
         first = [self.state[f"{place.name}.first"] for place in moving]
         second = [self.state[f"{place.name}.second"] for place in moving]
-        rates = [rate * lr for lr in _rates(moving, config)]
         _shrink(moving, rates, config)
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         torch._foreach_lerp_(second, torch._foreach_mul(gradients, gradients), 1 - beta2)
@@ -194,12 +202,13 @@ class Lion:
         self.state = {f"{p.name}.momentum": torch.zeros_like(p.parameter, dtype=torch.float32) for p in places}
 
     def step(self, number: int, rate: float) -> None:
+        for moving, rates in _moving(self.places, self.config, rate):
+            self._step(moving, rates)
+
+    def _step(self, moving: Sequence[Place], rates: Sequence[float]) -> None:
         beta1, beta2 = _LION_BETAS
-        moving, parameters, gradients = _moving(self.places)
-        if not moving:
-            return
+        parameters, gradients = _numbers(moving)
         momenta = [self.state[f"{place.name}.momentum"] for place in moving]
-        rates = [rate * lr for lr in _rates(moving, self.config)]
         _shrink(moving, rates, self.config)  # by AdamW's rates: a decay five times larger than Lion's own
         steps = torch._foreach_lerp(momenta, gradients, 1 - beta1)
         torch._foreach_sign_(steps)

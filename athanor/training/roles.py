@@ -6,7 +6,7 @@ is touched only by its own token, a gain has a size of its own to be relative to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -22,7 +22,9 @@ from athanor.models.norm import HeadNorm, LayerNorm, RMSNorm
 from athanor.models.positions import RelativeBiasTable
 
 Part = TypeVar("Part", bound=nn.Module)
+Item = TypeVar("Item")
 Role = Literal["matrix", "table", "head", "router", "gain", "bias"]
+_SLICE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,22 @@ def _surroundings(model: nn.Module) -> tuple[dict[int, float], set[int], set[int
     silent = {id(norms.output) for norms in _all(model, Norms)}
     outputs = {id(encoder.next_sentence) for encoder in _all(model, Encoder)}
     return scales, silent, outputs
+
+
+def slices(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[list[Item]]:
+    """Neighbouring items of together at most 8 M numbers, or one that is larger: what an optimizer steps at a time, so
+    that its temporaries (32 MB each) do not grow with the model.
+    """
+    part: list[Item] = []
+    total = 0
+    for item, size in zip(items, sizes, strict=True):
+        if part and total + size > _SLICE:
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += size
+    if part:
+        yield part
 
 
 def _all(model: nn.Module, kind: type[Part]) -> Iterator[Part]:

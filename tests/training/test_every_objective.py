@@ -80,7 +80,9 @@ def discriminator() -> Made:
 EVERY = (bert, roberta, discriminator, ul2, prefix, infilling, experts, distillation)
 
 
-def trainer(make: Callable[[], Made], folder: Path, steps: int = 4, micro_rows: int = 2, stop: int = 0) -> Trainer:
+def trainer(
+    make: Callable[[], Made], folder: Path, steps: int = 4, micro_rows: int = 2, stop: int = 0, **options: Any
+) -> Trainer:
     model, source, objective, after_step = make()
     if stop:
         own, calls = objective, iter(range(1, 1000))
@@ -91,7 +93,7 @@ def trainer(make: Callable[[], Made], folder: Path, steps: int = 4, micro_rows: 
             loss: Loss = own(model, batch)
             return loss
 
-    config = LoopConfig(steps, micro_rows, OptimizerConfig(), Schedule(1), checkpoint_every=1)
+    config = LoopConfig(steps, micro_rows, OptimizerConfig(), Schedule(1), checkpoint_every=1, **options)
     return Trainer(model, objective, source, config, folder, after_step=after_step)
 
 

@@ -16,8 +16,9 @@ from athanor.models.config import NormConfig
 from athanor.models.decoder import Decoder
 from athanor.models.moe import Experts, Router
 from athanor.models.norm import LayerNorm, RMSNorm
+from athanor.training import roles
 from athanor.training.muon import Muon, orthogonalise
-from athanor.training.optimizers import AdamW, Optimizer, OptimizerConfig, clip_gradients, make_optimizer
+from athanor.training.optimizers import AdamW, Kind, Optimizer, OptimizerConfig, clip_gradients, make_optimizer
 
 
 def with_singular_values(rows: int, columns: int, values: Tensor, seed: int) -> Tensor:
@@ -42,6 +43,23 @@ def test_orthogonalised_singular_values_are_near_one_and_its_directions_kept(
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         nearest = left @ right
         assert torch.nn.functional.cosine_similarity(nearest.flatten(), got.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw", "lion"])
+def test_steps_in_slices_give_the_same_bits(
+    kind: Kind, make_model: Callable[[int], Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = []
+    for most in (1 << 23, 1500):  # two or three of the matrices
+        monkeypatch.setattr(roles, "_SLICE", most)
+        model = make_model(0)
+        optimizer = make_optimizer(model, OptimizerConfig(kind=kind))
+        for step in (1, 2):
+            give_gradients(model, step)
+            optimizer.step(step, 1.0)
+        models.append(model)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_orthogonalising_nothing_gives_nothing() -> None:

@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from athanor.models.embedding import Embedding
 from athanor.models.head import Head
+from athanor.models.precision import product_type
 
 _CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
+_CACHED = 1 << 18  # logits that softmax takes at a time: 1 MB of fp32, which stays in the processor's cache
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -26,16 +28,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64)
         hidden_gradient = torch.empty_like(hidden) if differentiable else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
-        dtype = _compute_dtype(hidden)  # autocast does not reach products with an output given
+        dtype = product_type(hidden)  # autocast does not reach products with an output given
         matrix = weight.to(dtype)
         for start in range(0, len(hidden), _CHUNK):
             rows, labels = hidden[start : start + _CHUNK].to(dtype), targets[start : start + _CHUNK, None]
-            logprobs = torch.log_softmax((rows @ matrix.T).float(), dim=-1)
-            wanted = logprobs.gather(1, labels)
-            total -= wanted.sum(dtype=torch.float64).cpu()
+            gradient = rows @ matrix.T
+            total += _differentiate_(gradient, labels).sum(dtype=torch.float64).cpu()
             if hidden_gradient is None or weight_gradient is None:
                 continue
-            gradient = logprobs.exp_().scatter_add_(1, labels, torch.full_like(wanted, -1.0)).to(dtype)
             if dtype == torch.float32:
                 torch.mm(gradient, matrix, out=hidden_gradient[start : start + _CHUNK])
                 weight_gradient.addmm_(gradient.T, rows)
@@ -48,14 +48,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        # In place, since a copy of the head's gradient would stand beside all activations. That ends its use: torch
+        # refuses a second backward pass.
         hidden_gradient, weight_gradient = context.saved_tensors
-        return hidden_gradient * gradients[0].to(hidden_gradient.dtype), weight_gradient * gradients[0], None, None
+        hidden_gradient.mul_(gradients[0].to(hidden_gradient.dtype))
+        return hidden_gradient, weight_gradient.mul_(gradients[0]), None, None
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What autocast would multiply `tensor` in."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+def _differentiate_(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy (n, 1) of logits (n, vocabulary) in fp32; the logits become its gradient."""
+    size = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    losses = []
+    for part, own in zip(logits.split(size), labels.split(size), strict=True):
+        logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)
+        wanted = logprobs.gather(1, own)
+        losses.append(-wanted)
+        part.copy_(logprobs.exp_().scatter_add_(1, own, torch.full_like(wanted, -1.0)))
+    return torch.cat(losses)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
