@@ -23,54 +23,40 @@ from torch import Tensor, nn
 
 from athanor.base.machine import usable_cores
 from athanor.base.randomness import generator
-from athanor.base.statistics import bootstrap_mean
 from athanor.corpus.build import build_corpus, iterate_documents
 from athanor.corpus.shards import Shards, write_shards
+from athanor.evaluation.objectives import Score, against_frequencies, compare, held_out_batches, objective_scores
 from athanor.models import (
-    AttentionConfig,
-    EmbeddingConfig,
-    EncoderDecoderConfig,
-    HeadConfig,
-    LayerConfig,
     MlpConfig,
     ModelConfig,
     MoeConfig,
-    NormConfig,
-    RelativeBias,
     standard_config,
 )
-from athanor.models.build import build, new
-from athanor.models.encoder import Encoder
+from athanor.models.build import build
+from athanor.models.shapes import Objective, config_of
 from athanor.models.stack import Stack
 from athanor.models.where import Where
 from athanor.tokenizer import Tokenizer, train_tokenizer
-from athanor.training.batches import IGNORED, Batch, DocumentPieces, PackedBatches
-from athanor.training.denoisers import T5, UL2, CorruptedTexts
-from athanor.training.drawn import DrawnBatches, Examples, Pieces, SpecialTokens
+from athanor.training.batches import Batch, DocumentPieces, PackedBatches
 from athanor.training.loop import LoopConfig, Trainer
-from athanor.training.masking import MaskedPairs, MaskedTexts, Masking
 from athanor.training.objectives import (
     Distillation,
-    Electra,
     ExpertBalance,
-    denoising,
-    masked_language_model,
     next_token,
-    prefix_language_model,
-    replaced_tokens,
 )
-from athanor.training.objectives.masked import encoded, next_sentence_logits
-from athanor.training.objectives.replaced import discriminate, fill
 from athanor.training.optimizers import OptimizerConfig
-from athanor.training.prefixes import Infilling, PrefixTexts
+from athanor.training.pretraining import OBJECTIVES, Vocabulary
 from athanor.training.schedules import Schedule
-from athanor.training.words import Words
 
 ISSUE = "C"
 LENGTH, ROWS, D_MODEL, LAYERS, VOCABULARY = 128, 32, 128, 4, 4096
 HELD_OUT_BATCHES = 8
 LABELLED, FINE_TUNING_STEPS = 512, 40  # documents whose source is told, and steps on them
 OPTIMIZER = OptimizerConfig(embedding_lr=0.02)
+PRETRAINED: dict[Objective, str] = {
+    "masked_pairs": "BERT", "masked": "RoBERTa", "replaced": "ELECTRA", "spans": "T5", "ul2": "UL2",
+    "prefix": "prefix LM", "infilling": "fill-in-the-middle",
+}  # fmt: skip
 Rows = Iterator[dict[str, Any]]
 
 
@@ -85,7 +71,8 @@ class Bench:
         texts = (document.text for document in iterate_documents(folder / "corpus", "train"))
         self.tokenizer = train_tokenizer(texts, VOCABULARY)
         self.train, self.held_out = (self._shards(split) for split in ("train", "heldout"))
-        self.special, self.words = SpecialTokens.of(self.tokenizer), Words(self.tokenizer)
+        self.vocabulary = Vocabulary(self.tokenizer)
+        self.special = self.vocabulary.special
 
     def _shards(self, split: Any) -> Shards:
         tokenizer: Tokenizer = self.tokenizer
@@ -109,172 +96,72 @@ class Bench:
             )  # fmt: skip
             trainer.run("Training")
 
-    def drawn(self, make: Callable[[Pieces], Examples], places: int) -> tuple[DrawnBatches, list[Batch]]:
-        """The training batches, and held-out ones. places: what an example takes beside its piece."""
-        found = []
-        for text in (self.train, self.held_out):
-            pieces = Pieces(text.tokens, text.offsets, LENGTH - places, 16)
-            found.append(DrawnBatches(make(pieces), ROWS, LENGTH, 0))
-        return found[0], [found[1].next() for _ in range(HELD_OUT_BATCHES)]
-
 
 def rows() -> Rows:
     torch.set_num_threads(usable_cores())
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        encoder = yield from bert(bench)
-        yield from roberta(bench)
-        yield from electra(bench)
-        t5 = yield from corrupted(bench)
-        yield from decoders(bench)
+        made = {}
+        for objective, title in PRETRAINED.items():
+            made[objective] = yield from pretrained(bench, objective, title)
         yield from experts(bench)
         yield from distilled(bench)
-        yield from transfer(bench, "BERT", encoder, lambda: new(bert_config(bench, True), 1))
-        yield from transfer(bench, "T5's encoder", t5.encoder, lambda: new(t5_config(bench), 1).encoder)
+        bert, t5 = made["masked_pairs"], made["spans"].encoder
+        yield from transfer(bench, "BERT", bert, lambda: untrained(bench, "masked_pairs", 1))
+        yield from transfer(bench, "T5's encoder", t5, lambda: untrained(bench, "spans", 1).encoder)
 
 
 # Models of about the same size, one a family.
 
 
-def bert_config(bench: Bench, pairs: bool) -> ModelConfig:
-    norm = NormConfig(1e-12, "layer", True)
-    heads = D_MODEL // 64
-    attention = AttentionConfig(heads, heads, 64, None, bias=True, output_bias=True)
-    layer = LayerConfig(attention, MlpConfig(4 * D_MODEL, "gelu", False, True), norm, "post")
-    embedding = EmbeddingConfig(positions=LENGTH, token_types=2, norm=norm)
-    head = HeadConfig(bias=True, transform="gelu")
-    return ModelConfig(
-        bench.tokenizer.vocab_size, D_MODEL, LENGTH, (layer,) * LAYERS, embedding, norm=None, head=head, causal=False,
-        pooler=pairs, next_sentence=pairs, family="bert",
-    )  # fmt: skip
+SIZES = {"d_model": D_MODEL, "n_layers": LAYERS}
 
 
-def t5_config(bench: Bench) -> EncoderDecoderConfig:
-    heads = D_MODEL // 64
-    attention = AttentionConfig(heads, heads, 64, RelativeBias(), scale=1.0)
-    layer = LayerConfig(attention, MlpConfig(4 * D_MODEL, "relu", False))
-    encoder = ModelConfig(bench.tokenizer.vocab_size, D_MODEL, LENGTH, (layer,) * LAYERS, head=None, causal=False)
-    reading = replace(layer, cross_attention=replace(attention, position=None))
-    decoder = replace(encoder, layers=(reading,) * LAYERS, head=HeadConfig(scale=D_MODEL**-0.5), causal=True)
-    return EncoderDecoderConfig(encoder, decoder, bench.special.end)
+def untrained(bench: Bench, objective: Objective, seed: int) -> Any:
+    config = config_of(objective)(bench.tokenizer.vocab_size, LENGTH, **SIZES)
+    return OBJECTIVES[objective].new(config, bench.special, seed)
 
 
 def decoder_config(bench: Bench, **options: Any) -> ModelConfig:
-    return standard_config(bench.tokenizer.vocab_size, LENGTH, **{"d_model": D_MODEL, "n_layers": LAYERS, **options})
+    return standard_config(bench.tokenizer.vocab_size, LENGTH, **{**SIZES, **options})
 
 
 # Scores.
 
 
+def shown(title: str, score: Score) -> Rows:
+    """The rows of a score; no better than its baseline is not enough."""
+    low, high = score.gain
+    better = {"met": low > 0}
+    yield row(title, score.value, score.unit, peer=score.baseline) | better
+    yield row(f"{title}: gain, lower end of the 95 % interval", low, score.unit, target=0.0) | better
+    yield row(f"{title}: gain, upper end", high, score.unit) | {"met": None}
+
+
 def against_unigram(name: str, model: nn.Module, objective: Any, source: Any, held_out: list[Batch]) -> Rows:
-    """Bits a target, against the frequencies that targets have in training."""
-    position = source.get_position()
-    counts = np.ones(VOCABULARY)
-    for _ in range(20):
-        targets = source.next().targets
-        counts += np.bincount(targets[targets != IGNORED].numpy(), minlength=VOCABULARY)
-    source.set_position(position)
-    unigram = -np.log2(counts / counts.sum())
-    ours, theirs, sizes = [], [], []
-    with torch.no_grad():
-        for part in (part for batch in held_out for part in batch.split(1) if part.n_targets):
-            loss = objective(model, part)
-            ours.append(float(loss.metrics.get("masked", loss.sum)) / np.log(2))
-            theirs.append(unigram[part.targets[part.targets != IGNORED].numpy()].sum())
-            sizes.append(loss.count)
-    yield from compared(name, np.array(ours), np.array(theirs), np.array(sizes), "bits/token", most=True)
+    yield from shown(name, against_frequencies(name, model, objective, source, held_out, VOCABULARY))
 
 
 def compared(name: str, ours: np.ndarray, theirs: np.ndarray, sizes: np.ndarray, unit: str, most: bool) -> Rows:
-    """ours, theirs, sizes: sums over the places of each text or row, and their number."""
-    low, high = bootstrap_mean(((theirs - ours) if most else (ours - theirs)) / sizes.mean())
-    better = {"met": low > 0}  # no better is not enough
-    yield row(name, float(ours.sum() / sizes.sum()), unit, peer=float(theirs.sum() / sizes.sum())) | better
-    yield row(f"{name}: gain, lower end of the 95 % interval", low, unit, target=0.0) | better
-    yield row(f"{name}: gain, upper end", high, unit) | {"met": None}
+    yield from shown(name, compare(name, ours, theirs, sizes, unit, lower_is_better=most))
 
 
 # One function an objective.
 
 
-def bert(bench: Bench) -> Iterator[dict[str, Any]]:
-    source, held_out = bench.drawn(lambda p: MaskedPairs(p, bench.special, Masking(bench.words), bench.words, 0), 3)
-    model = new(bert_config(bench, True))
-    assert isinstance(model, Encoder)
-    bench.fit(model, masked_language_model, source)
-    yield from against_unigram("BERT, hidden words", model, masked_language_model, source, held_out)
-    right = []
-    with torch.no_grad():
-        for batch in held_out:
-            logits = next_sentence_logits(model, encoded(model, batch), batch)  # type: ignore[arg-type]
-            right.append(logits.argmax(-1) == batch.pair_labels[batch.pair_labels != IGNORED])  # type: ignore[attr-defined]
-    found = torch.cat(right).double().numpy()
-    yield from compared("BERT, next sentence", found, np.full_like(found, 0.5), np.ones_like(found), "accuracy", False)
+def pretrained(bench: Bench, objective: Objective, title: str) -> Iterator[dict[str, Any]]:
+    """The rows of one of the objectives that recipes know; returns the model."""
+    known, vocabulary = OBJECTIVES[objective], bench.vocabulary
+    source, measured = (
+        known.batches(text.tokens, text.offsets, vocabulary, ROWS, LENGTH, 0, held_out=text is bench.held_out)
+        for text in (bench.train, bench.held_out)
+    )
+    model = untrained(bench, objective, 0)
+    bench.fit(model, known.loss, source)
+    held_out = held_out_batches(measured, HELD_OUT_BATCHES)
+    for score in objective_scores(objective, model, source, held_out, vocabulary.special, VOCABULARY):
+        yield from shown(f"{title}, {score.name}", score)
     return model
-
-
-def roberta(bench: Bench) -> Rows:
-    source, held_out = bench.drawn(lambda p: MaskedTexts(p, bench.special, Masking(), 0), 2)
-    model = new(bert_config(bench, False))
-    bench.fit(model, masked_language_model, source)
-    yield from against_unigram("RoBERTa, hidden tokens", model, masked_language_model, source, held_out)
-
-
-def electra(bench: Bench) -> Rows:
-    masking = Masking(masked=1.0, replaced=0.0)
-    source, held_out = bench.drawn(lambda p: MaskedTexts(p, bench.special, masking, 0), 2)
-    large = bert_config(bench, False)
-    small = replace(large, layers=large.layers[: LAYERS // 2])
-    head = HeadConfig(tied=False, bias=True, transform="gelu", transform_norm=False, outputs=1)
-    model = Electra.new(small, replace(large, head=head))
-    bench.fit(model, replaced_tokens, source)
-    right, kept, sizes = [], [], []
-    with torch.no_grad():
-        for part in (part for batch in held_out for part in batch.split(1)):
-            logits, labels = discriminate(model.discriminator, part, fill(model.generator, part))  # type: ignore[arg-type]
-            right.append(float(((logits > 0) == labels.bool()).sum()))
-            kept.append(float((labels == 0).sum()))
-            sizes.append(len(labels))
-    name = "ELECTRA, replaced tokens, against always saying no"
-    yield from compared(name, np.array(right), np.array(kept), np.array(sizes), "accuracy", False)
-
-
-def corrupted(bench: Bench) -> Iterator[dict[str, Any]]:
-    models = []
-    for name, denoisers in (("T5, hidden spans", T5), ("UL2, mixture of denoisers", UL2)):
-        source, held_out = bench.drawn(
-            lambda p, d=denoisers: CorruptedTexts(p, bench.special, d, bench.special.end, 0), 2
-        )  # type: ignore[misc]
-        models.append(new(t5_config(bench)))
-        bench.fit(models[-1], denoising, source)
-        yield from against_unigram(name, models[-1], denoising, source, held_out)
-    return models[0]
-
-
-def decoders(bench: Bench) -> Rows:
-    source, held_out = bench.drawn(lambda p: PrefixTexts(p, bench.special, 0), 1)
-    model = build(decoder_config(bench), 0)
-    bench.fit(model, prefix_language_model, source)
-    yield from against_unigram("prefix LM", model, prefix_language_model, source, held_out)
-    source, _ = bench.drawn(lambda p: Infilling(p, bench.special, 0), 4)
-    model = build(decoder_config(bench), 0)
-    bench.fit(model, next_token, source)
-    source, held_out = bench.drawn(lambda p: Infilling(p, bench.special, 0, rate=1.0), 4)
-    only = [only_middles(batch, bench.special) for batch in held_out]
-    yield from against_unigram("fill-in-the-middle, the middle", model, next_token, source, only)
-
-
-def only_middles(batch: Batch, special: SpecialTokens) -> Batch:
-    """Targets behind a PSM text's middle token; behind an SPM one's, prefix and middle cannot be told apart."""
-    targets = torch.full_like(batch.targets, IGNORED)
-    for line in range(len(batch.tokens)):
-        for document in range(int(batch.document_ids[line].max()) + 1):
-            places = (batch.document_ids[line] == document).nonzero().squeeze(1)
-            tokens = batch.tokens[line, places]
-            if tokens[2] != special.suffix:  # end of text, prefix, then suffix: SPM
-                behind = places[(tokens == special.middle).cumsum(0).bool()]
-                targets[line, behind] = batch.targets[line, behind]
-    return replace(batch, targets=targets)
 
 
 def plain(bench: Bench) -> tuple[PackedBatches, list[Batch]]:

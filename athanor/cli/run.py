@@ -10,7 +10,10 @@ import typer
 
 def run(
     recipe: Annotated[
-        str | None, typer.Argument(help="A shipped recipe (default, smoke) or a .toml file. [default: default]")
+        str | None,
+        typer.Argument(
+            help="A shipped recipe (default, smoke, bert, electra, t5, ul2, fim) or a .toml file. [default: default]"
+        ),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 4m, 2h or 1d (from 2m).")] = None,
     name: Annotated[
@@ -26,7 +29,10 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, even if stages are finished.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Make a model: corpus, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report card."""
+    """Make a model: corpus, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report card.
+
+    The recipes bert, electra, t5, ul2 and fim end after pre-training, with their objective's held-out figure.
+    """
     from athanor.base.errors import RecipeError
     from athanor.base.files import to_json
     from athanor.pipeline.folders import run_folder

@@ -67,9 +67,15 @@ class Arm:
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe whose settings are `values`, with the changes. Raises RecipeError, naming the arm."""
         try:
-            return make_recipe(merge(values, self.changes))
+            recipe = make_recipe(merge(values, self.changes))
         except RecipeError as error:
             raise RecipeError(f"Arm {self.name}: {error.message}", error.hint) from None
+        if recipe.pretrain.objective != "next_token":
+            raise RecipeError(
+                f'Arm {self.name}: pretrain.objective = "{recipe.pretrain.objective}" has no bits per byte to compare.',
+                'An experiment compares models trained on objective = "next_token".',
+            )
+        return recipe
 
 
 def read_arms(settings: Sequence[str], file: Path | None) -> tuple[Arm, list[Arm]]:

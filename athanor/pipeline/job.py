@@ -11,6 +11,7 @@ from typing import Any
 
 import athanor
 from athanor.alignment.conversations import check_own_conversations, check_weights
+from athanor.base.errors import RecipeError
 from athanor.base.machine import describe
 from athanor.base.progress import say
 from athanor.base.run import Run
@@ -19,10 +20,11 @@ from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_sta
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.life import Life
+from athanor.pipeline.objective_stage import objective_stage
 from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
-from athanor.pipeline.reporting import report_card
+from athanor.pipeline.reporting import objective_report, report_card
 from athanor.pipeline.together import follow
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 from athanor.training.parallel import Group, connected
@@ -51,9 +53,15 @@ def live(
 def _live(
     recipe: Recipe, root: Path, fresh: bool, repeated: RunPlan | None, made_from: str | None, group: Group
 ) -> dict[str, Any]:
+    if group.size > 1 and recipe.pretrain.objective != "next_token":
+        raise RecipeError(
+            f'pretrain.objective = "{recipe.pretrain.objective}" is trained by one process; this run has {group.size}.',
+            'Start it without the launcher, or take objective = "next_token".',
+        )
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
-    check_own_conversations(recipe.sft.sources)
+    if "sft" in recipe.stages:
+        check_own_conversations(recipe.sft.sources)
     with Run(
         root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
     ) as run:
@@ -69,6 +77,8 @@ def _live(
         corpus = corpus_stage(life)
         tokenizer = tokenizer_stage(life, corpus)
         shards = shards_stage(life, corpus, tokenizer)
+        if recipe.pretrain.objective != "next_token":
+            return objective_report(life, objective_stage(life, tokenizer, shards))
         base = pretrain_stage(life, tokenizer, shards)
         sft = sft_stage(life, tokenizer, base)
         rl = rl_stage(life, tokenizer, sft)

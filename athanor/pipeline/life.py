@@ -22,6 +22,7 @@ Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
 """What a stage's work returns: metrics, outputs, timing."""
 
 _EVALUATION_SECONDS, _REFERENCE_RATE = 45.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
+_SCORING_SHARE = 0.05  # of the budget, where only what was pre-trained is measured
 _REPORT_SECONDS = 5.0  # for drawing the report card, after everything is measured
 PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part
 
@@ -66,6 +67,8 @@ class Life:
     def evaluation_share(self) -> float:
         """Of the budget; a short one needs a larger share, since the number of problems does not shrink with it."""
         share, budget = self.recipe.evaluate.share, self.recipe.budget_seconds
+        if "rl" not in self.recipe.stages:
+            return _SCORING_SHARE
         if budget is None:
             return share
         seconds = _EVALUATION_SECONDS * max(1.0, _REFERENCE_RATE / self.rates.best)
@@ -73,6 +76,8 @@ class Life:
 
     def share(self, stage: str) -> float:
         """Of the budget, for "sft" or "rl": the recipe's, less where evaluation needs more than its own."""
+        if stage not in self.recipe.stages:
+            return 0.0
         wanted: float = getattr(self.recipe, stage).share
         return wanted * (1 - self.evaluation_share) / (1 - self.recipe.evaluate.share)
 

@@ -12,8 +12,9 @@ from athanor.base.errors import RecipeError
 from athanor.base.machine import available_memory
 from athanor.base.progress import duration, quantity, say, size
 from athanor.models.build import count_parameters
-from athanor.models.config import ModelConfig, standard_config
+from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.shapes import LEARNT_POSITIONS, config_of
 from athanor.pipeline.data_stages import CORPUS_SHARE
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
@@ -23,6 +24,7 @@ from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import RATES, OptimizerConfig
+from athanor.training.pretraining import OBJECTIVES
 from athanor.training.schedules import Growth
 
 # Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges. The rates
@@ -62,7 +64,7 @@ def expectation(life: Life) -> str:
         "reinforcement learning": life.share("rl"),
         "evaluation": life.evaluation_share,
     }
-    others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items())
+    others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items() if share)
     return (
         f"Plan for {duration(budget)} on {life.machine.cores} cores, {life.precision} at "
         f"{life.peak_rate / 1e9:.0f} GFLOP/s: {quantity(count_parameters(choice.config))} parameters, pre-training "
@@ -76,13 +78,15 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: f
     recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life) if seconds is None else seconds
     if unique_tokens < _FEW_TOKENS:
         say(f"There are only {quantity(unique_tokens)} tokens to learn from: the model will only know them by heart.")
-    length = _pretraining_length(life)
+    length, make = _pretraining_length(life), config_of(recipe.objective)
     if life.speed:
         choice = _choose(life, seconds, unique_tokens, vocab_size)
-        config, rate, tokens = choice.config, choice.tokens_per_second, choice.tokens
+        config, cost = choice.config, OBJECTIVES[recipe.objective].cost if recipe.objective in OBJECTIVES else 1.0
+        rate, tokens = choice.tokens_per_second / cost, choice.tokens / cost
+        sizes = {"d_model": config.d_model, "n_layers": config.n_layers}
     else:
-        sizes = dict(zip(("d_model", "n_layers"), _FIXED_SIZE, strict=True)) | life.recipe.model.sizes
-        config, rate, tokens = standard_config(vocab_size, life.recipe.model.max_seq_len, **sizes), None, 0.0
+        sizes, rate, tokens = dict(zip(("d_model", "n_layers"), _FIXED_SIZE, strict=True)), None, 0.0
+    config = make(vocab_size, life.recipe.model.max_seq_len, **sizes | life.recipe.model.sizes)
     if recipe.steps:
         tokens = planner.tokens_of(recipe.steps)
     rows = recipe.rows or max(1, planner.batch_tokens(tokens) // length)
@@ -96,6 +100,7 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: f
         + (f", {recipe.steps} steps." if recipe.steps else f", {duration(seconds)}.")
     )
     return PretrainPlan(
+        objective=recipe.objective,
         model=config,
         rows=rows,
         micro_rows=micro,
@@ -198,11 +203,14 @@ def optimizer_of(recipe: Recipe, stage: str) -> OptimizerConfig:
     return replace(OPTIMIZERS[stage], **wishes)
 
 
-def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan) -> None:
-    """Says what memory a plan, repeated or new, needs; raises RecipeError where the machine has not that much."""
+def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan, parts: float = 1.0) -> None:
+    """Says what memory a plan, repeated or new, needs; raises RecipeError where the machine has not that much.
+
+    parts: networks like that of `config`.
+    """
     places = plan.micro_rows * plan.length
     batch = plan.rows * plan.length if isinstance(plan, SupervisedPlan) else places
-    needed = planner.training_memory(config, places, plan.recompute) + _BATCH_BYTES * batch
+    needed = parts * planner.training_memory(config, places, plan.recompute) + _BATCH_BYTES * batch
     free = available_memory()
     if needed > life.machine.memory > 0:
         raise RecipeError(
@@ -216,7 +224,8 @@ def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan) -> N
 
 
 def _pretraining_length(life: Life) -> int:
-    return life.recipe.pretrain.length or min(life.recipe.model.max_seq_len, PRETRAIN_LENGTH)
+    usual = PRETRAIN_LENGTH if life.recipe.pretrain.objective not in LEARNT_POSITIONS else math.inf
+    return life.recipe.pretrain.length or int(min(life.recipe.model.max_seq_len, usual))
 
 
 def _pretraining_seconds(life: Life) -> float:
@@ -245,7 +254,7 @@ def _common(
 ) -> dict[str, Any]:
     """The fields that all training plans decide alike: the recipe's wish, else the default."""
     recipe: TrainingRecipe = getattr(life.recipe, stage)
-    keep = recipe.keep
+    keep, measure = recipe.keep, _HELD_OUT.get(stage, "") if "sft" in life.recipe.stages else "heldout_loss"
     every = max(1, round(_CHECKPOINT_SECONDS / step_seconds)) if step_seconds else 50
     return {
         "precision": life.precision,
@@ -262,5 +271,5 @@ def _common(
         "clip": recipe.clip,
         "checkpoint_every": recipe.checkpoint_every or every,
         "evaluate_every": recipe.evaluate_every or 2 * every,
-        "keep": Retention(keep.last, _HELD_OUT[stage] if keep.best else "", keep.every or 0, keep.most),
+        "keep": Retention(keep.last, measure if keep.best else "", keep.every or 0, keep.most),
     }

@@ -15,6 +15,7 @@ from athanor.base.files import read_json
 from athanor.base.run import Stage
 from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
+from athanor.models.shapes import Objective
 from athanor.pipeline.recipe import Recipe, check, explain
 from athanor.training.averaging import AverageKind
 from athanor.training.checkpoints import Retention
@@ -91,8 +92,11 @@ class SupervisedPlan(TrainingPlan):
 
 
 class PretrainPlan(SupervisedPlan):
-    """rows_growth, length_growth: of the batches, where they do not have one size from the start."""
+    """rows_growth, length_growth: of the batches, where they do not have one size from the start. model: of a pair of
+    networks the one that `athanor.models.shapes` says.
+    """
 
+    objective: Objective = "next_token"
     model: ModelConfig
     expected_tokens: int
     expected_steps: int
@@ -160,7 +164,11 @@ class RunPlan(Plan):
             if plan is not None and plan.length > context:
                 raise ValueError(f"stages.{name}.length = {plan.length} exceeds recipe.model.max_seq_len = {context}")
         if self.stages.pretrain is not None:
-            made = self.stages.pretrain.model
+            made, wanted = self.stages.pretrain.model, self.recipe.pretrain.objective
+            if self.stages.pretrain.objective != wanted:
+                raise ValueError(
+                    f"stages.pretrain.objective = {self.stages.pretrain.objective}, its recipe says {wanted}"
+                )
             if made.max_seq_len != self.recipe.model.max_seq_len:
                 raise ValueError(
                     f"stages.pretrain.model.max_seq_len = {made.max_seq_len}, its recipe says "

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from athanor.base.errors import ModelError, RecipeError
 from athanor.environments import load_environment
 from athanor.models.config import standard_config
+from athanor.models.shapes import LEARNT_POSITIONS, Objective, config_of
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -135,12 +137,15 @@ class TrainingRecipe(_Section):
 
 
 class PretrainRecipe(TrainingRecipe):
-    """rows × length: places of a batch. share: part of the budget, at most; the other shares come first.
+    """objective: what is learnt, and with it the kind of network (docs/objectives.md); a run with another one than
+    "next_token" ends after pre-training. rows × length: places of a batch. share: part of the budget, at most; the
+    other shares come first.
 
     first_rows, first_length: what a batch begins with, to double until half of the tokens are read; rows are cut into
     shorter ones, so that a batch has the same tokens.
     """
 
+    objective: Objective = "next_token"
     rows: Size | None = None
     first_rows: Size | None = None
     first_length: int | None = Field(default=None, ge=16, le=1 << 20)
@@ -214,6 +219,11 @@ class Recipe(_Section):
     @property
     def budget_seconds(self) -> float | None:
         return None if self.budget is None else parse_duration(self.budget)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The sections of the stages that train."""
+        return ("pretrain", "sft", "rl") if self.pretrain.objective == "next_token" else ("pretrain",)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -338,7 +348,7 @@ def check(recipe: Recipe) -> None:
     """What no single key can tell. Raises RecipeError."""
     seconds = recipe.budget_seconds
     if seconds is None:
-        for name in ("pretrain", "sft", "rl"):
+        for name in recipe.stages:
             if getattr(recipe, name).steps is None:
                 raise RecipeError(
                     f"Without a budget {name}.steps must be given.", "Or set a budget, like --budget 10m."
@@ -347,7 +357,7 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"A budget of {recipe.budget} is too small.", "The shortest is 2m; the recipe `smoke` takes about a minute."
         )
-    for name in ("pretrain", "sft", "rl"):
+    for name in recipe.stages:
         length = getattr(recipe, name).length
         if length is not None and length > recipe.model.max_seq_len:
             raise RecipeError(
@@ -355,6 +365,9 @@ def check(recipe: Recipe) -> None:
                 "Make the one smaller or the other larger.",
             )
         _check_schedule(name, getattr(recipe, name))
+    if recipe.pretrain.objective != "next_token":
+        _check_objective(recipe)
+        return
     sizes = {"d_model": 64, "n_layers": 1} | recipe.model.sizes
     try:
         standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)
@@ -379,6 +392,40 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(f"rl.levels names {strange[0]!r}, which is not among rl.environments.")
     if recipe.sft.share + recipe.rl.share + recipe.evaluate.share > 0.8:
         raise RecipeError("The shares of sft, rl and evaluate leave less than a fifth of the budget for pre-training.")
+
+
+def _check_objective(recipe: Recipe) -> None:
+    """What holds where a run ends after pre-training."""
+    pretrain, model = recipe.pretrain, recipe.model
+    said = f'pretrain.objective = "{pretrain.objective}"'
+    for name in ("sft", "rl", "evaluate"):
+        if getattr(recipe, name) != getattr(Recipe(), name):
+            raise RecipeError(
+                f"With {said} a run ends after pre-training, so [{name}] has nothing to say.",
+                f'Leave [{name}] out, or take objective = "next_token".',
+            )
+    for name in ("first_rows", "first_length"):
+        if getattr(pretrain, name) is not None:
+            raise RecipeError(
+                f"pretrain.{name} cannot be used with {said}: its batches do not grow.", f"Leave {name} out."
+            )
+    if pretrain.objective in LEARNT_POSITIONS and pretrain.length not in (None, model.max_seq_len):
+        raise RecipeError(
+            f"pretrain.length = {pretrain.length} is not model.max_seq_len = {model.max_seq_len}: with {said} the "
+            "model's positions are a learnt table, and rows beyond pretrain.length would learn nothing.",
+            "Set the two alike, or leave pretrain.length out.",
+        )
+    config = config_of(pretrain.objective)
+    known = {name for name in signature(config).parameters if name in ModelRecipe.model_fields}
+    if strange := sorted(set(model.sizes) - known):
+        raise RecipeError(
+            f"model.{strange[0]} cannot be set with {said}: all heads of its networks are d_model / n_heads wide.",
+            f"Known there: {', '.join(sorted(known))}.",
+        )
+    try:
+        config(recipe.tokenizer.vocab_size, model.max_seq_len, **{"d_model": 64, "n_layers": 1} | model.sizes)
+    except ModelError as error:
+        raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
 
 
 def _check_schedule(stage: str, recipe: TrainingRecipe) -> None:

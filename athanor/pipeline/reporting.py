@@ -1,4 +1,6 @@
-"""Puts the report card together from what the stages left in their `stage.json`, and writes it."""
+"""Puts the report card together from what the stages left in their `stage.json`, and writes it; and the
+short report of a run that ends after pre-training.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import athanor
-from athanor.base.progress import say
+from athanor.base.files import write_json, write_text
+from athanor.base.progress import quantity, say
 from athanor.base.run import Stage
+from athanor.evaluation.objectives import Score
 from athanor.evaluation.report import write_report
 from athanor.models.build import count_parameters
 from athanor.models.config import MlpConfig, ModelConfig
@@ -42,19 +46,70 @@ def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
         "samples": measured["samples"],
         "tokenizer": _tokenizer(stages["tokenizer"]),
         "corpus": _corpus(stages["corpus"]),
-        "lineage": {
-            name: {
-                "fingerprint": stage.fingerprint,
-                "inputs": stage.inputs,
-                "outputs": {path: output["sha256"] for path, output in stage.record["outputs"].items()},
-            }
-            for name, stage in stages.items()
-        },
+        "lineage": _lineage(stages),
         "timing": _timing(life),
     }
     write_report(report, life.run.root)
     say(f"The report card is {life.run.root / 'report.html'}.")
     return report
+
+
+def objective_report(life: Life, pretrain: Stage) -> dict[str, Any]:
+    """The report of a run that ends after pre-training; also written as report.json and report.md."""
+    plan, stages = PretrainPlan.of(pretrain), life.run.stages
+    report = {
+        "schema_version": REPORT_SCHEMA_VERSION,
+        "athanor": athanor.__version__,
+        "name": life.run.root.name,
+        "seed": life.seed,
+        "recipe": life.recipe.model_dump(mode="json"),
+        "machine": life.machine.as_dict(),
+        "plan": pretrain.read("plan.json"),
+        "objective": plan.objective,
+        "family": "t5" if plan.objective in ("spans", "ul2") else plan.model.family,
+        "scores": pretrain.metrics["scores"],
+        "stages": {name: _work(stage) for name, stage in stages.items()},
+        "tokenizer": _tokenizer(stages["tokenizer"]),
+        "corpus": _corpus(stages["corpus"]),
+        "lineage": _lineage(stages),
+        "timing": _timing(life),
+    }
+    write_json(life.run.root / "report.json", report)
+    write_text(life.run.root / "report.md", _markdown(report))
+    return report
+
+
+def _markdown(report: Mapping[str, Any]) -> str:
+    """What was made, and what it is worth."""
+    rows, work = [], report["stages"]["pretrain"]
+    for score in (Score(**values) for values in report["scores"]):
+        low, high = score.gain
+        rows.append(
+            f"| {score.name} | {score.value:.3f} {score.unit} | {score.baseline:.3f} | {low:.3f} to {high:.3f} | "
+            f"{score.n:,} |"
+        )
+    return "\n".join([
+        f"# {report['name']}",
+        "",
+        f"{quantity(work['parameters'])} parameters of the family {report['family']}, pre-trained on the objective "
+        f"`{report['objective']}` in {work['steps']:,} steps.",
+        "",
+        "| held out | value | baseline | better by (95 % interval) | n |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ])  # fmt: skip
+
+
+def _lineage(stages: Mapping[str, Stage]) -> dict[str, Any]:
+    return {
+        name: {
+            "fingerprint": stage.fingerprint,
+            "inputs": stage.inputs,
+            "outputs": {path: output["sha256"] for path, output in stage.record["outputs"].items()},
+        }
+        for name, stage in stages.items()
+    }
 
 
 def _plan(stages: Mapping[str, Stage]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from athanor.base.progress import duration, quantity
 
 
 def summary(report: dict[str, Any], root: Path) -> str:
+    if "objective" in report:
+        return pretraining_summary(report, root)
     bits, rates, timing = report["heldout_bits_per_byte"], report["rl"]["pass_at_1"], report["timing"]
     low, high = rates["difference_ci95"]["after_minus_control"]
     stop = report["sft"]["stop_rate"]["value"]
@@ -28,6 +30,22 @@ def summary(report: dict[str, Any], root: Path) -> str:
         f"Chat:    athanor chat {root.name}",
     ]
     return "\n".join([*lines, *([found] if (found := incidents(report)) else [])])
+
+
+def pretraining_summary(report: dict[str, Any], root: Path) -> str:
+    """What a person reads in the terminal when such a run has ended."""
+    from athanor.evaluation.objectives import Score  # brings torch
+
+    budget = report["timing"]["budget_seconds"]
+    return "\n".join([
+        f"{quantity(report['stages']['pretrain']['parameters'])} parameters of the family {report['family']}, "
+        f"{duration(report['timing']['seconds'])}" + (f" of {duration(budget)}." if budget else "."),
+        *(f"Held out, {Score(**values)}." for values in report["scores"]),
+        "",
+        f"Report:  {root / 'report.md'}",
+        f"Model:   {root / 'pretrain' / 'model'}",
+        *([found] if (found := incidents(report)) else []),
+    ])  # fmt: skip
 
 
 def incidents(report: dict[str, Any]) -> str:

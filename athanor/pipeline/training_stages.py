@@ -17,6 +17,7 @@ from athanor.base.randomness import subseed
 from athanor.base.run import Stage, damaged, note_hyperparameters
 from athanor.corpus.shards import Shards
 from athanor.models.build import build, count_parameters
+from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder, save_model
 from athanor.pipeline.data_stages import load_tokenizer, state_of
@@ -49,33 +50,38 @@ _GENERATION = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "repetition
 
 
 def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
-    settings = {**_settings(life, "pretrain"), "model": life.recipe.model.model_dump(mode="json")}
+    settings = {**settings_of(life, "pretrain"), "model": life.recipe.model.model_dump(mode="json")}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         text = Shards.open(shards.folder / "train")
         plan = life.plan(stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens))
-        if plan.model.vocab_size != encoder.vocab_size:
-            raise RecipeError(
-                f"The plan's model has vocab_size = {plan.model.vocab_size}, the tokenizer of this text "
-                f"{encoder.vocab_size}.",
-                "A plan repeats a run on the text that it was made for.",
-            )
+        check_vocabulary(plan, encoder)
         check_that_it_fits(life, plan.model, plan)
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
         evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
         task = _task(life, stage, plan, tokenizer, shards)
-        outcome, model = _train(life, stage, plan, model, next_token, source, "Pre-training", evaluate, task)
+        outcome, model = train(life, stage, plan, model, next_token, source, "Pre-training", evaluate, task)
         return _finish(life, stage, model, encoder, outcome, plan, "base", {})
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
     return life.perform("pretrain", settings, inputs, work)
 
 
+def check_vocabulary(plan: PretrainPlan, tokenizer: Tokenizer) -> None:
+    """Raises RecipeError for a plan that was made for other text."""
+    if plan.model.vocab_size != tokenizer.vocab_size:
+        raise RecipeError(
+            f"The plan's model has vocab_size = {plan.model.vocab_size}, the tokenizer of this text "
+            f"{tokenizer.vocab_size}.",
+            "A plan repeats a run on the text that it was made for.",
+        )
+
+
 def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
     recipe = life.recipe.sft
-    settings = {**_settings(life, "sft"), "weights": recipe.weights or DEFAULT_WEIGHTS}
+    settings = {**settings_of(life, "sft"), "weights": recipe.weights or DEFAULT_WEIGHTS}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
@@ -87,7 +93,7 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         evaluate = held_out_loss(stage.folder / "conversations", encoder, plan)
         stage.beat()
         task = _task(life, stage, plan, tokenizer, base)
-        outcome, model = _train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task)
+        outcome, model = train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task)
         more = {"conversations": {**counts, "too_long": too_long}}
         metrics, outputs, timing = _finish(life, stage, model, encoder, outcome, plan, "sft", more)
         return metrics, [*outputs, "conversations"], timing  # the control reads them too
@@ -120,7 +126,7 @@ def _prepare_conversations(life: Life, stage: Stage) -> dict[str, Any]:
 
 def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
     recipe = life.recipe.rl
-    settings = {**_settings(life, "rl"), "problems": life.recipe.evaluate.problems}
+    settings = {**settings_of(life, "rl"), "problems": life.recipe.evaluate.problems}
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
@@ -142,7 +148,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
         objective = policy_objective(recipe.loss, recipe.clip_ratio)
         measure = divergence(source, start)
         # Its loss is about zero whatever the policy is worth, and has outliers by nature: none of them is a spike.
-        outcome, _ = _train(
+        outcome, _ = train(
             life, stage, plan, model, objective, source, "Reinforcement learning", measure, spike_deviations=0.0
         )
         decoded = source.places_decoded
@@ -167,7 +173,7 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
         source, _ = conversation_batches(sft.folder / "conversations", encoder, plan, life.seed)
         for _ in range(sft.metrics["steps"]):
             source.next_rows()  # goes on where fine-tuning stopped
-        outcome, _ = _train(life, stage, plan, model, next_token, source, "Control")
+        outcome, _ = train(life, stage, plan, model, next_token, source, "Control")
         return _finish(life, stage, model, encoder, outcome, plan, "control", {})
 
     return life.perform(
@@ -185,23 +191,27 @@ def _task(
     return Task(stage.name, plan, *place, stage.fingerprint, life.seed, life.recipe.sharded)
 
 
-def _train(
+def train(
     life: Life,
     stage: Stage,
     plan: TrainingPlan,
-    model: Decoder,
+    model: Any,
     objective: Callable[..., Any],
     source: Any,
     description: str,
-    evaluate: Callable[[Decoder], Mapping[str, float]] | None = None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     task: Task | None = None,
     spike_deviations: float = LoopConfig.spike_deviations,
-) -> tuple[Outcome, Decoder]:
-    """What training came to, and the trained model. task: tells other processes to train along."""
+    flops_per_place: float | None = None,
+) -> tuple[Outcome, Any]:
+    """What training came to, and the trained model. task: tells other processes to train along.
+    flops_per_place: where the model is no decoder.
+    """
     if task is not None:
         life.group.tell(task.to_message())
+    sizes = plan.model if isinstance(plan, PretrainPlan) else model.config
     seconds = plan.seconds
-    note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, model))
+    note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, sizes))
     trainer = Trainer(
         model,
         objective,
@@ -213,7 +223,7 @@ def _train(
         beat=stage.beat,
         tensorboard=life.tensorboard(stage.name),
         peak_rate=life.peak_rate,
-        flops_per_token=model.config.flops_per_token(plan.length / 2),
+        flops_per_token=flops_per_place or sizes.flops_per_token(plan.length / 2),
         identity=stage.fingerprint,
         group=ALONE if task is None else life.group,
         sharded=life.recipe.sharded,
@@ -222,9 +232,8 @@ def _train(
     return outcome, trainer.whole_model()
 
 
-def _hyperparameters(life: Life, plan: TrainingPlan, model: Decoder) -> dict[str, Any]:
+def _hyperparameters(life: Life, plan: TrainingPlan, config: ModelConfig) -> dict[str, Any]:
     """What TensorBoard's table of runs shows beside their losses."""
-    config = model.config
     sizes = {"parameters": count_parameters(config), "d_model": config.d_model, "n_layers": config.n_layers}
     return {"seed": life.seed, **sizes, **plan.model_dump(mode="json", exclude={"model", "turns"})}
 
@@ -241,25 +250,8 @@ def _finish(
     flops_besides: float = 0.0,
 ) -> Work:
     """Writes the model folder and says what the stage did."""
-    places = outcome.places
-    flops = places * model.config.flops_per_token(plan.length / 2) + flops_besides
-    metrics = {
-        "steps": outcome.steps,
-        "tokens": outcome.tokens,
-        "places": places,
-        "skipped_steps": outcome.skipped,
-        "spike_steps": outcome.spikes,
-        "parameters": count_parameters(model.config),
-        "flops": flops,
-        **more,
-    }
-    lineage = {
-        "made_by": f"athanor {stage.code_version}",
-        "stage": kind,
-        "inputs": stage.inputs,
-        "settings": stage.settings,
-        "metrics": metrics,
-    }
+    flops = outcome.places * model.config.flops_per_token(plan.length / 2) + flops_besides
+    metrics = {**metrics_of(outcome, count_parameters(model.config), flops), **more}
     folder = stage.folder / "model"
     save_model(
         model,
@@ -267,22 +259,47 @@ def _finish(
         end_of_text_id=tokenizer.end_of_text_id,
         stop_ids=tokenizer.stop_ids,
         generation={**_GENERATION, "suppress_tokens": list(tokenizer.never_said)},
-        lineage=lineage,
+        lineage=lineage_of(stage, kind, metrics),
     )
     tokenizer.save(folder, max_length=model.config.max_seq_len)
+    return metrics, ["model"], timing_of(life, stage, outcome, flops)
+
+
+def metrics_of(outcome: Outcome, parameters: int, flops: float) -> dict[str, Any]:
+    """What a training stage's record says of its training."""
+    return {
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "places": outcome.places,
+        "skipped_steps": outcome.skipped,
+        "spike_steps": outcome.spikes,
+        "parameters": parameters,
+        "flops": flops,
+    }
+
+
+def timing_of(life: Life, stage: Stage, outcome: Outcome, flops: float) -> dict[str, Any]:
+    """What it says of its speed."""
     seconds = max(stage.seconds, 1e-9)
-    return (
-        metrics,
-        ["model"],
-        {
-            "tokens_per_second": places / seconds,
-            "share_of_peak": flops / seconds / life.peak_rate,
-            "incidents": asdict(outcome.incidents),
-        },
-    )
+    return {
+        "tokens_per_second": outcome.places / seconds,
+        "share_of_peak": flops / seconds / life.peak_rate,
+        "incidents": asdict(outcome.incidents),
+    }
 
 
-def _settings(life: Life, stage: str) -> dict[str, Any]:
+def lineage_of(stage: Stage, kind: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's folder says of where it comes from."""
+    return {
+        "made_by": f"athanor {stage.code_version}",
+        "stage": kind,
+        "inputs": stage.inputs,
+        "settings": stage.settings,
+        "metrics": dict(metrics),
+    }
+
+
+def settings_of(life: Life, stage: str) -> dict[str, Any]:
     """What a training stage is made from, the defaults that this version chooses included."""
     recipe: TrainingRecipe = getattr(life.recipe, stage)
     return {

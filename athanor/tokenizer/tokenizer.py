@@ -112,14 +112,40 @@ class Tokenizer:
         """Text of `ids`, control tokens as their names. Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def save(self, folder: Path | str, max_length: int | None = None) -> None:
+    def save(self, folder: Path | str, max_length: int | None = None, *, before: str = "", after: str = "") -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json` (with the chat template) into `folder`.
 
-        max_length: the model's context in tokens, where it is known.
+        max_length: the model's context in tokens, where it is known. before, after: control tokens that programs which
+        read the files shall put around a text, for networks that are no decoders; they get no chat template.
         """
         folder = Path(folder)
-        write_json(folder / "tokenizer.json", self.document)
-        write_json(folder / "tokenizer_config.json", _config(max_length))
+        document, config = self.document, _config(max_length)
+        if before or after:
+            document["post_processor"] = self._around(before, after)
+            del config["chat_template"]
+            config |= {"eos_token": after, "mask_token": names.MASK}
+        if before:
+            inputs = ["input_ids", "token_type_ids", "attention_mask"]
+            config |= {"cls_token": before, "sep_token": after, "model_input_names": inputs}
+        write_json(folder / "tokenizer.json", document)
+        write_json(folder / "tokenizer_config.json", config)
+
+    def _around(self, before: str, after: str) -> dict[str, Any]:
+        """before A after, of a pair before A after B after."""
+
+        def part(text: str, type_id: int) -> list[dict[str, Any]]:
+            ends = {"SpecialToken": {"id": after, "type_id": type_id}}
+            return [{"Sequence": {"id": text, "type_id": type_id}}, ends]
+
+        first = [{"SpecialToken": {"id": before, "type_id": 0}}] if before else []
+        return {
+            "type": "TemplateProcessing",
+            "single": [*first, *part("A", 0)],
+            "pair": [*first, *part("A", 0), *part("B", 1)],
+            "special_tokens": {
+                name: {"id": name, "ids": [self.control[name]], "tokens": [name]} for name in (before, after) if name
+            },
+        }
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:

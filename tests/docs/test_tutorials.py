@@ -21,6 +21,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
     "name",
     [
         "own-text.md",
+        "../objectives.md",
         pytest.param("experiments.md", marks=pytest.mark.slow),
         "adding-a-family.md",
         pytest.param("building-by-hand.md", marks=pytest.mark.slow),

@@ -166,7 +166,7 @@ def test_a_time_that_cannot_be_read_shows_how_to_write_one(text: str) -> None:
 
 
 def test_a_recipe_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"Did you mean 'smoke'.*Shipped: default, smoke"):
+    with pytest.raises(RecipeError, match=r"Did you mean 'smoke'.*Shipped: bert, default, "):
         load_recipe("smok")
     with pytest.raises(RecipeError, match=r"no recipe .*missing\.toml"):
         load_recipe(tmp_path / "missing.toml")
