@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from athanor.base.errors import RecipeError
 from athanor.base.progress import say
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
