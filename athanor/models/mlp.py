@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,21 +29,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-class _SwiGlu(torch.autograd.Function):
-    """silu(gate) · up. Autograd would keep silu(gate) too; here it is made again."""
-
-    @staticmethod
-    def forward(context: Any, gate: Tensor, up: Tensor) -> Tensor:
-        context.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = context.saved_tensors
-        (gradient,) = gradients
-        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
-
-
 class Mlp(nn.Module):
     def __init__(self, d_model: int, config: MlpConfig) -> None:
         super().__init__()
@@ -58,6 +41,4 @@ class Mlp(nn.Module):
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         x = for_products(x)
-        if self.activation is F.silu:
-            return self.down(_SwiGlu.apply(self.gate(x), self.up(x)))
         return self.down(self.activation(self.gate(x)) * self.up(x))

@@ -69,7 +69,7 @@ def training_memory(config: ModelConfig, micro_tokens: int, recompute: Recompute
     """
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
     width = mlp.d_ff if isinstance(mlp, MlpConfig) else mlp.top_k * mlp.expert.d_ff
-    per_place = 8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.key_dim + 3 * width
+    per_place = 8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.key_dim + 4 * width
     kept = config.n_layers * per_place if recompute == "none" else config.n_layers * config.d_model + per_place
     activations = 4.0 * micro_tokens * kept
     return 20.0 * count_parameters(config) + activations + 3 * 4.0 * 1024 * config.vocab_size

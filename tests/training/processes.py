@@ -32,6 +32,7 @@ from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.objectives import Loss, next_token
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.parallel import Group, connected
+from athanor.training.recompute import Recompute
 from athanor.training.schedules import Schedule
 
 CONFIG = ModelConfig(65, 16, 32, (LayerConfig(AttentionConfig(2, 1, 8, qk_norm="head"), MlpConfig(25)),) * 2)
@@ -58,6 +59,7 @@ def train(
     signalled: int | None = None,
     average: str = "none",
     best: str = "",
+    recompute: Recompute = "none",
     unused: bool = False,
 ) -> None:
     """stop_after: the step after which all processes leave. dies, fails, signalled: the process that does or is (with
@@ -91,6 +93,7 @@ def train(
         retention=Retention(1, best),
         evaluate_every=2 if best else 3,
         average=average,
+        recompute=recompute,
     )
     model = build(CONFIG, 0)
     if unused:

@@ -139,6 +139,15 @@ def test_half_the_bits_in_two_processes(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_recomputed_blocks_in_two_processes(tmp_path: Path) -> None:
+    jobs = [{"folder": tmp_path / "copies"}, {"folder": tmp_path / "parts", "sharded": True}]
+    outcomes, said = run((1, [{"folder": tmp_path / "one"}]), (2, [job | {"recompute": "blocks"} for job in jobs]))
+    assert_all_went_well(outcomes, said)
+    for arrangement in ("copies", "parts"):
+        assert_same(tmp_path / "one", tmp_path / arrangement)
+
+
+@pytest.mark.slow
 def test_another_number_of_processes_continues(tmp_path: Path) -> None:
     """One whole run; the others change hands after the third, sixth and eighth step, and how the model lies."""
     folder = tmp_path / "handed on"

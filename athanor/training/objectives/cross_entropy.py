@@ -19,7 +19,7 @@ from athanor.models.head import Head
 from athanor.models.precision import product_type
 
 _CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
-_CACHED = 1 << 18  # logits that softmax takes at a time: 1 MB of fp32, which stays in the processor's cache
+_SOFTMAX = 1 << 22  # logits that softmax takes at a time: 512 × 8192, so that a large vocabulary needs no second chunk
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -32,8 +32,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix = weight.to(dtype)
         for start in range(0, len(hidden), _CHUNK):
             rows, labels = hidden[start : start + _CHUNK].to(dtype), targets[start : start + _CHUNK, None]
-            gradient = rows @ matrix.T
-            total += _differentiate_(gradient, labels).sum(dtype=torch.float64).cpu()
+            losses, gradient = _differentiate(rows @ matrix.T, labels)
+            total += losses.sum(dtype=torch.float64).cpu()
             if hidden_gradient is None or weight_gradient is None:
                 continue
             if dtype == torch.float32:
@@ -55,16 +55,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient, weight_gradient.mul_(gradients[0]), None, None
 
 
-def _differentiate_(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy (n, 1) of logits (n, vocabulary) in fp32; the logits become its gradient."""
-    size = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    losses = []
-    for part, own in zip(logits.split(size), labels.split(size), strict=True):
-        logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)
-        wanted = logprobs.gather(1, own)
-        losses.append(-wanted)
-        part.copy_(logprobs.exp_().scatter_add_(1, own, torch.full_like(wanted, -1.0)))
-    return torch.cat(losses)
+def _differentiate(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy (n, 1) of logits (n, vocabulary) in fp32, and its gradient, perhaps in their place."""
+    size = max(1, _SOFTMAX // logits.shape[1])
+    if len(logits) > size:
+        losses = []
+        for part, own in zip(logits.split(size), labels.split(size), strict=True):
+            loss, gradient = _differentiate(part, own)
+            losses.append(loss)
+            part.copy_(gradient)
+        return torch.cat(losses), logits
+    logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    wanted = logprobs.gather(1, labels)
+    gradient = logprobs.exp_().scatter_add_(1, labels, torch.full_like(wanted, -1.0))
+    return -wanted, gradient.to(logits.dtype)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
