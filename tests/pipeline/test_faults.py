@@ -94,7 +94,7 @@ def test_memory_that_may_not_suffice_is_said_before_training(
     from athanor.models.config import standard_config
 
     life: Any = SimpleNamespace(machine=replace(describe(), memory=10**12))
-    plan: Any = SimpleNamespace(micro_rows=8, length=128)
+    plan: Any = SimpleNamespace(micro_rows=8, length=128, recompute="none")
     config = standard_config(1024, 128, d_model=128, n_layers=2)
     planning.check_that_it_fits(life, config, plan)
     said = capsys.readouterr().err
