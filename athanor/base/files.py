@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,50 @@ def explain_disk_errors(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
+def expanded_path(path: str | Path) -> Path:
+    """The path with `~` and `~name` replaced. Raises AthanorError where no such user is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise AthanorError(f"{path} cannot be used: there is no such home folder.", "Write the path out.") from None
+
+
+def _wait_for(descriptor: int) -> None:
+    """Until no other process holds the file. On a system without such locks it does not wait."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds `path`, a file that is made for this and stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        _wait_for(file.fileno())
+        yield
+
+
+@contextmanager
+def _alone(temporary: Path, make: Callable[[Path], None]) -> Iterator[None]:
+    """Two writers of one place come one after the other: the second waits for the first one's temporary to be gone."""
+    while True:
+        make(temporary)
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            _wait_for(descriptor)
+            if not temporary.exists() or not os.path.samestat(os.fstat(descriptor), temporary.stat()):
+                continue  # it was renamed while this one waited
+            yield
+            return
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary file name beside `path`; on success what was written there is flushed and takes its place."""
@@ -65,13 +109,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.partial")
     with explain_disk_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _alone(temporary, Path.touch):
+            try:
+                yield temporary
+                _sync(temporary)
+                os.replace(temporary, path)
+                _sync(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -84,19 +129,32 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     with explain_disk_errors(path, temporary):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                _sync(file)
-            _sync(temporary)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(temporary, _make_folder):
+            try:
+                _empty(temporary)
+                yield temporary
+                for file in temporary.rglob("*"):
+                    _sync(file)
+                _sync(temporary)
+                if path.exists():
+                    shutil.rmtree(path)
+                os.replace(temporary, path)
+                _sync(path.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir(exist_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

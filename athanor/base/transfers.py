@@ -15,8 +15,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +28,7 @@ _TIMEOUT = 30.0  # seconds without a byte
 _TRIES = 5  # in a row that brought nothing
 _PAUSE = 1.0  # seconds before the second try; doubled each time
 _PASSING = (408, 429, 500, 502, 503, 504)
-_MOST_JSON = 64 << 20
+_MOST_TEXT = 64 << 20
 
 
 class TransferError(DataError):
@@ -67,13 +66,18 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
 
 def read_json_from(url: str, headers: Mapping[str, str]) -> Any:
     """The JSON value at an address. Raises TransferError."""
+    try:
+        return json.loads(read_page(url, headers)[1])
+    except (ValueError, RecursionError):
+        raise TransferError(f"{url} is not JSON.", status=200) from None
+
+
+def read_page(url: str, headers: Mapping[str, str]) -> tuple[str, str]:
+    """Media type and text (UTF-8) of what is at an address. Raises TransferError."""
     for left in reversed(range(_TRIES)):
         try:
             with _open(url, headers) as response:
-                data = response.read(_MOST_JSON)
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            raise TransferError(f"{url} is not JSON.", status=200) from None
+                return response.headers.get_content_type(), response.read(_MOST_TEXT).decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:  # without a connection, waiting is no help
             if not left or not (isinstance(error, urllib.error.HTTPError) and _may_pass(error)):
                 raise _explained(url, error) from None
@@ -163,17 +167,3 @@ def _digest(path: Path, length: int) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process holds `path`. On a system without such locks it does not wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
-        yield

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from athanor.base.downloads import fetch_all
 from athanor.base.errors import DataError
+from athanor.base.files import expanded_path
 from athanor.corpus.archives import read_member
 from athanor.corpus.document import Document
 from athanor.corpus.file_readers import SUFFIXES, ReadReport, read_file, suffix_of
@@ -100,7 +101,7 @@ def _resolved(entries: Sequence[str | Path | Source | OwnFiles]) -> list[Source 
 
 
 def _own_files(path: Path, known: Iterable[str]) -> OwnFiles:
-    path = path.expanduser()
+    path = expanded_path(path)
     kinds = ", ".join(SUFFIXES)
     closed: list[Path] = []
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from athanor.base.errors import AthanorError
-from athanor.base.files import write_json
+from athanor.base.files import expanded_path, write_json
 
 if TYPE_CHECKING:
     from athanor.engine.language_model import LanguageModel, Reply
@@ -184,7 +184,7 @@ class TerminalChat:
     def _save(self, name: str) -> None:
         if not name:
             raise AthanorError("Where to?", "Say /save FILE.")
-        path = Path(name).expanduser()
+        path = expanded_path(name)
         if path.exists() and path not in self._saved:
             raise AthanorError(f"{path} exists already.", "Choose another name.")
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from athanor.base.downloads import PinnedPackage, cache_folder, fetch_all
 from athanor.base.errors import ModelError
-from athanor.base.files import atomic_path
+from athanor.base.files import atomic_path, locked
 from athanor.base.progress import Bar, progress
-from athanor.base.transfers import locked
 from athanor.models.terms import Terms, require
 
 _BLOCK = 1 << 22

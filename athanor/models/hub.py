@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from athanor.base.errors import AthanorError, ModelError
-from athanor.base.files import read_json, write_text
+from athanor.base.files import expanded_path, locked, read_json, write_text
 from athanor.base.progress import progress, say
-from athanor.base.transfers import RemoteFile, TransferError, download, locked, read_json_from
+from athanor.base.transfers import RemoteFile, TransferError, download, read_json_from
 from athanor.models.files import BESIDE, INDEX, WEIGHTS, shard_names
 
 SCHEME = "hf://"
@@ -81,15 +81,15 @@ def hub_folder() -> Path:
     """`$HF_HUB_CACHE`, else `$HF_HOME/hub`, else `~/.cache/huggingface/hub`."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if own := os.environ.get(variable):
-            return Path(own).expanduser().absolute()
+            return expanded_path(own).absolute()
     return _home() / "hub"
 
 
 def _home() -> Path:
     if own := os.environ.get("HF_HOME"):
-        return Path(own).expanduser().absolute()
+        return expanded_path(own).absolute()
     shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(shared).expanduser().absolute() / "huggingface"
+    return expanded_path(shared).absolute() / "huggingface"
 
 
 def cached(name: HubName) -> Path | None:

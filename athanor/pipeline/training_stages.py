@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, expand_sources, write_conversation_set
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
 from athanor.base.errors import RecipeError
-from athanor.base.files import read_json
+from athanor.base.files import expanded_path, read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage, damaged, note_hyperparameters
@@ -98,7 +97,7 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         metrics, outputs, timing = _finish(life, stage, model, encoder, outcome, plan, "sft", more)
         return metrics, [*outputs, "conversations"], timing  # the control reads them too
 
-    own = [Path(name).expanduser() for name in expand_sources(recipe.sources) if name.endswith(".jsonl")]
+    own = [expanded_path(name) for name in expand_sources(recipe.sources) if name.endswith(".jsonl")]
     inputs = {
         "base": base.output_fingerprint,
         "tokenizer": tokenizer.output_fingerprint,

@@ -7,7 +7,11 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +22,7 @@ from athanor.base.errors import AthanorError
 from athanor.base.files import (
     atomic_folder,
     atomic_path,
+    expanded_path,
     fingerprint,
     read_json,
     read_jsonl,
@@ -192,3 +197,40 @@ def test_hashes_of_files_and_bytes_agree(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000
     write_bytes(tmp_path / "a", data)
     assert sha256_file(tmp_path / "a") == sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+def test_writers_of_one_place_come_one_after_the_other(atomic: Any, tmp_path: Path) -> None:
+    inside = threading.Lock()
+
+    def write(text: str) -> None:
+        with atomic(tmp_path / "place") as temporary:
+            assert inside.acquire(blocking=False)
+            time.sleep(0.02)
+            (temporary if atomic is atomic_path else temporary / "file").write_text(text * 1000)
+            inside.release()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, "abcdefgh"))
+    found = tmp_path / "place"
+    text = (found if found.is_file() else found / "file").read_text()
+    assert text == text[0] * 1000
+    assert names(tmp_path) == ["place"]
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").write_text("half")
+    (tmp_path / ".b.partial" / "c").mkdir(parents=True)
+    (tmp_path / ".b.partial" / "old").write_text("half")
+    write_text(tmp_path / "a", "whole")
+    with atomic_folder(tmp_path / "b") as temporary:
+        (temporary / "new").write_text("whole")
+    assert names(tmp_path) == ["a", "b"]
+    assert names(tmp_path / "b") == ["new"]
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_a_home_that_nobody_has() -> None:
+    assert expanded_path("~/x") == Path.home() / "x"
+    with pytest.raises(AthanorError, match="no such home folder"):
+        expanded_path("~nosuchuser/x")
