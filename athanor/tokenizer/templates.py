@@ -63,14 +63,86 @@ MAX_CHARACTERS = 16 * 2**20
 MAX_SOURCE = 2**18  # characters; the longest in use have a tenth of it
 
 _FILTERS = frozenset(
-    "abs attr batch capitalize count d default dictsort e escape first float format groupby int items join last length "
-    "list lower map max min reject rejectattr replace reverse round safe select selectattr slice sort string sum title "
-    "tojson trim unique upper".split()  # noqa: SIM905
+    [
+        "abs",
+        "attr",
+        "batch",
+        "capitalize",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "e",
+        "escape",
+        "first",
+        "float",
+        "format",
+        "groupby",
+        "int",
+        "items",
+        "join",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "replace",
+        "reverse",
+        "round",
+        "safe",
+        "select",
+        "selectattr",
+        "slice",
+        "sort",
+        "string",
+        "sum",
+        "title",
+        "tojson",
+        "trim",
+        "unique",
+        "upper",
+    ]
 )
 _TEXT_METHODS = frozenset(
-    "capitalize count endswith find index isalnum isalpha isdecimal isdigit islower isnumeric isspace istitle "
-    "isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split "
-    "splitlines startswith strip swapcase title upper".split()  # noqa: SIM905
+    [
+        "capitalize",
+        "count",
+        "endswith",
+        "find",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isdecimal",
+        "isdigit",
+        "islower",
+        "isnumeric",
+        "isspace",
+        "istitle",
+        "isupper",
+        "join",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "swapcase",
+        "title",
+        "upper",
+    ]
 )
 """What templates need; the others make texts of any width."""
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\*|[0-9]{4})")
