@@ -16,7 +16,7 @@ from athanor.base.machine import describe
 from athanor.base.progress import say
 from athanor.base.run import Run
 from athanor.pipeline.calibration import calibrate, use_threads
-from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
+from athanor.pipeline.data_stages import data_stages, fetch_sources
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.life import Life
@@ -25,6 +25,7 @@ from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.reporting import objective_report, report_card
+from athanor.pipeline.stream_stages import with_stream
 from athanor.pipeline.together import follow
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 from athanor.training.parallel import Group, connected
@@ -60,6 +61,7 @@ def _live(
         )
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
+    recipe = with_stream(recipe)
     if "sft" in recipe.stages:
         check_own_conversations(recipe.sft.sources)
     with Run(
@@ -74,9 +76,7 @@ def _live(
             say("Repeating a plan: sizes, steps and turns are those of the run that it comes from.")
         elif life.speed:
             say(expectation(life))
-        corpus = corpus_stage(life)
-        tokenizer = tokenizer_stage(life, corpus)
-        shards = shards_stage(life, corpus, tokenizer)
+        tokenizer, shards = data_stages(life)
         if recipe.pretrain.objective != "next_token":
             return objective_report(life, objective_stage(life, tokenizer, shards))
         base = pretrain_stage(life, tokenizer, shards)

@@ -16,7 +16,9 @@ from athanor.base.run import Stage
 from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
 from athanor.models.shapes import Objective
-from athanor.pipeline.recipe import Recipe, check, explain
+from athanor.pipeline.recipe import Recipe
+from athanor.pipeline.recipe_checks import check
+from athanor.pipeline.recipe_files import explain
 from athanor.training.averaging import AverageKind
 from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import OptimizerConfig

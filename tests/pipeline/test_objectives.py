@@ -21,7 +21,7 @@ from athanor.pipeline import calibration, job
 from athanor.pipeline.arms import Arm
 from athanor.pipeline.job import live
 from athanor.pipeline.plans import PretrainPlan, read_run_plan
-from athanor.pipeline.recipe import load_recipe, shipped_recipes
+from athanor.pipeline.recipe_files import load_recipe, shipped_recipes
 from athanor.pipeline.summary import summary
 from athanor.training.loop import Trainer
 from athanor.training.pretraining import OBJECTIVES
