@@ -9,12 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import athanor
 from athanor.alignment.conversations import check_own_conversations, check_weights
 from athanor.base.errors import RecipeError
 from athanor.base.machine import describe
 from athanor.base.progress import say
 from athanor.base.run import Run
+from athanor.models.precision import check_precision
 from athanor.pipeline.calibration import calibrate, use_threads
 from athanor.pipeline.data_stages import data_stages, fetch_sources
 from athanor.pipeline.evaluation_stage import evaluate_stage
@@ -67,6 +70,9 @@ def _live(
     with Run(
         root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
     ) as run:
+        if recipe.precision != "auto":
+            for device in {group.device, torch.device("cpu")}:  # evaluation is done on the CPU
+                check_precision(recipe.precision, device)
         rates, speed, seconds = calibrate(recipe, root)
         together = speed and speed.times(group.size)  # each process is taken to train as fast as this one
         life = Life(run, recipe, describe(), rates, together, seconds, repeated, group)

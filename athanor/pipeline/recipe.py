@@ -197,12 +197,14 @@ class EvaluateRecipe(_Section):
 
 class Recipe(_Section):
     """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps.
-    sharded: where several processes train together, each holds a part of the model (FSDP2) instead of a copy (DDP).
+    precision: of matrix products; weights are fp32 in any case. "auto" is the faster of fp32 and bf16; "fp16" scales
+    the loss, for GPUs without bf16. sharded: where several processes train together, each holds a part of the model
+    (FSDP2) instead of a copy (DDP).
     """
 
     budget: str | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 64)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int | None = Field(default=None, gt=0, le=1024)
     sharded: bool = False
     corpus: CorpusRecipe = CorpusRecipe()

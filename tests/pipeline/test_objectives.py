@@ -69,6 +69,13 @@ def write_recipe(tiny_recipe: Path, objective: str) -> Path:
     return path
 
 
+def test_a_run_in_half_precision_scales_its_loss(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tiny_recipe, "prefix"), ["precision=fp16"])
+    live(recipe, tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "pretrain" / "checkpoints").glob("step-*")
+    assert json.loads((checkpoint / "state.json").read_text())["loss_scale"][1] > 0
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_run_ends_after_pretraining_with_its_score_and_model(
     objective: str, tiny_recipe: Path, tmp_path: Path
