@@ -22,6 +22,7 @@ from athanor.evaluation.test_sets import TEST_SET_PACKAGES, packaged_test_texts
 from athanor.pipeline.life import Life
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.stream_stages import stream_stages
+from athanor.pipeline.teachers import teachers_tokenizer
 from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.tokenizer.inspection import compression_by_language
 
@@ -105,9 +106,12 @@ def state_of(files: Iterable[Path]) -> str:
 
 def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
     vocab_size = life.recipe.tokenizer.vocab_size
+    teacher = teachers_tokenizer(life.recipe)
 
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-        tokenizer = train_tokenizer((d.text for d in _documents(stage, corpus, "train", "Counting words")), vocab_size)
+        tokenizer = teacher or train_tokenizer(
+            (d.text for d in _documents(stage, corpus, "train", "Counting words")), vocab_size
+        )
         tokenizer.save(stage.folder / "model", max_length=life.recipe.model.max_seq_len)
         by_language: dict[str, list[str]] = {}
         for document in _documents(stage, corpus, "heldout", "Measuring the tokenizer"):
@@ -115,7 +119,9 @@ def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
         statistics = compression_by_language(tokenizer, by_language)
         return {"fingerprint": tokenizer.fingerprint, **statistics}, ["model"], {}
 
-    settings = {"vocab_size": vocab_size, "max_seq_len": life.recipe.model.max_seq_len}
+    settings: dict[str, Any] = {"vocab_size": vocab_size, "max_seq_len": life.recipe.model.max_seq_len}
+    if teacher is not None:
+        settings["taken"] = teacher.fingerprint
     return life.perform("tokenizer", settings, {"corpus": corpus.output_fingerprint}, work)
 
 

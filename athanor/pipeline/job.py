@@ -29,6 +29,7 @@ from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.reporting import objective_report, report_card
 from athanor.pipeline.stream_stages import with_stream
+from athanor.pipeline.teachers import with_teacher
 from athanor.pipeline.together import follow
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 from athanor.training.parallel import Group, connected
@@ -64,7 +65,7 @@ def _live(
         )
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
-    recipe = with_stream(recipe)
+    recipe = with_teacher(with_stream(recipe))
     if "sft" in recipe.stages:
         check_own_conversations(recipe.sft.sources)
     with Run(

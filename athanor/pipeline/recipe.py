@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from athanor.base.errors import RecipeError
 from athanor.corpus.streams import DEFAULT_CACHE_BYTES
-from athanor.models.shapes import Objective
+from athanor.models.shapes import Balance, Objective
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -22,6 +22,9 @@ Steps = Annotated[int, Field(gt=0, le=10**9)]
 
 
 _LEAST_CONVERSATION = 64  # places that a short question with its answer takes
+
+
+_EXPERTS = ("n_experts", "top_k", "balance")
 
 
 class _Section(BaseModel):
@@ -53,7 +56,9 @@ class TokenizerRecipe(_Section):
 
 
 class ModelRecipe(_Section):
-    """Sizes of the network; what is absent is planned."""
+    """Sizes of the network; what is absent is planned. n_experts, top_k, balance: of a mixture of experts, see
+    `models.shapes.experts_config`.
+    """
 
     d_model: Size | None = None
     n_layers: int | None = Field(default=None, gt=0, le=4096)
@@ -61,12 +66,20 @@ class ModelRecipe(_Section):
     n_kv_heads: int | None = Field(default=None, gt=0, le=4096)
     head_dim: int | None = Field(default=None, gt=0, le=4096)
     d_ff: Size | None = None
+    n_experts: int | None = Field(default=None, ge=2, le=1024)
+    top_k: int | None = Field(default=None, ge=1, le=1024)
+    balance: Balance | None = None
     max_seq_len: int = Field(default=1024, ge=128, le=1 << 20)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes that are given, by their name in `standard_config`."""
-        return {name: value for name, value in self if value is not None and name != "max_seq_len"}
+        return {name: value for name, value in self if value is not None and name not in ("max_seq_len", *_EXPERTS)}
+
+    @property
+    def experts(self) -> dict[str, Any]:
+        """What is given of them, by its name in `experts_config`."""
+        return {name: value for name, value in self if value is not None and name in _EXPERTS}
 
 
 class OptimizerRecipe(_Section):
@@ -133,16 +146,33 @@ class TrainingRecipe(_Section):
     optimizer: Annotated[OptimizerRecipe, BeforeValidator(_spelt_out)] = OptimizerRecipe()
 
 
+class TeacherRecipe(_Section):
+    """model: a model folder or the name of a run, whose tokenizer the student takes. The others: see `Distillation`."""
+
+    model: str = Field(min_length=1, max_length=4096)
+    direction: Literal["forward", "reverse"] = "forward"
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    weight: float = Field(default=0.5, gt=0, le=1)
+
+
+def _named(teacher: Any) -> Any:
+    """The section that a teacher's bare name stands for."""
+    return {"model": teacher} if isinstance(teacher, str) else teacher
+
+
 class PretrainRecipe(TrainingRecipe):
     """objective: what is learnt, and with it the kind of network (docs/objectives.md); a run with another one than
     "next_token" ends after pre-training. rows × length: places of a batch. share: part of the budget, at most; the
     other shares come first.
+
+    teacher: of the objective "distilled"; `teacher = "my-run"` is short for `teacher.model = "my-run"`.
 
     first_rows, first_length: what a batch begins with, to double until half of the tokens are read; rows are cut into
     shorter ones, so that a batch has the same tokens.
     """
 
     objective: Objective = "next_token"
+    teacher: Annotated[TeacherRecipe | None, BeforeValidator(_named)] = None
     rows: Size | None = None
     first_rows: Size | None = None
     first_length: int | None = Field(default=None, ge=16, le=1 << 20)

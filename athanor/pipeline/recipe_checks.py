@@ -34,6 +34,7 @@ def check(recipe: Recipe) -> None:
         _check_schedule(name, getattr(recipe, name))
     if recipe.corpus.stream is not None:
         _check_stream(recipe)
+    _check_experts_and_teacher(recipe)
     if recipe.pretrain.objective != "next_token":
         _check_objective(recipe)
         return
@@ -80,6 +81,24 @@ def _check_stream(recipe: Recipe) -> None:
         )
 
 
+def _check_experts_and_teacher(recipe: Recipe) -> None:
+    objective = recipe.pretrain.objective
+    if recipe.model.experts and objective != "experts":
+        raise RecipeError(
+            f"model.{next(iter(recipe.model.experts))} needs experts, and pretrain.objective is {objective!r}.",
+            'Take objective = "experts", as the recipe `moe` does.',
+        )
+    if recipe.pretrain.teacher is not None and objective != "distilled":
+        raise RecipeError(
+            f"pretrain.teacher says nothing with pretrain.objective = {objective!r}.", 'Take objective = "distilled".'
+        )
+    if objective == "distilled" and recipe.tokenizer != Recipe().tokenizer:
+        raise RecipeError(
+            "tokenizer.vocab_size says nothing with a teacher: the student takes the teacher's tokenizer.",
+            "Leave it out.",
+        )
+
+
 def _check_objective(recipe: Recipe) -> None:
     """What holds where a run ends after pre-training."""
     pretrain, model = recipe.pretrain, recipe.model
@@ -109,7 +128,11 @@ def _check_objective(recipe: Recipe) -> None:
             f"Known there: {', '.join(sorted(known))}.",
         )
     try:
-        config(recipe.tokenizer.vocab_size, model.max_seq_len, **{"d_model": 64, "n_layers": 1} | model.sizes)
+        config(
+            recipe.tokenizer.vocab_size,
+            model.max_seq_len,
+            **{"d_model": 64, "n_layers": 1} | model.sizes | model.experts,
+        )
     except ModelError as error:
         raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
 

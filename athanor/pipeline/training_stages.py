@@ -202,6 +202,7 @@ def train(
     task: Task | None = None,
     spike_deviations: float = LoopConfig.spike_deviations,
     flops_per_place: float | None = None,
+    after_step: Callable[[Any, bool], None] | None = None,
 ) -> tuple[Outcome, Any]:
     """What training came to, and the trained model. task: tells other processes to train along.
     flops_per_place: where the model is no decoder.
@@ -219,6 +220,7 @@ def train(
         stage.folder,
         remaining=None if seconds is None else lambda: seconds - stage.seconds,
         evaluate=evaluate,
+        after_step=after_step,
         beat=stage.beat,
         tensorboard=life.tensorboard(stage.name),
         peak_rate=life.peak_rate,
