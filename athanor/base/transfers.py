@@ -1,5 +1,5 @@
-"""One file over HTTP: what has arrived is kept, the next try goes on from there, and only a file of the announced size
-and hash takes its place.
+"""One file from elsewhere: what has arrived is kept, the next try goes on from there, and only a file of the announced
+size and hash takes its place. Over HTTP, unless whoever asks brings another way to open it.
 
 The Hugging Face client restarts an interrupted file from nothing and compares sizes alone, so this is our own; it is
 urllib underneath, which knows the user's proxies and certificates.
@@ -11,17 +11,18 @@ import hashlib
 import http.client
 import json
 import os
-import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from athanor.base.errors import DataError
+from athanor.base.files import FULL
 
 _BLOCK = 1 << 18
 _TIMEOUT = 30.0  # seconds without a byte
@@ -37,6 +38,10 @@ class TransferError(DataError):
     def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
         super().__init__(message, hint)
         self.status = status
+
+
+class _EndedError(TransferError):
+    """Closed early, without a word."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,21 @@ def read_page(url: str, headers: Mapping[str, str]) -> tuple[str, str]:
     raise AssertionError("unreachable")
 
 
-def download(remote: RemoteFile, target: Path, headers: Mapping[str, str], seen: Callable[[int], None]) -> None:
+Opening = Callable[[str, int], AbstractContextManager[tuple[Any, int]]]
+"""(address, place) → what can be read, and the place it really begins at: the wanted one, or 0."""
+
+
+def download(
+    remote: RemoteFile,
+    target: Path,
+    headers: Mapping[str, str],
+    seen: Callable[[int], None],
+    opening: Opening | None = None,
+) -> None:
     """Fetches the file to `target`, from where an earlier try stopped; `seen` hears how many bytes there are.
 
-    Raises TransferError; what has arrived is kept beside the target, unless its hash is wrong.
+    opening: instead of HTTP; it raises OSError where another try may help. Raises TransferError; what has arrived is
+    kept beside the target, unless its hash is wrong.
     """
     partial = target.with_name(f"{target.name}.incomplete")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +112,7 @@ def download(remote: RemoteFile, target: Path, headers: Mapping[str, str], seen:
         if file.tell() > remote.size:
             file.truncate(0)
             file.seek(0)
-        _fill(file, remote, headers, seen)
+        _fill(file, remote, opening or _over_http(headers), seen)
         os.fsync(file.fileno())
     if (found := _digest(partial, len(remote.digest))) != remote.digest:
         partial.unlink()
@@ -108,26 +124,34 @@ def download(remote: RemoteFile, target: Path, headers: Mapping[str, str], seen:
     os.replace(partial, target)
 
 
-def _fill(file: BinaryIO, remote: RemoteFile, headers: Mapping[str, str], seen: Callable[[int], None]) -> None:
+def _over_http(headers: Mapping[str, str]) -> Opening:
+    @contextmanager
+    def opening(url: str, place: int) -> Iterator[tuple[Any, int]]:
+        with _open(url, {**headers, "Range": f"bytes={place}-", "Accept-Encoding": "identity"}) as response:
+            yield response, place if response.status == 206 else 0
+
+    return opening
+
+
+def _fill(file: BinaryIO, remote: RemoteFile, opening: Opening, seen: Callable[[int], None]) -> None:
     vain = 0
     seen(file.tell())
     while (have := file.tell()) < remote.size:
-        error: Exception = http.client.IncompleteRead(b"", remote.size - have)  # closed early, without a word
+        error: Exception = _EndedError(
+            f"{remote.url} ends before the announced {remote.size} bytes.",
+            "What has arrived is kept, the same command continues; if that does not help, the file there is not whole.",
+        )
         try:
-            with _open(remote.url, {**headers, "Range": f"bytes={have}-", "Accept-Encoding": "identity"}) as response:
-                if response.status != 206:  # the whole file again
+            with opening(remote.url, have) as (response, begin):
+                if begin != have:  # the whole file again
                     file.truncate(0)
                     file.seek(0)
                 _copy(response, file, remote, seen)
         except urllib.error.HTTPError as refused:
-            error = refused
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ssl.SSLError,
-            ConnectionError,
-            TimeoutError,
-        ) as broken:
+            error = refused if refused.code != 416 else error  # asked for what is behind its end
+        except (http.client.HTTPException, OSError) as broken:
+            if isinstance(broken, OSError) and broken.errno in FULL:
+                raise
             error = broken
         if file.tell() == remote.size:
             return
@@ -147,14 +171,22 @@ def _copy(response: Any, file: BinaryIO, remote: RemoteFile, seen: Callable[[int
 
 
 def _may_pass(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
     return not isinstance(error, urllib.error.HTTPError) or error.code in _PASSING
 
 
 def _explained(url: str, error: Exception) -> TransferError:
+    if isinstance(error, _EndedError):
+        return error
     if isinstance(error, urllib.error.HTTPError):
         return TransferError(f"{url} answers {error.code} ({error.reason}).", status=error.code)
+    if isinstance(error, FileNotFoundError):
+        return TransferError(f"{url} does not exist.", status=404)
+    if isinstance(error, PermissionError):
+        return TransferError(f"{url} may not be read.", "Log in, or set the credentials its host asks for.", status=403)
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    host = urlsplit(url).netloc
+    host = urlsplit(url).netloc or url
     return TransferError(
         f"{host} cannot be reached ({str(reason) or type(reason).__name__}).",
         "Check the connection and the proxy (HTTPS_PROXY); what has arrived is kept, the same command continues.",

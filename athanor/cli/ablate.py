@@ -36,7 +36,7 @@ def ablate(
     from athanor.base.errors import RecipeError
     from athanor.pipeline.arms import read_arms, read_extent
     from athanor.pipeline.folders import run_folder
-    from athanor.pipeline.recipe import read_settings
+    from athanor.pipeline.recipe_files import read_settings
 
     if budget is None and by != "time":
         raise RecipeError(f"--by {by} needs a --budget.", "For example --by tokens --budget 500k.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from athanor.base.errors import DataError
+from athanor.base.errors import DataError, TokenizerError
 from athanor.base.progress import size
 from athanor.cli.output import AsJson, print_json, print_table
 
@@ -43,6 +43,46 @@ def build(
         texts = packaged_test_texts() if decontaminate else ()
         report = build_corpus(source or ["default"], texts, out, seed, limit_bytes=limit_bytes, progress=advance)
     _show(report.to_dict(), json)
+
+
+@app.command()
+def stream(
+    corpus: Annotated[Path, typer.Argument(help="A corpus folder, of `athanor corpus build`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the streamed corpus.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer's folder. [default: one is trained on the corpus]")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(min=512, help="Of the tokenizer that is trained.")] = 8192,
+    shard_bytes: Annotated[int, typer.Option(min=1000, help="Text in a shard, about.")] = 256 << 20,
+    seed: Annotated[int, typer.Option(help="Decides which shard a document is in.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Cut a corpus into tokenised shards that training can stream, from here or from where they are copied to."""
+    from athanor.base.progress import progress
+    from athanor.corpus.build import iterate_documents
+    from athanor.corpus.streams import write_stream
+    from athanor.tokenizer import Tokenizer, train_tokenizer
+
+    if tokenizer is not None:
+        encoder = Tokenizer.load(tokenizer)
+    else:
+        if vocab_size % 64:
+            raise TokenizerError(f"--vocab-size {vocab_size} is not a multiple of 64.", "Take 8192, for example.")
+        with progress("Training a tokenizer"):
+            encoder = train_tokenizer((document.text for document in iterate_documents(corpus, "train")), vocab_size)
+    with progress("Cutting documents into tokens", unit="document") as bar:
+
+        def advance(done: int, expected: int) -> None:
+            bar.set_total(expected)
+            bar.update(completed=done)
+
+        index = write_stream(corpus, encoder, out, shard_bytes=shard_bytes, seed=seed, progress=advance)
+    made = {"shards": len(index.shards), "documents": index.n_documents, "tokens": index.n_tokens}
+    if json:
+        print_json({"folder": str(out), "vocab_size": index.vocab_size, **made})
+        return
+    print(f"{out}: {', '.join(f'{number:,} {name}' for name, number in made.items())}")
+    print(f"Train on it: athanor run --set corpus.stream={out}")
 
 
 @app.command()

@@ -37,7 +37,7 @@ def run(
     from athanor.base.files import to_json
     from athanor.pipeline.folders import run_folder
     from athanor.pipeline.plans import read_run_plan
-    from athanor.pipeline.recipe import load_recipe
+    from athanor.pipeline.recipe_files import load_recipe
     from athanor.pipeline.summary import summary
 
     repeated = None

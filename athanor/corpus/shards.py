@@ -48,75 +48,108 @@ class ShardIndex:
 
 
 class _GrowingArray:
-    """A one-dimensional .npy file written front to back; the length goes into its header at the end."""
+    """A one-dimensional .npy file written front to back; the length goes into its header at the end. It is open only
+    while something is added, so that any number of them can grow at a time.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.dtype, self.length = dtype, 0
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._header()
+        self.path, self.dtype, self.length = path, dtype, 0
+        with open(path, "wb") as file:
+            self._header(file)
 
-    def _header(self) -> None:
+    def _header(self, file: BinaryIO) -> None:
         # numpy pads the header for lengths of up to 21 digits, so it can be written again in place
         np.lib.format.write_array_header_1_0(
-            self._file,
+            file,
             {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)},
         )
 
     def append(self, values: np.ndarray) -> None:
-        self._file.write(values.astype(self.dtype, copy=False).tobytes())
+        with open(self.path, "ab") as file:
+            file.write(values.astype(self.dtype, copy=False).tobytes())
         self.length += len(values)
 
     def close(self) -> None:
-        self._file.seek(0)
-        self._header()
-        self._file.close()
+        with open(self.path, "r+b") as file:
+            self._header(file)
+
+
+class ShardWriter:
+    """The arrays of one folder of shards, batch by batch.
+
+    vocab_size: token ids lie below it; ids are stored as uint16 up to 65,536 and as uint32 above.
+    """
+
+    def __init__(self, folder: Path, end_of_text_id: int, vocab_size: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = (np.uint16 if vocab_size <= 1 << 16 else np.uint32, np.int64, np.uint16, np.int64)
+        self.folder, self.end_of_text_id, self.vocab_size = folder, end_of_text_id, vocab_size
+        self._entries: dict[tuple[str, str], list[int]] = {}
+        self._files = {
+            name: _GrowingArray(folder / f"{name}.npy", np.dtype(kind))
+            for name, kind in zip(_ARRAYS, kinds, strict=True)
+        }
+        self._files["offsets"].append(np.zeros(1, dtype=np.int64))
+
+    def add(self, documents: list[Document], ids: list[np.ndarray]) -> None:
+        """ids: of each document, with the end-of-text id last."""
+        lengths = np.array([len(one) for one in ids], dtype=np.int64)
+        sizes = np.array([document.n_bytes for document in documents], dtype=np.int64)
+        self._files["offsets"].append(self._files["tokens"].length + np.cumsum(lengths))
+        self._files["tokens"].append(np.concatenate(ids))
+        self._files["bytes"].append(sizes)
+        self._files["sources"].append(_count(self._entries, documents, lengths, sizes))
+
+    def finish(self) -> ShardIndex:
+        """Writes `index.json`. Raises DataError when there is no document."""
+        for file in self._files.values():
+            file.close()
+        if not self._files["bytes"].length:
+            raise DataError(f"There is no document to write to {self.folder}.")
+        sources = tuple(ShardSource(*key, *counts) for key, counts in self._entries.items())
+        index = ShardIndex(
+            sources=sources,
+            n_documents=self._files["bytes"].length,
+            n_tokens=self._files["tokens"].length,
+            n_bytes=sum(source.bytes for source in sources),
+            end_of_text_id=self.end_of_text_id,
+            vocab_size=self.vocab_size,
+            sha256={name: sha256_file(self.folder / f"{name}.npy") for name in _ARRAYS},
+        )
+        write_json(self.folder / "index.json", asdict(index))
+        return index
+
+
+Encode = Callable[[list[str]], list[list[int]]]
 
 
 def write_shards(
     documents: Iterable[Document],
-    encode_many: Callable[[list[str]], list[list[int]]],
+    encode_many: Encode,
     end_of_text_id: int,
     folder: Path,
     vocab_size: int = 1 << 16,
 ) -> ShardIndex:
     """Encodes the documents in batches, in order, and writes the folder in one step.
 
-    vocab_size: token ids lie below it; ids are stored as uint16 up to 65,536 and as uint32 above.
     Raises DataError when there is no document or an id is out of range.
     """
-    folder = Path(folder)
-    kinds = (np.uint16 if vocab_size <= 1 << 16 else np.uint32, np.int64, np.uint16, np.int64)
-    entries: dict[tuple[str, str], list[int]] = {}
-    with atomic_folder(folder) as temporary:
-        files = {
-            name: _GrowingArray(temporary / f"{name}.npy", np.dtype(kind))
-            for name, kind in zip(_ARRAYS, kinds, strict=True)
-        }
-        files["offsets"].append(np.zeros(1, dtype=np.int64))
-        for batch in _batches(documents):
-            ids = _encode(batch, encode_many, end_of_text_id, vocab_size)
-            lengths = np.array([len(one) for one in ids], dtype=np.int64)
-            sizes = np.array([document.n_bytes for document in batch], dtype=np.int64)
-            files["offsets"].append(files["tokens"].length + np.cumsum(lengths))
-            files["tokens"].append(np.concatenate(ids))
-            files["bytes"].append(sizes)
-            files["sources"].append(_count(entries, batch, lengths, sizes))
-        for file in files.values():
-            file.close()
-        if not files["bytes"].length:
-            raise DataError(f"There is no document to write to {folder}.")
-        sources = tuple(ShardSource(*key, *counts) for key, counts in entries.items())
-        index = ShardIndex(
-            sources=sources,
-            n_documents=files["bytes"].length,
-            n_tokens=files["tokens"].length,
-            n_bytes=sum(source.bytes for source in sources),
-            end_of_text_id=end_of_text_id,
-            vocab_size=vocab_size,
-            sha256={name: sha256_file(temporary / f"{name}.npy") for name in _ARRAYS},
-        )
-        write_json(temporary / "index.json", asdict(index))
-    return index
+    with atomic_folder(Path(folder)) as temporary:
+        writer = ShardWriter(temporary, end_of_text_id, vocab_size)
+        for batch, ids in encoded(documents, encode_many, end_of_text_id, vocab_size):
+            writer.add(batch, ids)
+        try:
+            return writer.finish()
+        except DataError:
+            raise DataError(f"There is no document to write to {folder}.") from None
+
+
+def encoded(
+    documents: Iterable[Document], encode_many: Encode, end_of_text_id: int, vocab_size: int
+) -> Iterator[tuple[list[Document], list[np.ndarray]]]:
+    """The documents in batches, and the ids of each with the end-of-text id last."""
+    for batch in _batches(documents):
+        yield batch, _encode(batch, encode_many, end_of_text_id, vocab_size)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -132,9 +165,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(
-    batch: list[Document], encode_many: Callable[[list[str]], list[list[int]]], end_of_text_id: int, vocab_size: int
-) -> list[np.ndarray]:
+def _encode(batch: list[Document], encode_many: Encode, end_of_text_id: int, vocab_size: int) -> list[np.ndarray]:
     ids = [
         np.array([*one, end_of_text_id], dtype=np.int64) for one in encode_many([document.text for document in batch])
     ]

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from athanor.classic.kneser_ney import KneserNey
 from athanor.evaluation.bits_per_byte import HeldOut
 from athanor.training.batches import DocumentPieces, PackedBatches
 from athanor.training.growth import GrowingBatches
+from athanor.training.streaming import StreamedPieces
+
+_MOST = 20_000_000
 
 
-def consumed(batches: PackedBatches | GrowingBatches, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def consumed(batches: PackedBatches | GrowingBatches, steps: int, most: int = _MOST) -> tuple[np.ndarray, np.ndarray]:
     """The distinct text of the first `steps` batches, as (tokens, offsets); neighbouring pieces of a document are
     joined.
 
-    batches: made as for training, standing at its beginning, over `DocumentPieces`.
+    batches: made as for training, standing at its beginning, over `DocumentPieces` or a stream of them. most: of a
+    stream, which would have to be fetched again, only so many tokens.
     """
     pieces = batches.sequences
-    if not isinstance(pieces, DocumentPieces):
+    if isinstance(pieces, DocumentPieces):
+        members = [i for _ in range(steps) for row in batches.next_rows() for i in row]
+        return _text([(pieces, np.unique(np.array(members, dtype=np.int64)))])
+    if not isinstance(pieces, StreamedPieces):
         raise TypeError("only documents have a text that an n-gram model can be given")
-    indices = np.unique(np.array([i for _ in range(steps) for row in batches.next_rows() for i in row], dtype=np.int64))
-    continues = ~pieces.begins_document[indices] & np.isin(indices - 1, indices)
-    texts = [
-        pieces.tokens[s : s + n]
-        for s, n in zip(pieces.starts[indices].tolist(), pieces.lengths[indices].tolist(), strict=True)
-    ]
-    ends = np.cumsum(pieces.lengths[indices])
-    starts = ends - pieces.lengths[indices]
-    return np.concatenate(texts), np.concatenate([starts[~continues], ends[-1:]])
+    members, total = [], 0
+    while steps > 0 and total < most:
+        rows = batches.next_rows()
+        members += [i for row in rows for i in row]
+        total += sum(int(pieces.length(i)) for row in rows for i in row)
+        steps -= 1
+    return _text(pieces.parts(members))
+
+
+def _text(parts: Iterable[tuple[DocumentPieces, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces with these indices, ascending in each part."""
+    texts: list[np.ndarray] = []
+    borders, total = [], 0
+    for pieces, indices in parts:
+        continues = ~pieces.begins_document[indices] & np.isin(indices - 1, indices)
+        texts += [
+            pieces.tokens[s : s + n]
+            for s, n in zip(pieces.starts[indices].tolist(), pieces.lengths[indices].tolist(), strict=True)
+        ]
+        ends = total + np.cumsum(pieces.lengths[indices])
+        borders.append((ends - pieces.lengths[indices])[~continues])
+        total = int(ends[-1])
+    return np.concatenate(texts), np.concatenate([*borders, [total]])
 
 
 def kneser_ney_bits_per_byte(tokens: np.ndarray, offsets: np.ndarray, held_out: HeldOut, vocab_size: int) -> float:

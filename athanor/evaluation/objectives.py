@@ -133,6 +133,8 @@ _NAMES = {
     "ul2": "hidden spans, mixture of denoisers",
     "prefix": "what follows a prefix",
     "infilling": "the middle between prefix and suffix",
+    "experts": "the next token",
+    "distilled": "the next token",
 }
 
 

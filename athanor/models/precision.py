@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from athanor.base.errors import ModelError
+
+Precision = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -16,6 +19,26 @@ def autocast(precision: str, device: torch.device | None = None) -> AbstractCont
     if precision == "fp32":
         return nullcontext()
     return torch.autocast("cpu" if device is None else device.type, _TYPES[precision])
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ModelError where the device has no products of this type, by trying one."""
+    if precision == "fp32":
+        return
+    usable = device.type != "cuda" or precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if usable:
+        try:
+            one = torch.ones(16, 16, device=device, requires_grad=True)
+            with autocast(precision, device):
+                (one @ one).float().sum().backward()
+            return
+        except (RuntimeError, NotImplementedError):
+            pass
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"torch on {device.type}"
+    raise ModelError(
+        f'precision = "{precision}" cannot be used: {name} has no products in {precision}.',
+        'Take "fp16" or "fp32".' if precision == "bf16" else 'Take "bf16" or "fp32".',
+    )
 
 
 def product_type(tensor: Tensor) -> torch.dtype:

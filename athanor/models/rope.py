@@ -101,6 +101,12 @@ def _turn(x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool) -> Tensor:
     return turned
 
 
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool) -> Tensor:
+    first, second = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+    left, right = first * cosine - second * sine, second * cosine + first * sine
+    return torch.stack([left, right], -1).flatten(-2) if interleaved else torch.cat([left, right], -1)
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool) -> Tensor:
@@ -120,6 +126,9 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool = False) -
     """
     dim = 2 * cosine.shape[-1]
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+    if torch.compiler.is_compiling():  # a compiler fuses what is written plainly, and knows no parts of outputs
+        turned = _turned(x[..., :dim], cosine, sine, interleaved)
+        return turned if dim == x.shape[-1] else torch.cat([turned, x[..., dim:]], dim=-1)
     if dim == x.shape[-1]:
         return _Rotate.apply(x, cosine, sine, interleaved)
     return torch.cat([_Rotate.apply(x[..., :dim].contiguous(), cosine, sine, interleaved), x[..., dim:]], dim=-1)

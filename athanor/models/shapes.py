@@ -1,4 +1,5 @@
-"""Usual proportions of the families that are pre-trained here beside decoders: BERT, ELECTRA, T5.
+"""Usual proportions of the families that are pre-trained here beside plain decoders: BERT, ELECTRA, T5, and decoders
+with experts.
 
 Heads are 64 wide and the feed-forward part is four times as wide as the states, unless sizes say otherwise. A pair of
 networks is described by one of them, from which the other follows: ELECTRA's by its discriminator, T5's by its decoder.
@@ -16,19 +17,25 @@ from athanor.models.config import (
     EmbeddingConfig,
     EncoderDecoderConfig,
     HeadConfig,
+    LatentAttentionConfig,
     LayerConfig,
     MlpConfig,
     ModelConfig,
+    MoeConfig,
     NormConfig,
     standard_config,
 )
-from athanor.models.position_config import Position, RelativeBias
+from athanor.models.position_config import Position, RelativeBias, RopeConfig
 from athanor.models.sizes import positive
 
-Objective = Literal["next_token", "masked", "masked_pairs", "replaced", "spans", "ul2", "prefix", "infilling"]
+Objective = Literal[
+    "next_token", "masked", "masked_pairs", "replaced", "spans", "ul2", "prefix", "infilling", "experts", "distilled"
+]
 """What can be pre-trained on, as recipes name it."""
 LEARNT_POSITIONS = frozenset({"masked", "masked_pairs", "replaced"})
 """Objectives whose networks have a table with a row for each position."""
+Balance = Literal["loss", "bias"]
+"""How experts come to be used evenly: by an auxiliary loss, or by a bias on the choice that follows the load."""
 _HEAD = 64
 
 
@@ -49,7 +56,55 @@ def config_of(objective: Objective) -> Callable[..., ModelConfig]:
         "replaced": electra_config,
         "spans": t5_decoder,
         "ul2": t5_decoder,
+        "experts": experts_config,
     }.get(objective, standard_config)
+
+
+def experts_config(
+    vocab_size: int,
+    max_seq_len: int,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int | None = None,
+    n_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    d_ff: int | None = None,
+    n_experts: int = 8,
+    top_k: int = 2,
+    balance: Balance = "loss",
+) -> ModelConfig:
+    """A decoder whose feed-forward layers are `n_experts`, of which each token goes through `top_k`. d_ff: what a token
+    goes through in all, as in a decoder without experts.
+
+    For balancing by a loss it is a Qwen3-MoE; by a bias a DeepSeek-V3, whose router has one: sigmoid scores, an expert
+    of the same width that sees every token, and latent attention, heads of 64 half of which carry the position.
+    """
+    parts = top_k + (balance == "bias")
+    d_ff = d_ff or max(1, round(d_model * 8 / 3 / (64 * parts))) * 64 * parts
+    if d_ff % parts:
+        raise ModelError(
+            f"d_ff = {d_ff} cannot be divided among the {parts} experts that a token goes through.",
+            f"Choose a multiple of {parts}.",
+        )
+    sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
+    dense = standard_config(vocab_size, max_seq_len, d_model=d_model, n_layers=n_layers, **sizes)
+    expert, norm = MlpConfig(d_ff // parts), NormConfig(1e-6)
+    if balance == "loss":
+        layer = replace(dense.layers[0], mlp=MoeConfig(n_experts, top_k, expert))
+        return replace(dense, layers=(layer,) * n_layers, family="qwen3_moe")
+    if n_kv_heads or head_dim:
+        raise ModelError(
+            "n_kv_heads and head_dim say nothing where experts are balanced by a bias: attention is latent there.",
+            'Leave them out, or take balance = "loss".',
+        )
+    rope, half = RopeConfig(interleaved=True), _HEAD // 2
+    attention = LatentAttentionConfig(
+        n_heads or max(1, d_model // _HEAD), max(_HEAD, d_model // 2), half, half, _HEAD, rope, norm=norm
+    )
+    moe = MoeConfig(n_experts, top_k, expert, expert, "sigmoid", correction=True)
+    layer = LayerConfig(attention, moe, norm)
+    return replace(dense, layers=(layer,) * n_layers, norm=norm, family="deepseek_v3")
 
 
 def bert_config(

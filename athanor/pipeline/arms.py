@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 from athanor.base.errors import RecipeError
 from athanor.base.files import fingerprint
 from athanor.base.progress import duration, quantity
-from athanor.pipeline.recipe import Recipe, make_recipe, override, parse_duration
+from athanor.pipeline.recipe import Recipe, parse_duration
+from athanor.pipeline.recipe_files import make_recipe, override
 
 BASELINE = "baseline"
 By = Literal["time", "tokens", "steps"]
@@ -70,6 +71,10 @@ class Arm:
             recipe = make_recipe(merge(values, self.changes))
         except RecipeError as error:
             raise RecipeError(f"Arm {self.name}: {error.message}", error.hint) from None
+        if recipe.corpus.stream is not None:
+            raise RecipeError(
+                f"Arm {self.name}: an experiment reads no streamed corpus.", "Give corpus.sources instead."
+            )
         if recipe.pretrain.objective != "next_token":
             raise RecipeError(
                 f'Arm {self.name}: pretrain.objective = "{recipe.pretrain.objective}" has no bits per byte to compare.',

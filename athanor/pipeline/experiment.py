@@ -32,7 +32,8 @@ from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_sta
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life, Work
 from athanor.pipeline.planning import plan_pretraining
 from athanor.pipeline.plans import PretrainPlan, RunPlan, StagePlans
-from athanor.pipeline.recipe import Recipe, make_recipe
+from athanor.pipeline.recipe import Recipe
+from athanor.pipeline.recipe_files import make_recipe
 from athanor.pipeline.training_stages import pretrain_stage
 from athanor.science import ablation, planner
 from athanor.science.ablation import Trial

@@ -9,14 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import athanor
 from athanor.alignment.conversations import check_own_conversations, check_weights
 from athanor.base.errors import RecipeError
 from athanor.base.machine import describe
 from athanor.base.progress import say
 from athanor.base.run import Run
+from athanor.models.precision import check_precision
 from athanor.pipeline.calibration import calibrate, use_threads
-from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
+from athanor.pipeline.data_stages import data_stages, fetch_sources
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
 from athanor.pipeline.life import Life
@@ -25,6 +28,8 @@ from athanor.pipeline.planning import expectation
 from athanor.pipeline.plans import RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.reporting import objective_report, report_card
+from athanor.pipeline.stream_stages import with_stream
+from athanor.pipeline.teachers import with_teacher
 from athanor.pipeline.together import follow
 from athanor.pipeline.training_stages import control_stage, pretrain_stage, rl_stage, sft_stage
 from athanor.training.parallel import Group, connected
@@ -60,11 +65,15 @@ def _live(
         )
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
+    recipe = with_teacher(with_stream(recipe))
     if "sft" in recipe.stages:
         check_own_conversations(recipe.sft.sources)
     with Run(
         root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
     ) as run:
+        if recipe.precision != "auto":
+            for device in {group.device, torch.device("cpu")}:  # evaluation is done on the CPU
+                check_precision(recipe.precision, device)
         rates, speed, seconds = calibrate(recipe, root)
         together = speed and speed.times(group.size)  # each process is taken to train as fast as this one
         life = Life(run, recipe, describe(), rates, together, seconds, repeated, group)
@@ -74,9 +83,7 @@ def _live(
             say("Repeating a plan: sizes, steps and turns are those of the run that it comes from.")
         elif life.speed:
             say(expectation(life))
-        corpus = corpus_stage(life)
-        tokenizer = tokenizer_stage(life, corpus)
-        shards = shards_stage(life, corpus, tokenizer)
+        tokenizer, shards = data_stages(life)
         if recipe.pretrain.objective != "next_token":
             return objective_report(life, objective_stage(life, tokenizer, shards))
         base = pretrain_stage(life, tokenizer, shards)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from athanor.base.files import sha256_file
 from athanor.base.progress import say
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
@@ -22,6 +23,7 @@ from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.planning import check_that_it_fits, plan_pretraining
 from athanor.pipeline.plans import PretrainPlan
+from athanor.pipeline.teachers import taught, teacher_folder
 from athanor.pipeline.training_stages import (
     check_vocabulary,
     lineage_of,
@@ -33,7 +35,7 @@ from athanor.pipeline.training_stages import (
 from athanor.tokenizer import Tokenizer, control
 from athanor.training.batches import Batch
 from athanor.training.objectives import Electra, Loss
-from athanor.training.pretraining import OBJECTIVES, Vocabulary
+from athanor.training.pretraining import OBJECTIVES, Vocabulary, learnt
 
 _SCORED_PLACES, _PREVIEW_PLACES = 32_768, 8192  # held-out ones, at the end and while training
 
@@ -62,9 +64,11 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         held_out = held_out_batches(measured, max(1, _SCORED_PLACES // (plan.rows * plan.length)))
         preview = _preview(known.loss, held_out[: max(1, _PREVIEW_PLACES // (plan.rows * plan.length))], plan)
         flops_per_place = known.flops_per_place(plan.model, plan.length)
+        what = learnt(plan.objective, model, lambda: taught(life.recipe))
         outcome, model = train(
-            life, stage, plan, model, known.loss, source, "Pre-training", preview, flops_per_place=flops_per_place
-        )
+            life, stage, plan, model, what.loss, source, "Pre-training", preview,
+            flops_per_place=flops_per_place, after_step=what.after_step,
+        )  # fmt: skip
         scores = objective_scores(plan.objective, model, source, held_out, vocabulary.special, encoder.vocab_size)
         for score in scores:
             say(f"Held out, {score}.")
@@ -76,6 +80,8 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         return metrics, ["model"], timing_of(life, stage, outcome, flops)
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
+    if life.recipe.pretrain.teacher is not None:
+        inputs["teacher"] = sha256_file(teacher_folder(life.recipe) / "model.safetensors")
     return life.perform("pretrain", settings, inputs, work)
 
 

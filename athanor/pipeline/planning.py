@@ -86,7 +86,9 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: f
         sizes = {"d_model": config.d_model, "n_layers": config.n_layers}
     else:
         sizes, rate, tokens = dict(zip(("d_model", "n_layers"), _FIXED_SIZE, strict=True)), None, 0.0
-    config = make(vocab_size, life.recipe.model.max_seq_len, **sizes | life.recipe.model.sizes)
+    config = make(
+        vocab_size, life.recipe.model.max_seq_len, **sizes | life.recipe.model.sizes | life.recipe.model.experts
+    )
     if recipe.steps:
         tokens = planner.tokens_of(recipe.steps)
     rows = recipe.rows or max(1, planner.batch_tokens(tokens) // length)

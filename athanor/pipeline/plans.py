@@ -15,8 +15,11 @@ from athanor.base.files import read_json
 from athanor.base.run import Stage
 from athanor.environments import load_environment
 from athanor.models.config import ModelConfig
+from athanor.models.precision import Precision
 from athanor.models.shapes import Objective
-from athanor.pipeline.recipe import Recipe, check, explain
+from athanor.pipeline.recipe import Recipe
+from athanor.pipeline.recipe_checks import check
+from athanor.pipeline.recipe_files import explain
 from athanor.training.averaging import AverageKind
 from athanor.training.checkpoints import Retention
 from athanor.training.optimizers import OptimizerConfig
@@ -55,7 +58,7 @@ class TrainingPlan(Plan):
     whatever the clock says.
     """
 
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     length: Annotated[int, Field(ge=16, le=1 << 20)]
     micro_rows: Rows
     steps: Count | None
@@ -130,7 +133,7 @@ class RlPlan(TrainingPlan):
 class EvaluationPlan(Plan):
     """What is scored: held-out tokens, problems × samples for pass@k, problems a task for exact match."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     held_out_tokens: Annotated[int, Field(gt=0, le=10**9)]
     problems: Annotated[int, Field(gt=0, le=10**6)]
     samples: Annotated[int, Field(ge=8, le=1024)]

@@ -1,26 +1,19 @@
-"""Recipes: what a run shall do, as TOML checked key by key.
+"""Recipes: what a run shall do, section by section. `recipe_files` reads them, `recipe_checks` says which settings
+contradict one another.
 
-A setting that is absent is decided by the planner from the budget and the machine; a setting that is given is kept. An
-unknown key is an error that names the nearest one there is.
+A setting that is absent is decided by the planner from the budget and the machine; a setting that is given is kept.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from inspect import signature
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from athanor.base.errors import ModelError, RecipeError
-from athanor.environments import load_environment
-from athanor.models.config import standard_config
-from athanor.models.shapes import LEARNT_POSITIONS, Objective, config_of
+from athanor.base.errors import RecipeError
+from athanor.corpus.streams import DEFAULT_CACHE_BYTES
+from athanor.models.shapes import Balance, Objective
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -29,6 +22,9 @@ Steps = Annotated[int, Field(gt=0, le=10**9)]
 
 
 _LEAST_CONVERSATION = 64  # places that a short question with its answer takes
+
+
+_EXPERTS = ("n_experts", "top_k", "balance")
 
 
 class _Section(BaseModel):
@@ -40,6 +36,8 @@ class CorpusRecipe(_Section):
     read.
 
     decontaminate: drop what overlaps the packaged test sets; without it no package is needed for a user's own text.
+    stream: instead of all these, the address of a corpus that `athanor corpus stream` made; cache_bytes: what of it may
+    lie on this machine, where it lies elsewhere.
     """
 
     sources: list[str] = ["default"]
@@ -47,6 +45,8 @@ class CorpusRecipe(_Section):
     limit_bytes: int | None = Field(default=None, gt=0, le=10**15)
     weights: dict[str, Weight] = {}
     decontaminate: bool = True
+    stream: str | None = Field(default=None, min_length=1, max_length=4096)
+    cache_bytes: int = Field(default=DEFAULT_CACHE_BYTES, gt=0, le=10**15)
 
 
 class TokenizerRecipe(_Section):
@@ -56,7 +56,9 @@ class TokenizerRecipe(_Section):
 
 
 class ModelRecipe(_Section):
-    """Sizes of the network; what is absent is planned."""
+    """Sizes of the network; what is absent is planned. n_experts, top_k, balance: of a mixture of experts, see
+    `models.shapes.experts_config`.
+    """
 
     d_model: Size | None = None
     n_layers: int | None = Field(default=None, gt=0, le=4096)
@@ -64,12 +66,20 @@ class ModelRecipe(_Section):
     n_kv_heads: int | None = Field(default=None, gt=0, le=4096)
     head_dim: int | None = Field(default=None, gt=0, le=4096)
     d_ff: Size | None = None
+    n_experts: int | None = Field(default=None, ge=2, le=1024)
+    top_k: int | None = Field(default=None, ge=1, le=1024)
+    balance: Balance | None = None
     max_seq_len: int = Field(default=1024, ge=128, le=1 << 20)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes that are given, by their name in `standard_config`."""
-        return {name: value for name, value in self if value is not None and name != "max_seq_len"}
+        return {name: value for name, value in self if value is not None and name not in ("max_seq_len", *_EXPERTS)}
+
+    @property
+    def experts(self) -> dict[str, Any]:
+        """What is given of them, by its name in `experts_config`."""
+        return {name: value for name, value in self if value is not None and name in _EXPERTS}
 
 
 class OptimizerRecipe(_Section):
@@ -136,16 +146,33 @@ class TrainingRecipe(_Section):
     optimizer: Annotated[OptimizerRecipe, BeforeValidator(_spelt_out)] = OptimizerRecipe()
 
 
+class TeacherRecipe(_Section):
+    """model: a model folder or the name of a run, whose tokenizer the student takes. The others: see `Distillation`."""
+
+    model: str = Field(min_length=1, max_length=4096)
+    direction: Literal["forward", "reverse"] = "forward"
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    weight: float = Field(default=0.5, gt=0, le=1)
+
+
+def _named(teacher: Any) -> Any:
+    """The section that a teacher's bare name stands for."""
+    return {"model": teacher} if isinstance(teacher, str) else teacher
+
+
 class PretrainRecipe(TrainingRecipe):
     """objective: what is learnt, and with it the kind of network (docs/objectives.md); a run with another one than
     "next_token" ends after pre-training. rows × length: places of a batch. share: part of the budget, at most; the
     other shares come first.
+
+    teacher: of the objective "distilled"; `teacher = "my-run"` is short for `teacher.model = "my-run"`.
 
     first_rows, first_length: what a batch begins with, to double until half of the tokens are read; rows are cut into
     shorter ones, so that a batch has the same tokens.
     """
 
     objective: Objective = "next_token"
+    teacher: Annotated[TeacherRecipe | None, BeforeValidator(_named)] = None
     rows: Size | None = None
     first_rows: Size | None = None
     first_length: int | None = Field(default=None, ge=16, le=1 << 20)
@@ -200,12 +227,14 @@ class EvaluateRecipe(_Section):
 
 class Recipe(_Section):
     """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps.
-    sharded: where several processes train together, each holds a part of the model (FSDP2) instead of a copy (DDP).
+    precision: of matrix products; weights are fp32 in any case. "auto" is the faster of fp32 and bf16; "fp16" scales
+    the loss, for GPUs without bf16. sharded: where several processes train together, each holds a part of the model
+    (FSDP2) instead of a copy (DDP).
     """
 
     budget: str | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 64)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int | None = Field(default=None, gt=0, le=1024)
     sharded: bool = False
     corpus: CorpusRecipe = CorpusRecipe()
@@ -239,210 +268,3 @@ def parse_duration(text: str) -> float:
     if seconds > _LONGEST:
         raise RecipeError(f"The time {text[:40]!r} is too long.", "The longest is 1000d.")
     return seconds
-
-
-def shipped_recipes() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".toml")
-        for p in (resources.files(__package__) / "recipes").iterdir()
-        if p.name.endswith(".toml")
-    )
-
-
-def load_recipe(name: str | Path, overrides: Sequence[str] = (), **settings: Any) -> Recipe:
-    """The recipe of this name (a shipped one, or a .toml file) with "a.b=value" overrides and top-level settings.
-
-    Raises RecipeError, naming the key and what would be accepted.
-    """
-    values = read_settings(name)
-    for change in overrides:
-        override(values, change)
-    return make_recipe(values | {key: value for key, value in settings.items() if value is not None})
-
-
-def make_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Raises RecipeError, naming the key and what would be accepted."""
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, Recipe, "The recipe") from None
-    check(recipe)
-    return recipe
-
-
-def read_settings(name: str | Path) -> dict[str, Any]:
-    """What the recipe of this name says, unchecked."""
-    path = Path(name)
-    try:
-        if str(name) in shipped_recipes():
-            text = (resources.files(__package__) / "recipes" / f"{name}.toml").read_text("utf-8")
-        elif path.suffix == ".toml" and path.is_file():
-            text = path.read_text("utf-8-sig")
-        else:
-            near = difflib.get_close_matches(str(name), shipped_recipes(), 1)
-            meant = f"Did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(
-                f"There is no recipe {str(name)!r}.",
-                f"{meant}Shipped: {', '.join(shipped_recipes())}; or give a .toml file.",
-            )
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name} cannot be read ({error}).", "A recipe is a TOML file in UTF-8.") from None
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{name} is not valid TOML: {error}.") from None
-
-
-def override(values: dict[str, Any], change: str) -> None:
-    """Sets what a change like "a.b=value" says."""
-    path, equals, text = change.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    if not equals or not all(keys):
-        raise RecipeError(f"--set {change!r} cannot be read.", "Write it like --set pretrain.steps=200.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"--set {change!r}: {key} has no settings of its own.")
-    values[keys[-1]] = value
-
-
-def explain(error: ValidationError, whole: type[BaseModel], what: str) -> RecipeError:
-    """The first thing that is wrong with `what`, a file that should be a `whole`, as a sentence that names the key."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(whole, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
-        meant = f"Did you mean {near[0]!r}? " if near else ""
-        return RecipeError(f"{what} has an unknown key {place!r}.", f"{meant}Known there: {', '.join(known)}.")
-    if first["type"] == "missing":
-        return RecipeError(f"{what} lacks {place}.")
-    reason = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return RecipeError(f"{what} cannot be used: {reason}.")
-    value = "" if isinstance(first["input"], dict) else f" = {_short(first['input'])}"
-    return RecipeError(f"{what}'s {place}{value} cannot be used.", f"{reason[0].upper()}{reason[1:]}.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _known_keys(section: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    for key in path:
-        annotation: Any = section.model_fields[key].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        inner = [kind for kind in kinds if issubclass(kind, BaseModel)]
-        if not inner:
-            return []
-        section = inner[0]
-    return sorted(section.model_fields)
-
-
-def check(recipe: Recipe) -> None:
-    """What no single key can tell. Raises RecipeError."""
-    seconds = recipe.budget_seconds
-    if seconds is None:
-        for name in recipe.stages:
-            if getattr(recipe, name).steps is None:
-                raise RecipeError(
-                    f"Without a budget {name}.steps must be given.", "Or set a budget, like --budget 10m."
-                )
-    elif seconds < SHORTEST_BUDGET:
-        raise RecipeError(
-            f"A budget of {recipe.budget} is too small.", "The shortest is 2m; the recipe `smoke` takes about a minute."
-        )
-    for name in recipe.stages:
-        length = getattr(recipe, name).length
-        if length is not None and length > recipe.model.max_seq_len:
-            raise RecipeError(
-                f"{name}.length = {length} exceeds the context, model.max_seq_len = {recipe.model.max_seq_len}.",
-                "Make the one smaller or the other larger.",
-            )
-        _check_schedule(name, getattr(recipe, name))
-    if recipe.pretrain.objective != "next_token":
-        _check_objective(recipe)
-        return
-    sizes = {"d_model": 64, "n_layers": 1} | recipe.model.sizes
-    try:
-        standard_config(recipe.tokenizer.vocab_size, recipe.model.max_seq_len, **sizes)
-    except ModelError as error:
-        raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
-    if recipe.rl.keep.best:
-        raise RecipeError(
-            "rl.keep.best: reinforcement learning measures nothing held out while it trains.",
-            "pretrain.keep.best and sft.keep.best can be set.",
-        )
-    for name in recipe.rl.environments:
-        environment = load_environment(name)
-        for level in (recipe.rl.levels or {}).get(name, []):
-            if level not in environment.levels:
-                raise RecipeError(
-                    f"rl.levels: {name} has no level {level}.",
-                    f"Choose from {environment.levels[0]} to {environment.levels[-1]}.",
-                )
-    if recipe.rl.levels is not None and not any(recipe.rl.levels.values()):
-        raise RecipeError("rl.levels names no level at all.", "Name at least one, or leave it out to have them probed.")
-    if strange := sorted(set(recipe.rl.levels or {}) - set(recipe.rl.environments)):
-        raise RecipeError(f"rl.levels names {strange[0]!r}, which is not among rl.environments.")
-    if recipe.sft.share + recipe.rl.share + recipe.evaluate.share > 0.8:
-        raise RecipeError("The shares of sft, rl and evaluate leave less than a fifth of the budget for pre-training.")
-
-
-def _check_objective(recipe: Recipe) -> None:
-    """What holds where a run ends after pre-training."""
-    pretrain, model = recipe.pretrain, recipe.model
-    said = f'pretrain.objective = "{pretrain.objective}"'
-    for name in ("sft", "rl", "evaluate"):
-        if getattr(recipe, name) != getattr(Recipe(), name):
-            raise RecipeError(
-                f"With {said} a run ends after pre-training, so [{name}] has nothing to say.",
-                f'Leave [{name}] out, or take objective = "next_token".',
-            )
-    for name in ("first_rows", "first_length"):
-        if getattr(pretrain, name) is not None:
-            raise RecipeError(
-                f"pretrain.{name} cannot be used with {said}: its batches do not grow.", f"Leave {name} out."
-            )
-    if pretrain.objective in LEARNT_POSITIONS and pretrain.length not in (None, model.max_seq_len):
-        raise RecipeError(
-            f"pretrain.length = {pretrain.length} is not model.max_seq_len = {model.max_seq_len}: with {said} the "
-            "model's positions are a learnt table, and rows beyond pretrain.length would learn nothing.",
-            "Set the two alike, or leave pretrain.length out.",
-        )
-    config = config_of(pretrain.objective)
-    known = {name for name in signature(config).parameters if name in ModelRecipe.model_fields}
-    if strange := sorted(set(model.sizes) - known):
-        raise RecipeError(
-            f"model.{strange[0]} cannot be set with {said}: all heads of its networks are d_model / n_heads wide.",
-            f"Known there: {', '.join(sorted(known))}.",
-        )
-    try:
-        config(recipe.tokenizer.vocab_size, model.max_seq_len, **{"d_model": 64, "n_layers": 1} | model.sizes)
-    except ModelError as error:
-        raise RecipeError(f"The recipe's model is impossible: {error.message}", error.hint) from None
-
-
-def _check_schedule(stage: str, recipe: TrainingRecipe) -> None:
-    if recipe.schedule == "wsd":
-        return
-    if recipe.steps is None:
-        raise RecipeError(
-            f'{stage}.schedule = "{recipe.schedule}" falls from the start, so {stage}.steps must be given.',
-            'Give it, or leave the schedule at "wsd", which ends on time whatever the number of steps.',
-        )
-    if recipe.decay_share is not None:
-        raise RecipeError(
-            f'{stage}.decay_share says nothing with {stage}.schedule = "{recipe.schedule}".',
-            'Leave it out, or leave the schedule at "wsd".',
-        )
-    if recipe.average == "tail":
-        raise RecipeError(
-            f'{stage}.average = "tail" with {stage}.schedule = "{recipe.schedule}" would be that of the whole run.',
-            'Take "ema", or leave the schedule at "wsd".',
-        )

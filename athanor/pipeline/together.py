@@ -17,10 +17,13 @@ import torch
 
 from athanor.alignment.messages import Conversation, read_conversations
 from athanor.base.errors import RecipeError
+from athanor.base.files import read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import damaged
 from athanor.corpus.shards import Shards
+from athanor.corpus.stream_cache import TextStream
+from athanor.corpus.streams import StreamIndex
 from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, grouped_bits_per_byte, sample_held_out
 from athanor.models.build import build
 from athanor.models.decoder import Decoder
@@ -35,7 +38,10 @@ from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.objectives import next_token
 from athanor.training.parallel import Group
 from athanor.training.schedules import Schedule
+from athanor.training.streaming import StreamedBatches
 
+STREAM = "streamed.json"
+"""In a stage of shards that has no training text of its own: where that is."""
 _PREVIEW_TOKENS = 8192  # held-out ones, scored while training
 
 
@@ -81,7 +87,7 @@ def _train_along(task: Task, group: Group) -> None:
     evaluate: Callable[[Decoder], Mapping[str, float]] | None
     if isinstance(plan, PretrainPlan):
         model = build(plan.model, task.seed)
-        source = pretraining_batches(plan, Shards.open(task.origin / "train"), task.seed)
+        source = pretraining_batches(plan, open_text(task.origin), task.seed)
         evaluate = preview_bits_per_byte(task.origin, plan, task.seed)
     else:
         model = load_decoder(task.origin / "model")
@@ -122,11 +128,26 @@ def loop_config(plan: TrainingPlan, spike_deviations: float = LoopConfig.spike_d
     )
 
 
-def pretraining_batches(plan: PretrainPlan, text: Shards, seed: int) -> PackedBatches | GrowingBatches:
+def open_text(shards: Path) -> Shards | TextStream:
+    """The training text of a stage of shards: all of it there, or an address to stream it from."""
+    if not (shards / STREAM).exists():
+        return Shards.open(shards / "train")
+    found = read_json(shards / STREAM)
+    try:
+        index = StreamIndex.of_json(found["index"], str(shards / STREAM))
+        return TextStream(str(found["address"]), index, int(found["cache_bytes"]))
+    except (KeyError, TypeError, ValueError):
+        raise damaged(shards / STREAM) from None
+
+
+def pretraining_batches(plan: PretrainPlan, text: Shards | TextStream, seed: int) -> PackedBatches | GrowingBatches:
     """The stream of batches that a pre-training plan reads, from its beginning."""
-    eot = text.index.end_of_text_id
-    pieces = DocumentPieces(text.tokens, text.offsets, plan.length, eot)
-    batches = PackedBatches(pieces, plan.rows, plan.length, subseed(seed, "pretrain"), pad_id=eot)
+    eot, seed = text.index.end_of_text_id, subseed(seed, "pretrain")
+    if isinstance(text, TextStream):
+        batches: PackedBatches = StreamedBatches(text, plan.rows, plan.length, seed, pad_id=eot)
+    else:
+        pieces = DocumentPieces(text.tokens, text.offsets, plan.length, eot)
+        batches = PackedBatches(pieces, plan.rows, plan.length, seed, pad_id=eot)
     if plan.rows_growth is None and plan.length_growth is None:
         return batches
     return GrowingBatches(batches, plan.expected_tokens, plan.rows_growth, plan.length_growth)

@@ -14,7 +14,6 @@ from athanor.base.files import expanded_path, read_json
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage, damaged, note_hyperparameters
-from athanor.corpus.shards import Shards
 from athanor.models.build import build, count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
@@ -37,6 +36,7 @@ from athanor.pipeline.together import (
     conversation_batches,
     held_out_loss,
     loop_config,
+    open_text,
     pretraining_batches,
     preview_bits_per_byte,
 )
@@ -53,7 +53,7 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        text = Shards.open(shards.folder / "train")
+        text = open_text(shards.folder)
         plan = life.plan(stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens))
         check_vocabulary(plan, encoder)
         check_that_it_fits(life, plan.model, plan)
@@ -202,6 +202,7 @@ def train(
     task: Task | None = None,
     spike_deviations: float = LoopConfig.spike_deviations,
     flops_per_place: float | None = None,
+    after_step: Callable[[Any, bool], None] | None = None,
 ) -> tuple[Outcome, Any]:
     """What training came to, and the trained model. task: tells other processes to train along.
     flops_per_place: where the model is no decoder.
@@ -219,6 +220,7 @@ def train(
         stage.folder,
         remaining=None if seconds is None else lambda: seconds - stage.seconds,
         evaluate=evaluate,
+        after_step=after_step,
         beat=stage.beat,
         tensorboard=life.tensorboard(stage.name),
         peak_rate=life.peak_rate,

@@ -195,23 +195,31 @@ class PackedBatches:
     def __init__(
         self, sequences: Sequences, rows: int, length: int, seed: int, *, pad_id: int, block_tokens: int = 1 << 21
     ) -> None:
-        if len(sequences.lengths) == 0:
-            raise DataError(
-                "There is nothing to train on: no sequence is left.", "Give more text, or loosen the filters."
-            )
-        if sequences.lengths.max() > length:
-            raise DataError(f"A sequence of {sequences.lengths.max()} tokens does not fit into a row of {length}.")
         self.sequences, self.rows, self.length, self.seed, self.pad_id = sequences, rows, length, seed, pad_id
         self.block_tokens = block_tokens
         self.position = Position()
         self._block: tuple[tuple[int, int], list[list[int]]] | None = None
         self._order: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.sequences.lengths) == 0:
+            raise DataError(
+                "There is nothing to train on: no sequence is left.", "Give more text, or loosen the filters."
+            )
+        if (longest := self.sequences.lengths.max()) > self.length:
+            raise DataError(f"A sequence of {longest} tokens does not fit into a row of {self.length}.")
+
+    def _lengths(self, epoch: int) -> np.ndarray:
+        """Of the sequences of an epoch."""
+        return self.sequences.lengths
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shuffled sequences of an epoch and the bounds of its blocks."""
         if self._order is None or self._order[0] != epoch:
-            order = generator(self.seed, "order", epoch).permutation(len(self.sequences.lengths))
-            totals = np.cumsum(self.sequences.lengths[order])
+            lengths = self._lengths(epoch)
+            order = generator(self.seed, "order", epoch).permutation(len(lengths))
+            totals = np.cumsum(lengths[order])
             n_blocks = max(1, round(totals[-1] / self.block_tokens))
             cuts = np.searchsorted(totals, totals[-1] * np.arange(1, n_blocks) / n_blocks)
             self._order = epoch, order, np.concatenate([[0], cuts, [len(order)]])
@@ -221,7 +229,7 @@ class PackedBatches:
         if self._block is None or self._block[0] != (epoch, block):
             order, bounds = self._epoch(epoch)
             members = order[bounds[block] : bounds[block + 1]]
-            packed = pack(self.sequences.lengths[members], self.length)
+            packed = pack(self._lengths(epoch)[members], self.length)
             shuffled = generator(self.seed, "rows", epoch, block).permutation(len(packed))
             self._block = (epoch, block), [members[packed[row]].tolist() for row in shuffled]
         return self._block[1]

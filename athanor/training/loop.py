@@ -122,7 +122,8 @@ class Trainer:
     """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
 
     objective: (model, batch) → Loss, of whatever kind of model and batch. evaluate: (model) → metrics, called every
-    `evaluate_every` steps. after_step: (model), changes what no gradient does. beat: called after each step, to note
+    `evaluate_every` steps. after_step: (model, whether the step was made),
+    changes what no gradient does. beat: called after each step, to note
     the time spent. identity: what is trained; a checkpoint of another is refused.
     group: the processes that train together, each with the same arguments; sharded: whether each holds only a part of
     the model. The model's weights are then in `whole_model()` alone.
@@ -138,7 +139,7 @@ class Trainer:
         *,
         remaining: Callable[[], float] | None = None,
         evaluate: Callable[[Any], Mapping[str, float]] | None = None,
-        after_step: Callable[[Any], None] | None = None,
+        after_step: Callable[[Any, bool], None] | None = None,
         beat: Callable[[], None] = lambda: None,
         tensorboard: Path | None = None,
         peak_rate: float | None = None,
@@ -314,12 +315,12 @@ class Trainer:
         fault = self._judge(loss, norm)
         if fault is None:
             self.arrangement.step(outcome.steps, factor)
-            if self.after_step is not None:
-                self.after_step(self.model)
             average = self.arrangement.average
             if average is not None and outcome.turns and outcome.steps > outcome.turns[0].step:
                 average.take()
             outcome.tokens += n_targets
+        if self.after_step is not None:
+            self.after_step(self.model, fault is None)
         self.model.zero_grad(set_to_none=True)
         outcome.skipped += fault == "skipped"
         outcome.spikes += fault == "spike"

@@ -23,6 +23,22 @@ class PrefixBatch(Batch):
     prefix: Tensor
 
 
+class PlainTexts:
+    """Pieces of documents as they are: every token is a target."""
+
+    def __init__(self, pieces: Pieces, special: SpecialTokens) -> None:
+        self.pieces, self.special = pieces, special
+        self.lengths = pieces.lengths + 1
+
+    def draw(self, index: int, epoch: int) -> Drawn:
+        tokens = np.concatenate([[self.special.end], self.pieces[index], [self.special.end]])
+        return {"tokens": tokens[:-1], "targets": tokens[1:]}
+
+    def collate(self, drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], length: int) -> Batch:
+        empty = {"tokens": self.special.end, "targets": IGNORED}
+        return Batch(**lay_out(rows, length, lambda number: drawn[number], empty))
+
+
 class PrefixTexts:
     """Pieces of documents with a prefix of any length, drawn anew each epoch; only what follows it is a target."""
 

@@ -16,13 +16,16 @@ from torch import nn
 
 from athanor.models.build import new
 from athanor.models.config import ModelConfig
+from athanor.models.moe import Router
 from athanor.models.shapes import electra_generator, t5_config
 from athanor.tokenizer import Tokenizer
 from athanor.training.denoisers import T5, UL2, CorruptedTexts
 from athanor.training.drawn import DrawnBatches, Examples, Pieces, SpecialTokens
 from athanor.training.masking import MaskedPairs, MaskedTexts, Masking
 from athanor.training.objectives import (
+    Distillation,
     Electra,
+    ExpertBalance,
     Loss,
     denoising,
     masked_language_model,
@@ -30,9 +33,10 @@ from athanor.training.objectives import (
     prefix_language_model,
     replaced_tokens,
 )
-from athanor.training.prefixes import Infilling, PrefixTexts
+from athanor.training.prefixes import Infilling, PlainTexts, PrefixTexts
 from athanor.training.words import Words
 
+_BIAS_RATE = 0.01  # what a router's bias moves a step; DeepSeek-V3's 0.001 is for a hundred times as many steps
 _LEAST = 16  # tokens of a piece; a shorter one says too little
 
 
@@ -52,6 +56,9 @@ class PretrainingObjective:
     """new: (config, special tokens, seed) → what is trained; the configuration is that of `models.shapes.config_of`.
     examples: (pieces, vocabulary, seed) → Examples, which take `places` beside their piece. measured: examples of which
     the held-out ones are drawn, where those are others.
+
+    loss: what held-out text is measured by; and learnt by, but for experts, whose balance is part of it, and for a
+    student, who learns from a teacher: `learnt`.
 
     headed: about what part of the places goes through a head over the vocabulary. parts: memory, and cost: time, as
     multiples of those of a decoder of the configuration's sizes.
@@ -105,6 +112,27 @@ def _corrupted(denoisers: Any) -> Callable[[Pieces, Vocabulary, int], Examples]:
     return lambda pieces, v, seed: CorruptedTexts(pieces, v.special, denoisers, v.special.end, seed)
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What one training learns: a loss, and what is done after each step."""
+
+    loss: Callable[[Any, Any], Loss]
+    after_step: Callable[[Any, bool], None] | None = None
+
+
+def learnt(objective: str, model: nn.Module, teach: Callable[[], Distillation]) -> Learnt:
+    """What `model` learns; a teacher is asked for where there is one to learn from."""
+    if objective == "distilled":
+        return Learnt(teach())
+    if objective != "experts":
+        return Learnt(OBJECTIVES[objective].loss)
+    biased = any(isinstance(part, Router) and part.correction is not None for part in model.modules())
+    if not biased:
+        return Learnt(ExpertBalance(model, next_token))
+    balance = ExpertBalance(model, next_token, auxiliary=0.0, z=0.0, bias_rate=_BIAS_RATE)
+    return Learnt(balance, balance.after_step)
+
+
 _ALWAYS_HIDDEN = Masking(masked=1.0, replaced=0.0)
 
 OBJECTIVES: Mapping[str, PretrainingObjective] = {
@@ -130,5 +158,11 @@ OBJECTIVES: Mapping[str, PretrainingObjective] = {
     "infilling": PretrainingObjective(
         _network, lambda pieces, v, seed: Infilling(pieces, v.special, seed), next_token, places=4,
         measured=lambda pieces, v, seed: Infilling(pieces, v.special, seed, rate=1.0),
+    ),
+    "experts": PretrainingObjective(
+        _network, lambda pieces, v, seed: PlainTexts(pieces, v.special), next_token, places=1, cost=1.3,
+    ),
+    "distilled": PretrainingObjective(
+        _network, lambda pieces, v, seed: PlainTexts(pieces, v.special), next_token, places=1, parts=1.5, cost=1.5,
     ),
 }  # fmt: skip

@@ -14,7 +14,8 @@ import pytest
 
 from athanor.base.errors import RecipeError
 from athanor.pipeline import planning
-from athanor.pipeline.recipe import check, load_recipe
+from athanor.pipeline.recipe_checks import check
+from athanor.pipeline.recipe_files import load_recipe
 from athanor.pipeline.summary import incidents
 from tests.pipeline.conftest import athanor, athanor_process
 

@@ -18,7 +18,7 @@ from athanor.base.errors import RecipeError
 from athanor.base.files import write_json
 from athanor.pipeline.folders import STAGES
 from athanor.pipeline.plans import RunPlan, StagePlans, SupervisedPlan, read_run_plan
-from athanor.pipeline.recipe import load_recipe
+from athanor.pipeline.recipe_files import load_recipe
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Turn
 from tests.pipeline.conftest import athanor, athanor_process

@@ -13,15 +13,16 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from athanor.base.errors import RecipeError
+from athanor.base.errors import AthanorError, RecipeError
 from athanor.base.machine import Rates, measure
 from athanor.models.shapes import Objective, config_of
 from athanor.pipeline import calibration, job
 from athanor.pipeline.arms import Arm
 from athanor.pipeline.job import live
 from athanor.pipeline.plans import PretrainPlan, read_run_plan
-from athanor.pipeline.recipe import load_recipe, shipped_recipes
+from athanor.pipeline.recipe_files import load_recipe, shipped_recipes
 from athanor.pipeline.summary import summary
 from athanor.training.loop import Trainer
 from athanor.training.pretraining import OBJECTIVES
@@ -69,7 +70,14 @@ def write_recipe(tiny_recipe: Path, objective: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_run_in_half_precision_scales_its_loss(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tiny_recipe, "prefix"), ["precision=fp16"])
+    live(recipe, tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "pretrain" / "checkpoints").glob("step-*")
+    assert json.loads((checkpoint / "state.json").read_text())["loss_scale"][1] > 0
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"distilled"}))
 def test_a_run_ends_after_pretraining_with_its_score_and_model(
     objective: str, tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +97,52 @@ def test_a_run_ends_after_pretraining_with_its_score_and_model(
     assert plan is not None
     assert plan.model == config_of(plan.objective)(512, 128, d_model=64, n_layers=2, n_heads=2)
     assert_transformers_computes_the_same(root / "pretrain" / "model", report["family"])
+
+
+def test_experts_balanced_by_a_bias_are_a_deepseek(tiny_recipe: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    changes = ["model.balance=bias", "model.n_experts=4", "model.top_k=1"]
+    report = live(load_recipe(write_recipe(tiny_recipe, "experts"), changes), root)
+    assert report["family"] == "deepseek_v3"
+    assert all(line["expert_load"] >= 1 for line in metrics(root))
+    weights = load_file(root / "pretrain" / "model" / "model.safetensors")
+    moved = weights["model.layers.0.mlp.gate.e_score_correction_bias"]
+    assert 0 < moved.abs().max() < 12.5 * 0.01
+    assert_transformers_computes_the_same(root / "pretrain" / "model", "deepseek_v3")
+
+
+def test_a_student_learns_from_a_run(tiny_recipe: Path, tmp_path: Path) -> None:
+    live(load_recipe(write_recipe(tiny_recipe, "prefix")), tmp_path / "teacher")
+    student = write_recipe(tiny_recipe, "distilled")
+    student.write_text(student.read_text().replace("[tokenizer]\nvocab_size = 512\n", ""))
+    changes = [f"pretrain.teacher={tmp_path / 'teacher'}", "model.n_layers=1"]
+    report = live(load_recipe(student, changes), tmp_path / "student")
+    assert all(line["kl"] > 0 for line in metrics(tmp_path / "student"))
+    assert report["stages"]["pretrain"]["parameters"] > 0
+    taught, teaching = (tmp_path / name / "tokenizer" / "model" for name in ("student", "teacher"))
+    assert (taught / "tokenizer.json").read_bytes() == (teaching / "tokenizer.json").read_bytes()
+    assert_transformers_computes_the_same(tmp_path / "student" / "pretrain" / "model", report["family"])
+    with pytest.raises(RecipeError, match="needs a teacher"):
+        live(load_recipe(student), tmp_path / "other")
+    with pytest.raises(AthanorError, match="There is no model 'nobody'"):
+        live(load_recipe(student, ["pretrain.teacher=nobody"]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "named"),
+    [
+        ("default", "model.n_experts=8", r"model\.n_experts needs experts"),
+        ("default", "pretrain.teacher=one", r"pretrain\.teacher says nothing"),
+        ("distill", "tokenizer.vocab_size=1024", r"takes the teacher's tokenizer"),
+        ("moe", "model.top_k=9", r"top_k = 9 exceeds n_experts = 8"),
+        ("moe", "model.d_ff=129", r"d_ff = 129 cannot be divided among the 2 experts"),
+        ("moe", "model.balance=luck", r"model\.balance = 'luck'"),
+    ],
+)
+def test_experts_and_teachers_that_cannot_be(recipe: str, change: str, named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        load_recipe(recipe, [change])
 
 
 def metrics(root: Path) -> list[dict[str, Any]]:
@@ -120,11 +174,12 @@ def assert_transformers_computes_the_same(folder: Path, family: str) -> None:
     torch.testing.assert_close(found.reshape(wanted.shape), wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["masked_pairs", "replaced", "spans"])
+@pytest.mark.parametrize("objective", ["masked_pairs", "replaced", "spans", "experts"])
 def test_stopped_anywhere_it_ends_with_the_same_files(
     objective: str, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load_recipe(write_recipe(tiny_recipe, objective))
+    changes = ["model.balance=bias"] if objective == "experts" else []
+    recipe = load_recipe(write_recipe(tiny_recipe, objective), changes)
     whole, stopped = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
     live(recipe, whole)
     step = Trainer._step

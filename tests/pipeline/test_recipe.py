@@ -9,7 +9,8 @@ import pytest
 
 from athanor.base.errors import RecipeError
 from athanor.base.files import to_json
-from athanor.pipeline.recipe import load_recipe, parse_duration, shipped_recipes
+from athanor.pipeline.recipe import parse_duration
+from athanor.pipeline.recipe_files import load_recipe, shipped_recipes
 
 
 def test_the_shipped_recipes_are_valid_and_can_be_saved() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from athanor.base.errors import ModelError
 from athanor.base.files import read_json, read_jsonl
 from athanor.models.decoder import Decoder
-from athanor.models.precision import autocast
+from athanor.models.precision import autocast, check_precision
 from athanor.training.batches import Batch, PackedBatches
 from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.loss_scale import LossScale
@@ -78,3 +79,22 @@ def test_a_batch_moves_as_a_whole(make_batches: Callable[[], PackedBatches]) -> 
     moved = batch.to(torch.device("meta"))
     assert {column.device.type for column in moved.columns.values()} == {"meta"}
     assert moved.columns.keys() == batch.columns.keys()
+
+
+def test_a_device_without_a_type_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for precision in ("fp32", "bf16", "fp16"):
+        check_precision(precision, cpu)
+
+    def refusing(*_: object) -> object:
+        raise RuntimeError("not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", refusing)
+    check_precision("fp32", cpu)
+    with pytest.raises(ModelError, match=r'precision = "fp16" cannot be used: torch on cpu'):
+        check_precision("fp16", cpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(ModelError, match="Tesla T4 has no products in bf16") as caught:
+        check_precision("bf16", torch.device("cuda", 0))
+    assert "fp16" in caught.value.hint

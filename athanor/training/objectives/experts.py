@@ -78,11 +78,11 @@ class ExpertBalance:
                 router.watch = None
 
     @torch.no_grad()
-    def after_step(self, model: nn.Module) -> None:
-        """Moves the biases by the loads since the last call."""
+    def after_step(self, model: nn.Module, learnt: bool = True) -> None:
+        """Moves the biases by the loads since the last call; forgets them after a step that was left out."""
         for name, router in self.routers.items():
             loads = self._loads[name]
-            if self.bias_rate and router.correction is not None and loads.sum():
+            if learnt and self.bias_rate and router.correction is not None and loads.sum():
                 router.correction.add_((loads.mean() - loads).sign().to(router.correction), alpha=self.bias_rate)
             loads.zero_()
 

@@ -1,0 +1,141 @@
+"""A folder that may lie elsewhere: on this machine, behind a web server, or in a store that fsspec knows (`hf://`,
+`s3://`, `gs://` …).
+
+HTTP is read by `athanor.base.transfers` alone; fsspec's own reader would need another HTTP library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from athanor.base.errors import AthanorError, DataError
+from athanor.base.files import expanded_path, explain_disk_errors, sha256_file
+from athanor.base.transfers import Opening, RemoteFile, TransferError, download, read_json_from
+
+_MOST_JSON = 64 << 20
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "hf": ("huggingface_hub", "hub")}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file below the folder: its path there, size and hash, as recorded by whoever wrote it."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Storage:
+    """The folder at an address: a path, `http(s)://`, or any address of fsspec's. Raises DataError for one that
+    nothing here can read.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self.protocol, colon, rest = self.address.partition("://")
+        self.folder: Path | None = None
+        if not colon or self.protocol == "file":
+            self.folder = expanded_path(rest if colon else self.address).absolute()
+            self.address = str(self.folder)
+        self._opening = None if self.folder or self.protocol in ("http", "https") else _with_fsspec(self.protocol)
+
+    def read_json(self, path: str) -> Any:
+        """Raises DataError where there is none."""
+        if self.folder is None and self._opening is None:
+            return read_json_from(self._url(path), {})
+        try:
+            if self.folder is not None:
+                return json.loads((self.folder / path).read_bytes())
+            assert self._opening is not None
+            with self._opening(self._url(path), 0) as (file, _):
+                return json.loads(file.read(_MOST_JSON))
+        except (OSError, AthanorError) as error:
+            raise DataError(f"{self._url(path)} cannot be read ({_reason(error)}).") from None
+        except (ValueError, RecursionError):
+            raise DataError(f"{self._url(path)} is not JSON.") from None
+
+    def local(self, file: StoredFile) -> Path | None:
+        """Where the file stands on this machine, after a look at its size and hash; None where it must be fetched.
+
+        Raises DataError for one that is missing, or is not the recorded one.
+        """
+        if self.folder is None:
+            return None
+        path = self.folder / file.path
+        try:
+            check(path, file)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+        return path
+
+    def fetch(self, file: StoredFile, target: Path, seen: Callable[[int], None] = lambda _: None) -> None:
+        """Brings the file to `target`; a broken connection is tried again, from where it broke. Raises DataError for
+        a file that cannot be had, or is not the recorded one.
+        """
+        remote = RemoteFile(self._url(file.path), file.size, file.sha256)
+        with explain_disk_errors(target, target):
+            download(remote, target, {}, seen, self._opening if self.folder is None else _open_here)
+
+    def _url(self, path: str) -> str:
+        web = self.protocol in ("http", "https") and self.folder is None
+        return f"{self.address}/{quote(path) if web else path}"
+
+
+def check(path: Path, file: StoredFile) -> None:
+    """Raises DataError unless the file at `path` has the recorded size and hash."""
+    size = path.stat().st_size
+    if size != file.size:
+        raise DataError(f"{path} has {size} bytes, {file.size} are recorded.", "Copy it again from where it was made.")
+    if (found := sha256_file(path)) != file.sha256:
+        raise DataError(
+            f"{path} is not the recorded file: expected {file.sha256}, found {found}.",
+            "Copy it again from where it was made.",
+        )
+
+
+@contextmanager
+def _open_here(address: str, place: int) -> Iterator[tuple[Any, int]]:
+    with open(address, "rb") as file:
+        file.seek(place)
+        yield file, place
+
+
+def _with_fsspec(protocol: str) -> Opening:
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        raise DataError(
+            f"Nothing here reads {protocol}:// addresses.",
+            "Give a folder, http(s)://, hf://, s3:// …",
+        ) from None
+    except ImportError as error:
+        package, extra = _EXTRAS.get(protocol, ("", ""))
+        hint = f'pip install "athanor-lm[{extra}]"' if package else str(error)
+        raise DataError(f"{protocol}:// addresses need {package or 'another package'}.", hint) from None
+
+    @contextmanager
+    def opening(address: str, place: int) -> Iterator[tuple[Any, int]]:
+        try:
+            with fsspec.open(address, "rb", cache_type="readahead") as file:
+                file.seek(place)
+                yield file, place
+        except (OSError, AthanorError):
+            raise
+        except Exception as error:  # each store has exceptions of its own; what they mean is that it cannot be read
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+
+    return opening
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TransferError):
+        return error.message
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
