@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+MOST_TOKENS = 1 << 25  # of a corpus that is counted: 4 GB while it is
 _DISCOUNT = 0.75  # of each count
 _FOLLOWERS = 8  # of each context that are remembered, the most frequent ones
 _MOST_COUNT = (1 << 20) - 1  # as far as followers are ordered by their counts
@@ -30,7 +31,7 @@ class _Order:
 
 
 class NGrams:
-    """tokens: (n,) ids, n below 2²⁶. longest: tokens of the longest context."""
+    """tokens: (n,) ids, at most `MOST_TOKENS` of them. longest: tokens of the longest context."""
 
     def __init__(self, tokens: np.ndarray, vocab_size: int, longest: int = 4) -> None:
         self.vocab_size = vocab_size

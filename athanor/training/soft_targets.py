@@ -1,6 +1,7 @@
 """Batches whose targets are distributions: the real next token, and what n-grams of the whole corpus say beside it.
 
-The share of the n-grams falls to nothing over the run, for at its end only the text itself should be learnt.
+The share of the n-grams is one until the learning rate falls, and falls with it: at the end only the text itself is
+learnt.
 """
 
 from __future__ import annotations
@@ -38,13 +39,20 @@ class Source(Protocol):
 
 
 class SoftBatches:
-    """The batches of `source` with soft targets. expected_places: what the whole run is expected to read, over which
-    the share of the n-grams falls from one to zero.
+    """The batches of `source` with soft targets. expected_places: what the whole run is expected to read; over its last
+    part, `falling` of it, the share of the n-grams falls from one to zero.
     """
 
-    def __init__(self, source: Source, ngrams: NGrams, expected_places: int) -> None:
-        self.source, self.ngrams, self.expected_places = source, ngrams, max(1, expected_places)
+    def __init__(self, source: Source, ngrams: NGrams, expected_places: int, falling: float = 0.5) -> None:
+        self.source, self.ngrams = source, ngrams
+        self.expected_places, self.falling = max(1, expected_places), falling
         self.places = 0
+
+    @property
+    def share(self) -> float:
+        """Of the n-grams in the next batch's targets."""
+        left = 1 - self.places / self.expected_places
+        return min(1.0, left / self.falling) if left > 0 and self.falling else float(left > 0)
 
     @property
     def sequences(self) -> Sequences:
@@ -54,8 +62,7 @@ class SoftBatches:
         return self.source.next_rows()
 
     def next(self) -> Batch:
-        share = max(0.0, 1 - self.places / self.expected_places)
-        batch = self.source.next()
+        share, batch = self.share, self.source.next()
         self.places += batch.n_places
         if share == 0:
             return batch
