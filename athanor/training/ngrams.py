@@ -21,7 +21,8 @@ _MOST_COUNT = (1 << 20) - 1  # as far as followers are ordered by their counts
 @dataclass(frozen=True)
 class _Order:
     """Contexts of one length that were seen more than once. keys: (contexts,) sorted, the number of the context one
-    token shorter · vocabulary + the token before it. words, counts: (contexts, followers); totals: (contexts,).
+    token shorter · vocabulary + the token before it. words, counts: (contexts, followers); totals: (contexts,). Counts
+    are fp32, exact as far as 2²⁴.
     """
 
     keys: np.ndarray
@@ -58,30 +59,33 @@ class NGrams:
         rows: (rows, time) ids that are read; documents: what each belongs to, for contexts end with it; real: (rows,
         time) the tokens that follow. A real token outside the vocabulary is no target: its weights mean nothing.
         """
-        shape = rows.shape
-        words = np.zeros((*shape, self.width), dtype=np.int64)
-        weights = np.zeros((*shape, self.width), dtype=np.float32)
-        contexts, found, lookups = np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool), []
+        n, time = rows.size, rows.shape[1]
+        contexts, found, lookups = np.zeros(rows.shape, dtype=np.int64), np.ones(rows.shape, dtype=bool), []
         for length, order in enumerate(self.orders):
-            token, same = np.zeros_like(rows), np.zeros(shape, dtype=bool)
-            token[:, length:] = rows[:, : shape[1] - length]
-            same[:, length:] = documents[:, length:] == documents[:, : shape[1] - length]
-            keys = contexts * self.vocab_size + token
-            contexts = np.searchsorted(order.keys, keys)
-            contexts[contexts == len(order.keys)] = 0
-            found = found & same & (order.keys[contexts] == keys) if len(order.keys) else np.zeros(shape, dtype=bool)
-            lookups.append((np.nonzero(found), contexts[found]))
-        rest = np.ones(shape)
-        for number, (order, (where, known)) in enumerate(reversed(list(zip(self.orders, lookups, strict=True)))):
-            follow, counts = order.words[known].astype(np.int64), order.counts[known].astype(np.float64)
-            counts -= follow == real[where][:, None]  # the place itself
-            shares = np.maximum(counts - _DISCOUNT, 0) / (order.totals[known] - 1)[:, None]
+            found = found & bool(len(order.keys))
+            found[:, :length] = False
+            found[:, length:] &= documents[:, length:] == documents[:, : time - length]
+            where = np.flatnonzero(found)
+            keys = contexts.ravel()[where] * self.vocab_size + rows.ravel()[where - length]
+            known = np.searchsorted(order.keys, keys)
+            known[known == len(order.keys)] = 0
+            right = order.keys[known] == keys
+            where, known = where[right], known[right]
+            found, contexts = np.zeros_like(found), np.zeros_like(contexts)
+            found.ravel()[where], contexts.ravel()[where] = True, known
+            lookups.append((order, where, known))
+        words, weights = np.zeros((n, self.width), dtype=np.int64), np.zeros((n, self.width), dtype=np.float32)
+        rest, following = np.ones(n, dtype=np.float32), real.ravel()
+        for number, (order, where, known) in enumerate(reversed(lookups)):
+            follow = order.words[known]
+            counts = order.counts[known] - (follow == following[where, None])  # without the place itself
+            shares = np.maximum(counts - _DISCOUNT, 0) / (order.totals[known, None] - 1)
             columns = slice(number * _FOLLOWERS, (number + 1) * _FOLLOWERS)
-            words[..., columns][where] = follow
-            weights[..., columns][where] = rest[where][:, None] * shares
+            words[where, columns] = follow
+            weights[where, columns] = rest[where, None] * shares
             rest[where] *= 1 - shares.sum(1)
-        words[..., -1], weights[..., -1] = real, rest
-        return words, weights
+        words[:, -1], weights[:, -1] = following, rest
+        return words.reshape(*rows.shape, -1), weights.reshape(*rows.shape, -1)
 
 
 def _count(keys: np.ndarray, targets: np.ndarray, vocab_size: int) -> tuple[_Order, np.ndarray, np.ndarray]:
@@ -109,7 +113,7 @@ def _count(keys: np.ndarray, targets: np.ndarray, vocab_size: int) -> tuple[_Ord
     for name, values in (("words", words), ("counts", counts)):
         table[name] = np.zeros((n_contexts, _FOLLOWERS), dtype=np.int32)
         table[name][owner[top], place[top]] = values[top]
-    made = _Order(keys[np.flatnonzero(begins)[repeated]], totals=totals[repeated], **table)
+    made = _Order(keys[np.flatnonzero(begins)[repeated]], totals=totals[repeated].astype(np.float32), **table)
     contexts, known = np.empty(len(keys), dtype=np.int64), np.empty(len(keys), dtype=bool)
     contexts[order], known[order] = renumbered[number], repeated[number]
     return made, contexts, known
