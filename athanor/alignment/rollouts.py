@@ -20,7 +20,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import render
-from athanor.training.loop import SourceEnded
+from athanor.training.sources import SourceEnded
 
 _MOST_TRIES = 5  # draws of problems until one group has mixed results
 

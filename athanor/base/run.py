@@ -395,12 +395,21 @@ class MetricsLog:
         for file, values in zip(self._files, (metrics, timing), strict=True):
             if values:
                 file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
-        if self._events is not None:
-            try:
-                self._events.write(step, {**metrics, **(timing or {})})
-            except OSError as error:
-                say(f"TensorBoard is shown no more of this training ({error.strerror}).")
-                self._events = None
+        self._to_events(lambda events: events.write(step, {**metrics, **(timing or {})}))
+
+    def show(self, step: int, texts: Mapping[str, str]) -> None:
+        """Texts by name, for TensorBoard alone."""
+        if self._events is not None and texts:
+            self._to_events(lambda events: events.write_texts(step, texts))
+
+    def _to_events(self, write: Callable[[_Events], None]) -> None:
+        if self._events is None:
+            return
+        try:
+            write(self._events)
+        except OSError as error:
+            say(f"TensorBoard is shown no more of this training ({error.strerror}).")
+            self._events = None
 
     def sync(self) -> None:
         """Brings all lines to the disk; before a checkpoint, so that none is missing after a power cut. Raises
@@ -421,6 +430,9 @@ class NoLog:
     """Where nothing is to be logged: in a process whose metrics another one writes."""
 
     def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
+        pass
+
+    def show(self, step: int, texts: Mapping[str, str]) -> None:
         pass
 
     def sync(self) -> None:
@@ -445,6 +457,17 @@ class _Events:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self.add(step, Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]))
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        kind = create_summary_metadata(display_name=None, description=None)
+        values = [
+            Summary.Value(tag=name, metadata=kind, tensor=make_tensor_proto([text])) for name, text in texts.items()
+        ]
+        self.add(step, Summary(value=values))
 
     def add(self, step: int, summary: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

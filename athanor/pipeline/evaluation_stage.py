@@ -38,10 +38,10 @@ from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
 from athanor.pipeline.probing import USUAL_PROBLEMS, by_environment
+from athanor.pipeline.samples import COMPLETIONS
 from athanor.pipeline.together import open_text, text_batches
 from athanor.tokenizer import Tokenizer
 
-_COMPLETIONS = (("en", "The history of the city"), ("en", "To make the soup,"), ("zh", "却说曹操"), ("zh", "成语"))
 _CHATS = (
     ("en", ("Who are you?",)),
     ("en", ("Hello!", "Spell the word river.")),
@@ -214,7 +214,7 @@ def _samples(life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Map
     said = Sampling(suppress_tokens=tokenizer.never_said)
     with autocast(plan.precision):
         base, final = (LanguageModel(models[name], tokenizer, said) for name in ("base", "rl"))
-        for language, prompt in _COMPLETIONS:
+        for language, prompt in COMPLETIONS:
             reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)
             completions.append({"language": language, "stage": "base", "prompt": prompt, "text": reply.text})
         for language, turns in _CHATS:

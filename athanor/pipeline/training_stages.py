@@ -32,6 +32,7 @@ from athanor.pipeline.planning import (
 )
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.pipeline.recipe import TrainingRecipe
+from athanor.pipeline.samples import answered, continued
 from athanor.pipeline.together import (
     Task,
     conversation_batches,
@@ -66,7 +67,10 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         stage.beat()
         evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
         task = _task(life, stage, plan, tokenizer, shards)
-        outcome, model = train(life, stage, plan, model, next_token, source, "Pre-training", evaluate, task)
+        write = continued(encoder, plan.precision, life.seed)
+        outcome, model = train(
+            life, stage, plan, model, next_token, source, "Pre-training", evaluate, task, write=write
+        )
         return _finish(life, stage, model, encoder, outcome, plan, "base", {})
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
@@ -97,7 +101,10 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         evaluate = held_out_loss(stage.folder / "conversations", encoder, plan)
         stage.beat()
         task = _task(life, stage, plan, tokenizer, base)
-        outcome, model = train(life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task)
+        write = answered(encoder, plan.precision, life.seed)
+        outcome, model = train(
+            life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task, write=write
+        )
         more = {"conversations": {**counts, "too_long": too_long}}
         metrics, outputs, timing = _finish(life, stage, model, encoder, outcome, plan, "sft", more)
         return metrics, [*outputs, "conversations"], timing  # the control reads them too
@@ -208,6 +215,7 @@ def train(
     spike_deviations: float = LoopConfig.spike_deviations,
     flops_per_place: float | None = None,
     after_step: Callable[[Any, bool], None] | None = None,
+    write: Callable[[Any], Mapping[str, str]] | None = None,
 ) -> tuple[Outcome, Any]:
     """What training came to, and the trained model. task: tells other processes to train along.
     flops_per_place: where the model is no decoder.
@@ -225,6 +233,7 @@ def train(
         stage.folder,
         remaining=None if seconds is None else lambda: seconds - stage.seconds,
         evaluate=evaluate,
+        write=None if task is not None and life.recipe.sharded else write,  # a part of a model says nothing
         after_step=after_step,
         beat=stage.beat,
         tensorboard=life.tensorboard(stage.name),

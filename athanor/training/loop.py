@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from athanor.base.errors import AthanorError, RunError, Stopped
-from athanor.base.files import read_json, write_json
+from athanor.base.files import write_json
 from athanor.base.progress import progress, say
-from athanor.base.run import MetricsLog, NoLog, damaged
+from athanor.base.run import MetricsLog, NoLog
 from athanor.models.precision import autocast
 from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind
@@ -33,25 +33,10 @@ from athanor.training.optimizers import OptimizerConfig
 from athanor.training.parallel import ALONE, Group
 from athanor.training.recompute import Recompute, recompute_blocks
 from athanor.training.schedules import Schedule, Turn
+from athanor.training.sources import Source, SourceEnded, read_journal
 
 _RECENT = 20  # steps whose median time predicts the next ones
 _COUNTERS = ("tokens", "places", "skipped", "spikes")
-
-
-class SourceEnded(Exception):  # noqa: N818, an end, not an error
-    """Raised by a source that has nothing left to learn from; training ends there, and says why."""
-
-
-class Source(Protocol):
-    """Where batches come from. `next` may raise SourceEnded. `position` is JSON, and all that is needed to continue
-    from there.
-    """
-
-    def next(self) -> Batch: ...
-
-    def get_position(self) -> dict[str, Any]: ...
-
-    def set_position(self, position: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -103,28 +88,13 @@ class Outcome:
     incidents: Incidents = field(default_factory=Incidents, compare=False)
 
 
-def _read_journal(path: Path) -> list[Turn]:
-    if not path.exists():
-        return []
-    found = read_json(path)
-    turns = found.get("turns") if isinstance(found, dict) else None
-    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
-        raise damaged(path)
-    return [Turn(*turn) for turn in turns]
-
-
-def _is_turn(turn: Any) -> bool:
-    pair = isinstance(turn, list) and len(turn) == 2 and all(type(step) is int for step in turn)
-    return pair and 0 <= turn[0] <= turn[1]
-
-
 class Trainer:
     """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
 
     objective: (model, batch) → Loss, of whatever kind of model and batch. evaluate: (model) → metrics, called every
-    `evaluate_every` steps. after_step: (model, whether the step was made),
-    changes what no gradient does. beat: called after each step, to note
-    the time spent. identity: what is trained; a checkpoint of another is refused.
+    `evaluate_every` steps. write: (model) → texts by name, which TensorBoard then shows beside them. after_step:
+    (model, whether the step was made), changes what no gradient does. beat: called after each step, to note the time
+    spent. identity: what is trained; a checkpoint of another is refused.
     group: the processes that train together, each with the same arguments; sharded: whether each holds only a part of
     the model. The model's weights are then in `whole_model()` alone.
     """
@@ -139,6 +109,7 @@ class Trainer:
         *,
         remaining: Callable[[], float] | None = None,
         evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+        write: Callable[[Any], Mapping[str, str]] | None = None,
         after_step: Callable[[Any, bool], None] | None = None,
         beat: Callable[[], None] = lambda: None,
         tensorboard: Path | None = None,
@@ -157,7 +128,7 @@ class Trainer:
             )
         self.model, self.source, self.config, self.folder, self.group = model, source, config, folder, group
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
-        self.after_step = after_step
+        self.after_step, self.write = after_step, write
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
         if config.recompute == "blocks":
             recompute_blocks(model)
@@ -256,7 +227,7 @@ class Trainer:
         self._write_incidents()
         if checkpoint is None:
             self.checkpoints.announce(self.arrangement.state())
-        self.outcome.turns = _read_journal(self.folder / "journal.json")
+        self.outcome.turns = read_journal(self.folder / "journal.json")
         if self.outcome.turns:
             return
         if self.config.turns:
@@ -330,6 +301,7 @@ class Trainer:
         if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
             self._held_out = outcome.steps, self.arrangement.evaluate(self.evaluate)
             values |= self._held_out[1]
+            self._show_texts(log)
         seconds = time.perf_counter() - started
         self._step_seconds.append(seconds)
         timing = {"tokens_per_second": batch.n_places / seconds, "seconds": seconds}
@@ -344,6 +316,10 @@ class Trainer:
         bar.update(completed=outcome.steps, **shown, speed=rate)
         if outcome.turns:
             bar.set_total(outcome.turns[-1].end)
+
+    def _show_texts(self, log: MetricsLog | NoLog) -> None:
+        if self.write is not None and self.tensorboard is not None and self.group.is_first:
+            log.show(self.outcome.steps, self.write(self.model))
 
     def _judge(self, loss: float, norm: float) -> Fault | None:
         """What `UpdateWatch` says; but a loss scale that was too large says nothing about training."""

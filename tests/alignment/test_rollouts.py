@@ -20,9 +20,10 @@ from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpC
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer, train_tokenizer
-from athanor.training.loop import LoopConfig, SourceEnded, Trainer
+from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule
+from athanor.training.sources import SourceEnded
 
 CONFIG = RolloutConfig((("toy", 1),), prompts=4, group=8, max_tokens=6, length=64)
 

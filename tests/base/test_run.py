@@ -368,11 +368,15 @@ def test_tensorboard_gets_metrics_and_timing(tmp_path: Path) -> None:
 
     log = MetricsLog(tmp_path, tmp_path / "events")
     log.write(1, {"loss": 2.5}, {"tokens_per_second": 10.0})
+    log.show(1, {"said/1": "**却说** hé"})
     log.close()
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert events.Scalars("loss")[0].value == 2.5
     assert events.Scalars("tokens_per_second")[0].step == 1
+    (shown,) = events.Tensors("said/1")
+    assert shown.tensor_proto.string_val[0].decode() == "**却说** hé"
+    assert events.SummaryMetadata("said/1").plugin_data.plugin_name == "text"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")

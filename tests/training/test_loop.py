@@ -23,10 +23,11 @@ from athanor.base.errors import AthanorError, RunError
 from athanor.base.files import read_json, read_jsonl
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch, PackedBatches
-from athanor.training.loop import LoopConfig, SourceEnded, Trainer
+from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.objectives import Loss, next_token
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule, Turn
+from athanor.training.sources import SourceEnded
 
 Start = Callable[..., Trainer]
 
@@ -116,7 +117,8 @@ import numpy as np, torch
 from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.build import build
 from athanor.training.batches import DocumentPieces, PackedBatches
-from athanor.training.loop import LoopConfig, SourceEnded, Trainer
+from athanor.training.loop import LoopConfig, Trainer
+from athanor.training.sources import SourceEnded
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule
