@@ -11,9 +11,10 @@ from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
 from athanor.base.errors import RecipeError
 from athanor.base.files import expanded_path, read_json
+from athanor.base.metrics import note_hyperparameters
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
-from athanor.base.run import Stage, damaged, note_hyperparameters
+from athanor.base.run import Stage, damaged
 from athanor.corpus.shards import Shards
 from athanor.models.build import build, count_parameters
 from athanor.models.config import ModelConfig
