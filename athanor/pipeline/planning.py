@@ -15,6 +15,7 @@ from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.shapes import LEARNT_POSITIONS, config_of
+from athanor.pipeline.compile_probe import choose_compile
 from athanor.pipeline.data_stages import CORPUS_SHARE
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
@@ -23,6 +24,7 @@ from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
+from athanor.training.compiling import Compile
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.pretraining import OBJECTIVES
 from athanor.training.schedules import Growth
@@ -101,8 +103,12 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: f
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
         + (f", {recipe.steps} steps." if recipe.steps else f", {duration(seconds)}.")
     )
+    compiled: Compile = "none"
+    if recipe.objective == "next_token":
+        compiled = choose_compile(life, config, micro, length, seconds)
     return PretrainPlan(
         objective=recipe.objective,
+        compile=compiled,
         model=config,
         rows=rows,
         micro_rows=micro,
