@@ -185,7 +185,7 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer, spent: 
         cells=tuple(difficulty.rates),
         probed={f"{name} {level}": rate for (name, level), rate in difficulty.rates.items()},
         reward=difficulty.reward,
-        **common | {"evaluate_every": recipe.evaluate_every or 5},
+        **common | {"evaluate_every": recipe.evaluate_every or 5, "precision": life.precision_alone},
     )
 
 
@@ -201,6 +201,7 @@ def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> Sup
         "turns": (),
         "optimizer": replace(plan.optimizer, **rates),
         "checkpoint_every": max(1, steps // 3),
+        "precision": "fp32" if plan.precision == "fp16" else plan.precision,  # trained by one process alone
     }
     return plan.model_copy(update=changed)
 
