@@ -132,7 +132,7 @@ def _text(
     held_out = sample_held_out(Shards.open(shards.folder / "heldout"), plan.held_out_tokens, life.seed)
     pretraining = PretrainPlan.of(base)
     nats = {
-        name: document_nats(models[name], held_out, pretraining.length, pretraining.precision)
+        name: document_nats(models[name], held_out, pretraining.length, plan.precision)
         for name in ("base", "sft", "rl")
     }
     return {

@@ -152,7 +152,7 @@ def plan_finetuning(life: Life, config: ModelConfig, spent: float) -> Supervised
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     rate = None
     if math.isfinite(seconds):
-        rate = planner.measure_training(config, micro, length, life.precision, steps=1) * life.group.size
+        rate = planner.measure_training(config, micro, length, life.precision_alone, steps=1) * life.group.size
     training = max(seconds - spent, 1.0)
     extent = f"{duration(training)}, about {quantity((rate or 0.0) * training)} tokens"
     say(
