@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from athanor.base.errors import ModelError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_MUCH_SLOWER = 10.0
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,7 +24,9 @@ def autocast(precision: str, device: torch.device | None = None) -> AbstractCont
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ModelError where the device has no products of this type, by trying one."""
+    """Raises ModelError where the device has no products of this type, or such slow ones that it has no use for them;
+    by trying some.
+    """
     if precision == "fp32":
         return
     usable = device.type != "cuda" or precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -31,6 +35,12 @@ def check_precision(precision: str, device: torch.device) -> None:
             one = torch.ones(16, 16, device=device, requires_grad=True)
             with autocast(precision, device):
                 (one @ one).float().sum().backward()
+            if device.type == "cpu" and (slower := _slower(_TYPES[precision])) > _MUCH_SLOWER:
+                raise ModelError(
+                    f'precision = "{precision}" cannot be used: this CPU computes products in {precision} '
+                    f"{slower:.0f} times slower than in fp32.",
+                    'Take "fp32", "bf16", or "auto", which measures.',
+                )
             return
         except (RuntimeError, NotImplementedError):
             pass
@@ -39,6 +49,18 @@ def check_precision(precision: str, device: torch.device) -> None:
         f'precision = "{precision}" cannot be used: {name} has no products in {precision}.',
         'Take "fp16" or "fp32".' if precision == "bf16" else 'Take "bf16" or "fp32".',
     )
+
+
+def _slower(dtype: torch.dtype) -> float:
+    """How many times longer a product takes than in fp32, on the CPU."""
+    seconds = {torch.float32: torch.inf, dtype: torch.inf}
+    for _ in range(3):
+        for kind in seconds:
+            one = torch.ones(256, 256, dtype=kind)
+            began = time.perf_counter()
+            one @ one
+            seconds[kind] = min(seconds[kind], time.perf_counter() - began)
+    return seconds[dtype] / seconds[torch.float32]
 
 
 def product_type(tensor: Tensor) -> torch.dtype:

@@ -50,6 +50,7 @@ def calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
         started = time.monotonic()
         rates = measure()
         precision = rates.precision if recipe.precision == "auto" else recipe.precision
+        precision = "fp32" if precision == "fp16" else precision  # which a CPU is no measure of
         speed = measure_speed(recipe.tokenizer.vocab_size, length, precision) if recipe.budget else None
         found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
         write_json(path, found.model_dump(mode="json"))

@@ -100,7 +100,7 @@ def _plan(life: Life, tokenizer: Tokenizer, models: Mapping[str, Decoder], rl_pl
         )
         tokens = max(10_000, min(500_000, tokens))
     return EvaluationPlan(
-        precision=life.precision,
+        precision=life.precision_alone,
         held_out_tokens=tokens,
         problems=recipe.problems or max(_PROBLEMS[0], int(_PROBLEMS[1] * affordable)),
         samples=recipe.samples,
@@ -115,7 +115,7 @@ def _affordable(life: Life, tokenizer: Tokenizer, model: Decoder, rl_plan: RlPla
         return 1.0
     problems = list(islice(distinct_held_out(*by_environment(rl_plan.cells), 0), 32))
     started = time.monotonic()
-    count_correct(model, tokenizer, problems, recipe.evaluate.samples, recipe.rl.max_tokens, 0, life.precision)
+    count_correct(model, tokenizer, problems, recipe.evaluate.samples, recipe.rl.max_tokens, 0, life.precision_alone)
     answer = (time.monotonic() - started) / (len(problems) * recipe.evaluate.samples)
     # Three models answer each problem; two of them, at twice the length, a few of every task.
     answers = 3 * _PROBLEMS[1] * recipe.evaluate.samples + 2 * 2 * _PER_TASK[1] * len(ENVIRONMENTS)
@@ -132,7 +132,7 @@ def _text(
     held_out = sample_held_out(Shards.open(shards.folder / "heldout"), plan.held_out_tokens, life.seed)
     pretraining = PretrainPlan.of(base)
     nats = {
-        name: document_nats(models[name], held_out, pretraining.length, pretraining.precision)
+        name: document_nats(models[name], held_out, pretraining.length, plan.precision)
         for name in ("base", "sft", "rl")
     }
     return {

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import athanor
 from athanor.alignment.conversations import check_own_conversations, check_weights
 from athanor.base.errors import RecipeError
@@ -72,8 +70,7 @@ def _live(
         root, recipe.model_dump(mode="json"), athanor.__version__, MODEL_STAGES, fresh=fresh, made_from=made_from
     ) as run:
         if recipe.precision != "auto":
-            for device in {group.device, torch.device("cpu")}:  # evaluation is done on the CPU
-                check_precision(recipe.precision, device)
+            check_precision(recipe.precision, group.device)
         rates, speed, seconds = calibrate(recipe, root)
         together = speed and speed.times(group.size)  # each process is taken to train as fast as this one
         life = Life(run, recipe, describe(), rates, together, seconds, repeated, group)

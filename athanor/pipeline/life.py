@@ -51,6 +51,11 @@ class Life:
         return self.rates.precision if self.recipe.precision == "auto" else self.recipe.precision
 
     @property
+    def precision_alone(self) -> str:
+        """Of what the first process does alone, on its CPU: fp16 is for GPUs."""
+        return "fp32" if self.precision == "fp16" else self.precision
+
+    @property
     def peak_rate(self) -> float:
         """FLOP/s: the machine's best measured matrix rate, whichever type it is reached in."""
         return self.rates.best

@@ -15,6 +15,7 @@ from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.shapes import LEARNT_POSITIONS, config_of
+from athanor.pipeline.compile_probe import choose_compile
 from athanor.pipeline.data_stages import CORPUS_SHARE
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
@@ -23,6 +24,7 @@ from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
+from athanor.training.compiling import Compile
 from athanor.training.ngrams import MOST_TOKENS
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.pretraining import OBJECTIVES
@@ -106,8 +108,12 @@ def plan_pretraining(
         + (f", {recipe.steps} steps" if recipe.steps else f", {duration(seconds)}")
         + (", with n-grams of the whole text as further targets." if counted else ".")
     )
+    compiled: Compile = "none"
+    if recipe.objective == "next_token":
+        compiled = choose_compile(life, config, micro, length, seconds)
     return PretrainPlan(
         objective=recipe.objective,
+        compile=compiled,
         model=config,
         rows=rows,
         micro_rows=micro,
@@ -170,7 +176,7 @@ def plan_finetuning(life: Life, config: ModelConfig, spent: float) -> Supervised
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     rate = None
     if math.isfinite(seconds):
-        rate = planner.measure_training(config, micro, length, life.precision, steps=1) * life.group.size
+        rate = planner.measure_training(config, micro, length, life.precision_alone, steps=1) * life.group.size
     training = max(seconds - spent, 1.0)
     extent = f"{duration(training)}, about {quantity((rate or 0.0) * training)} tokens"
     say(
@@ -203,7 +209,7 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer, spent: 
         cells=tuple(difficulty.rates),
         probed={f"{name} {level}": rate for (name, level), rate in difficulty.rates.items()},
         reward=difficulty.reward,
-        **common | {"evaluate_every": recipe.evaluate_every or 5},
+        **common | {"evaluate_every": recipe.evaluate_every or 5, "precision": life.precision_alone},
     )
 
 
@@ -219,6 +225,7 @@ def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> Sup
         "turns": (),
         "optimizer": replace(plan.optimizer, **rates),
         "checkpoint_every": max(1, steps // 3),
+        "precision": "fp32" if plan.precision == "fp16" else plan.precision,  # trained by one process alone
     }
     return plan.model_copy(update=changed)
 

@@ -22,6 +22,7 @@ from athanor.pipeline.recipe_checks import check
 from athanor.pipeline.recipe_files import explain
 from athanor.training.averaging import AverageKind
 from athanor.training.checkpoints import Retention
+from athanor.training.compiling import Compile
 from athanor.training.optimizers import OptimizerConfig
 from athanor.training.recompute import Recompute
 from athanor.training.schedules import Growth, ScheduleKind, Turn
@@ -70,6 +71,7 @@ class TrainingPlan(Plan):
     final: Annotated[float, Field(ge=0, lt=1)] = 0.0
     average: AverageKind = "none"
     recompute: Recompute = "none"
+    compile: Compile = "none"
     clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Count
     evaluate_every: Count

@@ -66,7 +66,9 @@ def _pass_rates(life: Life, model: Decoder, tokenizer: Tokenizer) -> dict[Cell, 
             levels = environment.levels if recipe.levels is None else recipe.levels.get(name, [])
             for level in levels:
                 problems = [environment.problem(seed, level, i, "train") for i in range(_PROBLEMS)]
-                correct = count_correct(model, tokenizer, problems, _SAMPLES, recipe.max_tokens, seed, life.precision)
+                correct = count_correct(
+                    model, tokenizer, problems, _SAMPLES, recipe.max_tokens, seed, life.precision_alone
+                )
                 rates[name, level] = float(correct.mean() / _SAMPLES)
                 if recipe.levels is None and rates[name, level] == 0 and level > environment.levels[0]:
                     break  # harder levels will not do better

@@ -165,6 +165,9 @@ class PretrainRecipe(TrainingRecipe):
     "next_token" ends after pre-training. rows × length: places of a batch. share: part of the budget, at most; the
     other shares come first.
 
+    compile: "blocks" puts torch.compile around each layer; "auto" does so where training is long, there is a compiler,
+    and a timed probe says that it pays.
+
     teacher: of the objective "distilled"; `teacher = "my-run"` is short for `teacher.model = "my-run"`.
 
     ngram_targets: the next token is learnt together with what n-grams of the whole text say about it; by default where
@@ -175,6 +178,7 @@ class PretrainRecipe(TrainingRecipe):
     """
 
     objective: Objective = "next_token"
+    compile: Literal["auto", "none", "blocks"] = "auto"
     teacher: Annotated[TeacherRecipe | None, BeforeValidator(_named)] = None
     ngram_targets: bool | None = None
     rows: Size | None = None

@@ -35,6 +35,12 @@ def check(recipe: Recipe) -> None:
     if recipe.corpus.stream is not None:
         _check_stream(recipe)
     _check_experts_and_teacher(recipe)
+    if recipe.pretrain.compile == "blocks" and recipe.pretrain.recompute != "none":
+        raise RecipeError(
+            'pretrain.compile = "blocks" and pretrain.recompute exclude each other.', "Leave one of them out."
+        )
+    if recipe.pretrain.compile == "blocks" and recipe.pretrain.objective != "next_token":
+        raise RecipeError('pretrain.compile = "blocks" needs objective = "next_token".', "Leave it out.")
     if recipe.pretrain.objective != "next_token":
         _check_objective(recipe)
         return

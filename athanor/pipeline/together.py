@@ -127,6 +127,7 @@ def loop_config(plan: TrainingPlan, spike_deviations: float = LoopConfig.spike_d
         turns=plan.turns,
         average=plan.average,
         recompute=plan.recompute,
+        compile=plan.compile,
     )
 
 

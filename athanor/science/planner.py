@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from athanor.models.build import build, count_parameters
 from athanor.models.config import MlpConfig, ModelConfig, standard_config
+from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.objectives import next_token
@@ -76,12 +77,20 @@ def training_memory(config: ModelConfig, micro_tokens: int, recompute: Recompute
 
 
 def measure_training(
-    config: ModelConfig, rows: int, length: int, precision: str, steps: int = 2, micro_rows: int | None = None
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    precision: str,
+    steps: int = 2,
+    micro_rows: int | None = None,
+    prepare: Callable[[Decoder], None] | None = None,
 ) -> float:
     """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of
-    them. micro_rows: of them go through the model at a time, by default all.
+    them. micro_rows: of them go through the model at a time, by default all. prepare: is given the model before.
     """
     model = build(config, seed=0)
+    if prepare is not None:
+        prepare(model)
     optimizer = make_optimizer(model, OptimizerConfig())
     tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
     ids, positions = torch.zeros_like(tokens), torch.arange(length).expand(rows, length)

@@ -26,6 +26,7 @@ from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind
 from athanor.training.batches import Batch
 from athanor.training.checkpoints import Retention
+from athanor.training.compiling import Compile, compile_blocks
 from athanor.training.faults import Fault, Incidents, StopSignals, UpdateWatch
 from athanor.training.loss_scale import LossScale
 from athanor.training.objectives import Loss
@@ -49,7 +50,7 @@ class LoopConfig:
     only the last of the newest. clip: largest joint norm of the gradients. precision: "fp32", "bf16", or "fp16" with
     scaled losses. spike_deviations: of a loss whose update is left out, see `UpdateWatch`; 0 where the loss is not a
     measure of fit. average: of the weights while the rate falls, which the model has in the end. recompute: what the
-    backward pass computes again instead of keeping it.
+    backward pass computes again instead of keeping it. compile: what goes through a compiler, see `compile_blocks`.
     """
 
     steps: int | None
@@ -66,6 +67,7 @@ class LoopConfig:
     turns: tuple[Turn, ...] = ()
     average: AverageKind = "none"
     recompute: Recompute = "none"
+    compile: Compile = "none"
 
     def __post_init__(self) -> None:
         if self.schedule.kind != "wsd" and self.steps is None and not self.turns:
@@ -130,6 +132,13 @@ class Trainer:
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.after_step, self.write = after_step, write
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
+        if config.compile == "blocks":
+            if group.size > 1 or config.recompute != "none":
+                raise AthanorError(
+                    "Blocks are compiled for one process alone, and not where activations are computed again.",
+                    'Leave compile = "blocks" out.',
+                )
+            compile_blocks(model, config.micro_rows)
         if config.recompute == "blocks":
             recompute_blocks(model)
         self.arrangement = arrange(model, objective, config.optimizer, config.average, group, sharded)

@@ -120,9 +120,9 @@ class Learnt:
     after_step: Callable[[Any, bool], None] | None = None
 
 
-def learnt(objective: str, model: nn.Module, teach: Callable[[], Distillation]) -> Learnt:
+def learnt(objective: str, model: nn.Module, teach: Callable[[], Distillation] | None = None) -> Learnt:
     """What `model` learns; a teacher is asked for where there is one to learn from."""
-    if objective == "distilled":
+    if teach is not None and objective == "distilled":
         return Learnt(teach())
     if objective != "experts":
         return Learnt(OBJECTIVES[objective].loss)

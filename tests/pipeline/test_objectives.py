@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from athanor.base.errors import AthanorError, RecipeError
 from athanor.base.machine import Rates, measure
+from athanor.models import precision
 from athanor.models.shapes import Objective, config_of
 from athanor.pipeline import calibration, job
 from athanor.pipeline.arms import Arm
@@ -70,7 +71,10 @@ def write_recipe(tiny_recipe: Path, objective: str) -> Path:
     return path
 
 
-def test_a_run_in_half_precision_scales_its_loss(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_run_in_half_precision_scales_its_loss(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_slower", lambda _: 1.0)  # whatever this CPU is
     recipe = load_recipe(write_recipe(tiny_recipe, "prefix"), ["precision=fp16"])
     live(recipe, tmp_path / "run")
     (checkpoint,) = (tmp_path / "run" / "pretrain" / "checkpoints").glob("step-*")

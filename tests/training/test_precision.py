@@ -11,6 +11,7 @@ import torch
 
 from athanor.base.errors import ModelError
 from athanor.base.files import read_json, read_jsonl
+from athanor.models import precision as precision_module
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast, check_precision
 from athanor.training.batches import Batch, PackedBatches
@@ -83,8 +84,12 @@ def test_a_batch_moves_as_a_whole(make_batches: Callable[[], PackedBatches]) -> 
 
 def test_a_device_without_a_type_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
+    monkeypatch.setattr(precision_module, "_slower", lambda _: 2.0)
     for precision in ("fp32", "bf16", "fp16"):
         check_precision(precision, cpu)
+    monkeypatch.setattr(precision_module, "_slower", lambda _: 170.0)
+    with pytest.raises(ModelError, match="170 times slower than in fp32"):
+        check_precision("fp16", cpu)
 
     def refusing(*_: object) -> object:
         raise RuntimeError("not implemented for 'Half'")
