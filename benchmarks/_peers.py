@@ -63,7 +63,7 @@ class Setting:
         return replace(self, **merged, choices=(*self.choices, choice))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """script: of benchmarks/; environment: under .peers, or None for our own. alternatives: choices of which the best
     is taken, group by group. adamw: the options that make the optimizer AdamW with a rate.
