@@ -56,7 +56,7 @@ class Setting:
         return ", ".join(self.choices) or "default"
 
     def but(self, choice: str, changes: Mapping[str, Any]) -> Setting:
-        merged = {
+        merged: dict[str, Any] = {
             name: {**getattr(self, name), **value} if isinstance(value, Mapping) else value
             for name, value in changes.items()
         }

@@ -1,5 +1,5 @@
-"""What `benchmarks/_peers.py` measures: each program trains the network that it was given, on that text, and what a peer
-saves is read here and has learnt something.
+"""What `benchmarks/_peers.py` measures: each program trains the network that it was given, on that text; what a peer
+saves is read here, and has learnt something.
 """
 
 from __future__ import annotations
