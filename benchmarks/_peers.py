@@ -56,14 +56,14 @@ class Setting:
         return ", ".join(self.choices) or "default"
 
     def but(self, choice: str, changes: Mapping[str, Any]) -> Setting:
-        merged = {
+        merged: dict[str, Any] = {
             name: {**getattr(self, name), **value} if isinstance(value, Mapping) else value
             for name, value in changes.items()
         }
         return replace(self, **merged, choices=(*self.choices, choice))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """script: of benchmarks/; environment: under .peers, or None for our own. alternatives: choices of which the best
     is taken, group by group. adamw: the options that make the optimizer AdamW with a rate.
