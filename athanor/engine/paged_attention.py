@@ -22,19 +22,17 @@ from athanor.models.config import AttentionConfig, LatentAttentionConfig
 from athanor.models.position_config import Alibi
 from athanor.models.positions import alibi_slopes
 
-_LEAST = 64  # keys
+_LEAST = 32  # keys: whole vectors
 _MOST_SCORES = 1 << 24  # of a group at a time
 
 
 @lru_cache
 def attended(place: int) -> int:
-    """How many keys the token at `place` is multiplied with: 64, 128, 192, 256, 384, 512, 768, …"""
-    power = _LEAST
-    while power <= place:
-        if power > _LEAST and power * 3 // 2 > place:
-            return power * 3 // 2
-        power *= 2
-    return power
+    """How many keys the token at `place` is multiplied with: 32, 64, 96, …, 256, 320, 384, 448, 512, 640, …"""
+    step = _LEAST
+    while place >= 8 * step:
+        step *= 2
+    return (place // step + 1) * step
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,19 @@ class _Piece:
     place: int
     n: int
     blocks: np.ndarray
+
+
+class Scratch:
+    """Memory that every layer uses again: fresh memory costs more than what is done in it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: dict[torch.dtype, Tensor] = {}
+
+    def of(self, rows: int, size: int, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._kept or self._kept[dtype].numel() < rows * size:
+            self._kept[dtype] = torch.empty(rows * size, dtype=dtype, device=self._device)
+        return self._kept[dtype][: rows * size].view(rows, size)
 
 
 class Group:
@@ -68,6 +79,20 @@ class Group:
         self.blocks = torch.from_numpy(blocks.reshape(-1)).to(device)
         self.distance = torch.from_numpy(places[..., None]).to(device) - torch.arange(keys, device=device)
         self._hidden: dict[int | None, Tensor] = {}
+        self._blocks: dict[int, Tensor] = {}
+
+    def gather(self, cached: Tensor, scratch: Scratch) -> Tensor:
+        """cached: (kv_heads, blocks, block_size · size) → (kv_heads, pieces, keys, size) fp32, until the next one."""
+        heads, blocks, size = cached.shape
+        if heads not in self._blocks:
+            firsts = torch.arange(heads, device=cached.device)[:, None] * blocks
+            self._blocks[heads] = (firsts + self.blocks).flatten()
+        index = self._blocks[heads]
+        found = scratch.of(len(index), size, cached.dtype)
+        torch.index_select(cached.flatten(0, 1), 0, index, out=found)
+        if cached.dtype != torch.float32:
+            found = scratch.of(len(index), size, torch.float32).copy_(found)
+        return found.view(heads, self.size, self.keys, -1)
 
     def hidden(self, window: int | None) -> Tensor:
         """(pieces, n, 1, keys) bool: what is not seen."""
@@ -111,10 +136,15 @@ class PagedLayer:
     """
 
     def __init__(
-        self, config: AttentionConfig | LatentAttentionConfig, blocks: int, block_size: int, dtype: torch.dtype,
+        self,
+        config: AttentionConfig | LatentAttentionConfig,
+        blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        scratch: Scratch,
         device: torch.device,
-    ) -> None:  # fmt: skip
-        self.block_size = block_size
+    ) -> None:
+        self.block_size, self._scratch = block_size, scratch
         shape = config.n_kv_heads, blocks + 1
         self.keys = torch.zeros(*shape, block_size * config.key_dim, dtype=dtype, device=device)
         self.values = torch.zeros(*shape, block_size * config.value_dim, dtype=dtype, device=device)
@@ -151,16 +181,13 @@ class PagedLayer:
         self, queries: Tensor, group: Group, config: AttentionConfig | LatentAttentionConfig, scale: float
     ) -> Tensor:
         """(pieces · n, heads, key_dim) → (pieces · n, heads, value_dim), computed in fp32."""
-        keys, values = (
-            part.index_select(1, group.blocks).view(len(part), group.size, group.keys, -1).float()
-            for part in (self.keys, self.values)
-        )
-        n, kv_heads = group.n, len(keys)
+        n, kv_heads = group.n, len(self.keys)
         bias = _bias(group, config, scale, kv_heads)
         hidden = group.hidden(config.window)
         queries = queries.float().view(group.size, n, kv_heads, -1, queries.shape[-1])
-        mixed = _mix(queries, keys, values, hidden, bias, scale, getattr(config, "soft_cap", None))
-        return mixed.reshape(group.size * n, -1, values.shape[-1])
+        weights = _weights(queries, group.gather(self.keys, self._scratch), hidden, bias, scale, config)
+        mixed = _mixed(weights, group.gather(self.values, self._scratch))
+        return mixed.reshape(group.size * n, -1, config.value_dim)
 
 
 def _bias(group: Group, config: AttentionConfig | LatentAttentionConfig, scale: float, kv_heads: int) -> Tensor | None:
@@ -171,29 +198,33 @@ def _bias(group: Group, config: AttentionConfig | LatentAttentionConfig, scale: 
     return -slopes.view(kv_heads, 1, 1, -1, 1) * group.distance[:, :, None].float()
 
 
-def _mix(
+def _weights(
     queries: Tensor,
     keys: Tensor,
-    values: Tensor,
     hidden: Tensor,
     bias: Tensor | None,
     scale: float,
-    soft_cap: float | None,
+    config: AttentionConfig | LatentAttentionConfig,
 ) -> Tensor:
-    """queries: (pieces, n, kv_heads, shared, key_dim); keys, values: (kv_heads, pieces, keys, …); hidden: (pieces, n,
-    1, keys). Returns (pieces, n, kv_heads, shared, value_dim).
+    """queries: (pieces, n, kv_heads, shared, key_dim); keys: (kv_heads, pieces, keys, key_dim); hidden: (pieces, n, 1,
+    keys). Returns (kv_heads, pieces, n, shared, keys), what the values are weighted with.
     """
     kv_heads, pieces, attended_keys, _ = keys.shape
     shape = kv_heads, pieces, queries.shape[1], queries.shape[3], attended_keys
     flat = queries.permute(2, 0, 1, 3, 4).reshape(kv_heads * pieces, -1, queries.shape[-1])
     scores = _product(flat, keys.flatten(0, 1).mT).view(shape).mul_(scale)
-    if soft_cap is not None:
-        scores = scores.div_(soft_cap).tanh_().mul_(soft_cap)
+    cap = config.soft_cap if isinstance(config, AttentionConfig) else None
+    if cap is not None:
+        scores = scores.div_(cap).tanh_().mul_(cap)
     if bias is not None:
         scores += bias
-    weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
-    mixed = _product(weights.view(kv_heads * pieces, -1, attended_keys), values.flatten(0, 1))
-    return mixed.view(*shape[:-1], -1).permute(1, 2, 0, 3, 4)
+    return scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+
+
+def _mixed(weights: Tensor, values: Tensor) -> Tensor:
+    """(pieces, n, kv_heads, shared, value_dim)."""
+    mixed = _product(weights.flatten(0, 1).flatten(1, 2), values.flatten(0, 1))
+    return mixed.view(*weights.shape[:-1], -1).permute(1, 2, 0, 3, 4)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

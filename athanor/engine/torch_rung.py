@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from athanor.engine.packed_model import packed
-from athanor.engine.paged_attention import PagedLayer, groups
+from athanor.engine.paged_attention import PagedLayer, Scratch, groups
 from athanor.engine.rung import Segment
 from athanor.engine.same_bits import SIZES
 from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, MoeConfig
@@ -54,9 +54,9 @@ class TorchRung:
         self.bytes_per_block = self.block_size * numbers * element
 
     def allocate(self, blocks: int) -> None:
-        self._blocks = blocks
+        self._blocks, scratch = blocks, Scratch(self.device)
         self._layers = [
-            PagedLayer(layer.attention, blocks, self.block_size, self._cached, self.device)
+            PagedLayer(layer.attention, blocks, self.block_size, self._cached, scratch, self.device)
             for layer in self.config.layers
         ]
 

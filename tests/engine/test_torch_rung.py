@@ -174,5 +174,5 @@ def test_what_depends_on_the_whole_text_is_refused() -> None:
 def test_the_keys_of_a_place_hold_it_and_little_more(place: int) -> None:
     keys = attended(place)
     assert keys > place
-    assert keys % 64 == 0
-    assert keys == 64 or keys <= 2 * place
+    assert keys % 32 == 0
+    assert keys <= max(32, place * 5 // 4 + 32)
