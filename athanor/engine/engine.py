@@ -7,7 +7,8 @@ depends on nothing but itself: the rung's bits do not depend on company, and the
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from threading import RLock
 
@@ -56,7 +57,7 @@ class Engine:
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
-        self._stepping = False
+        self._is_busy = False
         self._arrivals = 0
 
     @classmethod
@@ -87,7 +88,7 @@ class Engine:
         self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens))
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
         stream = Stream(request, on_event)
-        with self._lock:
+        with self._alone():
             for index, key in enumerate(keys):
                 text = StopText(StreamDecoder(self.tokenizer), sampling.stop) if self.tokenizer else None
                 stream.answers.append(Answer(request, index, int(key), stream, text, self._arrivals, limit))
@@ -99,32 +100,35 @@ class Engine:
 
     def generate(self, requests: Iterable[Request]) -> list[list[Completion]]:
         """All answers to all requests."""
-        gathered, handles = [], []
-        for request in requests:
-            gathered.append([Completion() for _ in range(request.sampling.n)])
-            handles.append(self.submit(request, partial(_add, gathered[-1])))
-        self.finish(handles)
+        asked = list(requests)
+        gathered = [[Completion() for _ in range(request.sampling.n)] for request in asked]
+        self.answer([(request, partial(_add, into)) for request, into in zip(asked, gathered, strict=True)])
         return gathered
 
-    def finish(self, handles: Sequence[Handle]) -> None:
-        """Works until all of these are done. Raises what ended one of them early."""
-        for handle in handles:
-            while not handle.is_done:
-                self.step(unless=lambda: handle.is_done)  # noqa: B023 - called before the next
-            handle.raise_failure()
+    def answer(self, asked: Iterable[tuple[Request, Callable[[Event], None]]]) -> list[Handle]:
+        """Submits all and waits for them. If one fails or is refused, none goes on."""
+        handles: list[Handle] = []
+        try:
+            for request, on_event in asked:
+                handles.append(self.submit(request, on_event))
+            for handle in handles:
+                handle.wait()
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def step(self, unless: Callable[[], bool] | None = None) -> bool:
         """Computes the next tokens of all; whether there was anything to do. unless: asked before, for another thread
         may have done what was waited for.
         """
-        with self._lock:
+        with self._alone():
             if unless is not None and unless():
                 return True
-            self._sweep()
             work = self._scheduler.schedule()
             if not work:
                 return False
-            self._stepping = True
             try:
                 self._compute(work)
             except BaseException as error:  # Ctrl-C too leaves answers between two states
@@ -133,18 +137,28 @@ class Engine:
                     self._ended.append(answer.stream)
                 if not isinstance(error, Exception):
                     raise
-            finally:
-                self._stepping = False
-                self._sweep()
             return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time; what ends meanwhile, in a callback or where a stream is collected, ends afterwards."""
+        with self._lock:
+            before, self._is_busy = self._is_busy, True
+            try:
+                if not before:
+                    self._sweep()
+                yield
+            finally:
+                if not before:
+                    self._sweep()
+                self._is_busy = before
 
     def cancel(self, stream: Stream) -> None:
         """Ends a request, wherever it is; from within a step, at its end."""
         with self._lock:
-            if self._stepping:
-                self._ended.append(stream)
-            else:
-                self._end(stream)
+            self._ended.append(stream)
+            with self._alone():
+                pass
 
     def abandon(self, stream: Stream) -> None:
         """As `cancel`, at the next step; may be called wherever a handle is collected."""
@@ -152,15 +166,14 @@ class Engine:
 
     def update_weights(self, model: Decoder) -> None:
         """Takes over the weights of a model with the same configuration; requests under way go on with these."""
-        with self._lock:
+        with self._alone():
             self.rung.update_weights(model)
             self._scheduler.start_over()
 
     @property
     def free_blocks(self) -> int:
         """Blocks of the cache that no request has."""
-        with self._lock:
-            self._sweep()
+        with self._alone():
             return self._scheduler.pool.available
 
     @property

@@ -73,6 +73,12 @@ class Handle:
         """Ends the request and frees all that it has; its answers end with "cancelled"."""
         self._engine.cancel(self._stream)
 
+    def wait(self) -> None:
+        """Works until the request is done. Raises what ended it early."""
+        while not self.is_done:
+            self._engine.step(unless=lambda: self.is_done)
+        self._raise_failure()
+
     def __iter__(self) -> Iterator[Event]:
         try:
             while (event := self._next()) is not None:
@@ -97,10 +103,10 @@ class Handle:
             self._engine.step(unless=lambda: bool(stream.events) or self.is_done)
         if stream.events:
             return stream.events.popleft()
-        self.raise_failure()
+        self._raise_failure()
         return None
 
-    def raise_failure(self) -> None:
+    def _raise_failure(self) -> None:
         """Raises what ended the request early, if anything did."""
         failure = self._stream.failure
         if isinstance(failure, AthanorError):

@@ -113,16 +113,25 @@ class LanguageModel:
 
         Closing the iterator stops the work.
         """
-        ids = self.text_prompt(prompt) if isinstance(prompt, str) else self.chat_prompt(prompt, tools)
-        settings = _single(self.sampling(sampling))
-        gathered = _Gathered(len(ids))
-        handle = self.engine.submit(Request(ids, settings, self.stop_ids))
+        request = Request(self.prompt(prompt, tools), _single(self.sampling(sampling)), self.stop_ids)
+        gathered = _Gathered(len(request.prompt))
+        handle = self.engine.submit(request)
         for event in handle:
             gathered.add(event)
             if event.finish_reason:
                 yield Piece(event.text, gathered.reply(handle))
             elif event.text:
                 yield Piece(event.text)
+
+    def submit(self, prompt: str | Sequence[Message], settings: Sampling) -> Underway:
+        """Begins to answer a conversation or to continue a text, beside whatever else is under way."""
+        request = Request(self.prompt(prompt), settings, self.stop_ids)
+        gathered = [_Gathered(len(request.prompt)) for _ in range(settings.n)]
+        return Underway(self.engine.submit(request, partial(_add, gathered)), gathered)
+
+    def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
+        """The ids of a text or of a conversation."""
+        return self.text_prompt(prompt) if isinstance(prompt, str) else self.chat_prompt(prompt, tools)
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
         return render(self.tokenizer, messages, tools, add_generation_prompt=True).ids
@@ -145,13 +154,11 @@ class LanguageModel:
         )
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
-        under_way = []
-        for ids in prompts:
-            gathered = [_Gathered(len(ids)) for _ in range(settings.n)]
-            handle = self.engine.submit(Request(ids, settings, self.stop_ids), partial(_add, gathered))
-            under_way.append((handle, gathered))
-        self.engine.finish([handle for handle, _ in under_way])
-        return [each.reply(handle) for handle, gathered in under_way for each in gathered]
+        requests = [Request(ids, settings, self.stop_ids) for ids in prompts]
+        gathered = [[_Gathered(len(ids)) for _ in range(settings.n)] for ids in prompts]
+        asked = [(request, partial(_add, into)) for request, into in zip(requests, gathered, strict=True)]
+        handles = self.engine.answer(asked)
+        return [each.reply(handle) for handle, into in zip(handles, gathered, strict=True) for each in into]
 
 
 def _single(settings: Sampling) -> Sampling:
@@ -192,6 +199,21 @@ class _Gathered:
         return Reply(
             said.text, said.tokens, said.finish_reason, timings, said.logprobs, said.top, handle.prompt_logprobs
         )
+
+
+class Underway:
+    """Replies that are being written."""
+
+    def __init__(self, handle: Handle, gathered: list[_Gathered]) -> None:
+        self._handle, self._gathered = handle, gathered
+
+    def replies(self) -> list[Reply]:
+        """Waits for them."""
+        self._handle.wait()
+        return [each.reply(self._handle) for each in self._gathered]
+
+    def cancel(self) -> None:
+        self._handle.cancel()
 
 
 def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel:

@@ -110,7 +110,8 @@ def test_requests_join_and_leave_at_any_step(long_model: Decoder, expected: list
         handles.append(engine.submit(request, events[i].append))
         for _ in range(int(rng.integers(0, 6))):
             engine.step()
-    engine.finish(handles)
+    for handle in handles:
+        handle.wait()
     said = [tokens(gather(each, request.sampling.n)) for each, request in zip(events, some, strict=True)]
     assert said == expected
 
@@ -146,7 +147,7 @@ def test_a_soak_leaves_nothing_behind(long_model: Decoder) -> None:
                 failing += 1
                 refused = engine.submit(request, _fail)
                 with pytest.raises(AthanorError, match="the caller's fault"):
-                    engine.finish([refused])
+                    refused.wait()
         engine.step()
         gc.collect(0)
     assert failing
@@ -280,6 +281,13 @@ def test_logprobs_of_prompt_and_alternatives(long_model: Decoder, most_tokens: i
     top = expected[len(prompt) - 1 : -1].topk(3)
     assert [[t.token for t in each] for each in said.top] == top.indices.tolist()
     np.testing.assert_allclose([[t.logprob for t in each] for each in said.top], top.values.numpy(), atol=1e-4)
+
+
+def test_one_that_is_refused_lets_none_go_on(long_model: Decoder) -> None:
+    engine = Engine.of(long_model)
+    with pytest.raises(AthanorError, match="is empty"):
+        engine.generate([Request([1, 2]), Request([])])
+    assert not engine.step()
 
 
 def test_stop_ids_and_least_length(long_model: Decoder) -> None:

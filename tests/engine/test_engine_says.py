@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from athanor.base.errors import AthanorError
 from athanor.engine.engine import Engine
 from athanor.engine.engine import complete as complete_on
-from athanor.engine.handle import Handle
 from athanor.engine.requests import Completion, Event, Request, request_keys
 from athanor.engine.sampling import AS_TRAINED, GREEDY, Sampling
 from athanor.models.build import build
@@ -175,10 +175,10 @@ def test_events_come_a_step_at_a_time(model: Decoder) -> None:
     events: list[tuple[int, Event]] = []
     settings = Sampling(seed=0, max_tokens=3)
 
-    def submit(number: int) -> Handle:
-        return engine.submit(Request([number + 1], settings), lambda event: events.append((number, event)))
+    def take(number: int, event: Event) -> None:
+        events.append((number, event))
 
-    engine.finish([submit(0), submit(1)])
+    engine.answer([(Request([number + 1], settings), partial(take, number)) for number in range(2)])
     assert [number for number, _ in events] == [0, 1] * 3
     assert [event.finish_reason for _, event in events] == [None] * 4 + ["length"] * 2
 
