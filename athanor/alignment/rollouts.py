@@ -13,7 +13,8 @@ import torch
 
 from athanor.alignment.policy import ADVANTAGES, Rollout, RolloutBatch, pack_rollouts
 from athanor.base.randomness import generator, request_key
-from athanor.engine.decoding import Completion, complete
+from athanor.engine.engine import Engine, complete
+from athanor.engine.requests import Completion
 from athanor.engine.sampling import AS_TRAINED
 from athanor.environments import Problem, load_environment
 from athanor.models.decoder import Decoder
@@ -55,6 +56,7 @@ class RolloutSource:
         self.problems_drawn = 0
         self.places_decoded = 0
         self.last: list[Rollout] = []
+        self._engine: Engine | None = None
 
     def get_position(self) -> dict[str, int]:
         return {"problems_drawn": self.problems_drawn, "places_decoded": self.places_decoded}
@@ -79,9 +81,8 @@ class RolloutSource:
             request_key(self.seed, "rollout", first + i, r) for i in range(len(problems)) for r in range(group)
         ], dtype=np.uint64)  # fmt: skip
         prompts = [prompt_ids(self.tokenizer, problem) for problem in problems]
-        sampling = replace(AS_TRAINED, max_tokens=self.config.max_tokens)
-        with autocast(self.precision):
-            answers = complete(self.model, prompts, sampling, self.stop_ids, keys, group)
+        sampling = replace(AS_TRAINED, max_tokens=self.config.max_tokens, n=group)
+        answers = complete(self._current_engine(), prompts, sampling, self.stop_ids, keys)
         self.places_decoded += sum(map(len, prompts)) + sum(len(answer.tokens) for answer in answers)
         rewards = np.array([self._reward(problems[i // group], answer) for i, answer in enumerate(answers)])
         rewards = rewards.reshape(-1, group)
@@ -91,6 +92,14 @@ class RolloutSource:
             for i, answer in enumerate(answers)
         ]
         return [rollouts[i : i + group] for i in range(0, len(rollouts), group)], rewards
+
+    def _current_engine(self) -> Engine:
+        """One engine for all batches, with the weights as they stand."""
+        if self._engine is None:
+            self._engine = batch_engine(self.model, self.precision)
+        else:
+            self._engine.update_weights(self.model)
+        return self._engine
 
     def _reward(self, problem: Problem, answer: Completion) -> float:
         if answer.finish_reason != "stop":
@@ -119,6 +128,11 @@ class RolloutSource:
             "length": float(np.mean([r.n_answer for group in groups for r in group])),
         }
         return pack_rollouts(self.last, self.config.length, self.tokenizer.pad_id, self.config.aggregation, metrics)
+
+
+def batch_engine(model: Decoder, precision: str) -> Engine:
+    """An engine for many short answers at once, where nobody waits for a single token."""
+    return Engine.of(model, precision=precision, most_tokens=2048, most_running=512)
 
 
 def prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import torch
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.files import read_json
-from athanor.engine.decoding import decode, request_keys
+from athanor.engine.engine import Engine
+from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
+from athanor.engine.requests import Completion, Event, Request, TokenLogprob
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
 from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
-from athanor.tokenizer import StreamDecoder, Tokenizer
+from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import render
 from athanor.tokenizer.folder import from_folder
 from athanor.tokenizer.foreign import ForeignTokenizer
@@ -29,20 +31,23 @@ from athanor.tokenizer.gguf import from_gguf
 
 Message = Mapping[str, Any]
 
-_TOGETHER = 64  # prompts that are answered at a time; their cache has to fit into memory
-
 
 @dataclass(frozen=True)
 class Reply:
     """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length".
 
-    timings: prompt_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the first).
+    timings: prompt_tokens, cached_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the
+    first). logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the prompt's tokens from the
+    second on, where they are asked for.
     """
 
     text: str
     tokens: list[int]
     finish_reason: str
     timings: dict[str, float]
+    logprobs: list[float] = field(default_factory=list)
+    top: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,29 @@ class Piece:
 
 class LanguageModel:
     """Sampling settings are keywords of every method (see `engine.sampling.Sampling`); the model folder gives their
-    defaults.
+    defaults. The `_many` methods give `n` replies to each prompt, one prompt's after the other's.
     """
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer | ForeignTokenizer, defaults: Sampling | None = None
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | ForeignTokenizer,
+        defaults: Sampling | None = None,
+        precision: str = "fp32",
     ) -> None:
+        """precision: as `models.precision.autocast` takes it."""
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}.",
                 "They belong to different models.",
             )
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults or Sampling()
+        self.precision = precision
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Made with the first request; after a change of the model's weights it wants its `update_weights`."""
+        return Engine.of(self.model, self.tokenizer, self.precision)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -74,19 +90,20 @@ class LanguageModel:
 
     def chat(self, messages: Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any) -> Reply:
         """The assistant's answer to a conversation in OpenAI's schema."""
-        return self.chat_many([messages], tools, **sampling)[0]
+        return self._replies([self.chat_prompt(messages, tools)], _single(self.sampling(sampling)))[0]
 
     def chat_many(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[Message] | None = None, **sampling: Any
     ) -> list[Reply]:
-        return self._replies([self.chat_prompt(messages, tools) for messages in conversations], sampling)
+        prompts = [self.chat_prompt(messages, tools) for messages in conversations]
+        return self._replies(prompts, self.sampling(sampling))
 
     def generate(self, prompt: str, **sampling: Any) -> Reply:
         """Continues plain text."""
-        return self.generate_many([prompt], **sampling)[0]
+        return self._replies([self.text_prompt(prompt)], _single(self.sampling(sampling)))[0]
 
     def generate_many(self, prompts: Sequence[str], **sampling: Any) -> list[Reply]:
-        return self._replies([self.text_prompt(prompt) for prompt in prompts], sampling)
+        return self._replies([self.text_prompt(prompt) for prompt in prompts], self.sampling(sampling))
 
     def stream(
         self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
@@ -96,15 +113,25 @@ class LanguageModel:
 
         Closing the iterator stops the work.
         """
-        ids = self.text_prompt(prompt) if isinstance(prompt, str) else self.chat_prompt(prompt, tools)
-        gathered = _Gathered(self.tokenizer, self.stop_ids, len(ids))
-        settings = self.sampling(sampling)
-        for event in decode(self.model, [ids], settings, self.stop_ids, request_keys(settings.seed, 1)):
-            text = gathered.add(event.token, event.finish_reason)
+        request = Request(self.prompt(prompt, tools), _single(self.sampling(sampling)), self.stop_ids)
+        gathered = _Gathered(len(request.prompt))
+        handle = self.engine.submit(request)
+        for event in handle:
+            gathered.add(event)
             if event.finish_reason:
-                yield Piece(text, gathered.reply())
-            elif text:
-                yield Piece(text)
+                yield Piece(event.text, gathered.reply(handle))
+            elif event.text:
+                yield Piece(event.text)
+
+    def submit(self, prompt: str | Sequence[Message], settings: Sampling) -> Underway:
+        """Begins to answer a conversation or to continue a text, beside whatever else is under way."""
+        request = Request(self.prompt(prompt), settings, self.stop_ids)
+        gathered = [_Gathered(len(request.prompt)) for _ in range(settings.n)]
+        return Underway(self.engine.submit(request, partial(_add, gathered)), gathered)
+
+    def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
+        """The ids of a text or of a conversation."""
+        return self.text_prompt(prompt) if isinstance(prompt, str) else self.chat_prompt(prompt, tools)
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
         return render(self.tokenizer, messages, tools, add_generation_prompt=True).ids
@@ -126,51 +153,67 @@ class LanguageModel:
             dataclasses.replace(settings, suppress_tokens=(*settings.suppress_tokens, *beyond)) if beyond else settings
         )
 
-    def _replies(self, prompts: list[list[int]], changes: Mapping[str, Any]) -> list[Reply]:
-        settings = self.sampling(changes)
-        replies: list[Reply] = []
-        for start in range(0, len(prompts), _TOGETHER):
-            some = prompts[start : start + _TOGETHER]
-            gathered = [_Gathered(self.tokenizer, self.stop_ids, len(ids)) for ids in some]
-            keys = request_keys(settings.seed, 1).repeat(len(some)) if settings.seed is not None else None
-            for event in decode(self.model, some, settings, self.stop_ids, keys):
-                gathered[event.request].add(event.token, event.finish_reason)
-            replies += [each.reply() for each in gathered]
-        return replies
+    def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
+        requests = [Request(ids, settings, self.stop_ids) for ids in prompts]
+        gathered = [[_Gathered(len(ids)) for _ in range(settings.n)] for ids in prompts]
+        asked = [(request, partial(_add, into)) for request, into in zip(requests, gathered, strict=True)]
+        handles = self.engine.answer(asked)
+        return [each.reply(handle) for handle, into in zip(handles, gathered, strict=True) for each in into]
+
+
+def _single(settings: Sampling) -> Sampling:
+    if settings.n != 1:
+        raise AthanorError(f"n = {settings.n} answers were asked of what gives one.", "chat_many gives several.")
+    return settings
+
+
+def _add(gathered: list[_Gathered], event: Event) -> None:
+    gathered[event.index].add(event)
 
 
 class _Gathered:
     """One answer under way."""
 
-    def __init__(self, tokenizer: Tokenizer | ForeignTokenizer, stop_ids: frozenset[int], prompt_tokens: int) -> None:
-        self.decoder, self.stop_ids, self.prompt_tokens = StreamDecoder(tokenizer), stop_ids, prompt_tokens
-        self.tokens: list[int] = []
-        self.texts: list[str] = []
-        self.finish_reason = "length"
-        self.times = [time.perf_counter()]
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.completion = Completion()
+        self.started = self.ended = time.perf_counter()
+        self.first = 0.0
 
-    def add(self, token: int, finish_reason: str | None) -> str:
-        self.tokens.append(token)
-        self.times.append(time.perf_counter())
-        text = "" if token in self.stop_ids else self.decoder.push(token)
-        if finish_reason:
-            self.finish_reason = finish_reason
-            text += self.decoder.finish()
-        self.texts.append(text)
-        return text
+    def add(self, event: Event) -> None:
+        self.completion.add(event)
+        self.ended = time.perf_counter()
+        self.first = self.first or self.ended - self.started
 
-    def reply(self) -> Reply:
-        seconds = self.times[-1] - self.times[0]
-        first = self.times[1] - self.times[0] if self.tokens else 0.0
-        rest = max(seconds - first, 1e-9)
+    def reply(self, handle: Handle) -> Reply:
+        said, seconds = self.completion, self.ended - self.started
+        rest = max(seconds - self.first, 1e-9)
         timings = {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": len(self.tokens),
+            "cached_tokens": handle.cached_tokens,
+            "completion_tokens": len(said.tokens),
             "seconds": seconds,
-            "first_token_seconds": first,
-            "tokens_per_second": (len(self.tokens) - 1) / rest if len(self.tokens) > 1 else 0.0,
+            "first_token_seconds": self.first,
+            "tokens_per_second": (len(said.tokens) - 1) / rest if len(said.tokens) > 1 else 0.0,
         }
-        return Reply("".join(self.texts), self.tokens, self.finish_reason, timings)
+        return Reply(
+            said.text, said.tokens, said.finish_reason, timings, said.logprobs, said.top, handle.prompt_logprobs
+        )
+
+
+class Underway:
+    """Replies that are being written."""
+
+    def __init__(self, handle: Handle, gathered: list[_Gathered]) -> None:
+        self._handle, self._gathered = handle, gathered
+
+    def replies(self) -> list[Reply]:
+        """Waits for them."""
+        self._handle.wait()
+        return [each.reply(self._handle) for each in self._gathered]
+
+    def cancel(self) -> None:
+        self._handle.cancel()
 
 
 def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel:

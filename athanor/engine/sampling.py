@@ -1,14 +1,16 @@
 """From logits to the next token: the settings, and the one function that draws.
 
 Each row is drawn by inverting its distribution at one uniform number keyed by (seed, position), so what a request says
-does not depend on what else is in its batch. Filters follow the usual order: repetition penalty, temperature, top-k,
-top-p, min-p.
+does not depend on what else is in its batch. The order is the usual one: penalties, bias and bans, temperature, top-k,
+top-p, min-p, typical.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -23,27 +25,85 @@ from athanor.base.randomness import uniforms
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch those filters off; min_p is relative to the
-    likeliest token.
+    """temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and typical_p 1 switch those filters off; min_p is relative to
+    the likeliest token, typical_p keeps what is nearest to the expected surprise (Meister et al. 2023).
 
-    repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019).
-    seed None: a fresh one for each request. suppress_tokens: ids that are never drawn.
+    repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019);
+    presence_penalty and frequency_penalty are subtracted for tokens already said, once and as often as they were said.
+    logit_bias: (id, what is added to its logit) pairs, or a mapping. suppress_tokens: ids that are never drawn.
+    allowed_tokens: the only ids that are. stop: texts that end the answer and are not part of it. stop_ids: ids that
+    end it besides the model's own. min_tokens: before these nothing ends it. seed None: a fresh one for each request.
+    n: answers. logprobs: how many of the likeliest tokens are told beside each. prompt_logprobs: also tell the
+    log-probabilities of the prompt's tokens.
     """
 
     temperature: float = 0.7
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
-    max_tokens: int = 256
-    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     suppress_tokens: tuple[int, ...] = ()
+    allowed_tokens: tuple[int, ...] = ()
+    max_tokens: int = 256
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    logprobs: int = 0
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("suppress_tokens", "allowed_tokens", "stop", "stop_ids"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if isinstance(self.logit_bias, dict):
+            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
         for name, (kind, valid, accepted) in _ACCEPTED.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
+            if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not valid(value):
                 raise AthanorError(f"{name} = {value} cannot be used.", f"Accepted: {accepted}.")
+        if self.min_tokens > self.max_tokens:
+            raise AthanorError(
+                f"min_tokens = {self.min_tokens} is more than max_tokens = {self.max_tokens}.", "Change one of them."
+            )
+        if self.allowed_tokens and not set(self.allowed_tokens) - set(self.suppress_tokens):
+            raise AthanorError("All of allowed_tokens are among suppress_tokens.", "Nothing could be said.")
+
+    @property
+    def filters(self) -> tuple[float, ...]:
+        """What of it `draw` looks at."""
+        return self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p
+
+    def check(self, vocab_size: int) -> None:
+        """Raises AthanorError for an id that a model of so many does not have."""
+        biased = [token for token, _ in self.logit_bias]
+        named = {"suppress_tokens": self.suppress_tokens, "allowed_tokens": self.allowed_tokens, "logit_bias": biased}
+        for name, ids in {**named, "stop_ids": self.stop_ids}.items():
+            if ids and max(ids) >= vocab_size:
+                raise AthanorError(f"{name} names ids that this model of {vocab_size} does not have.")
+        if len(set(self.suppress_tokens)) >= vocab_size:
+            raise AthanorError("suppress_tokens names all ids.", "Nothing could be said.")
+
+
+def _are_ids(value: Any) -> bool:
+    return all(type(i) is int and i >= 0 for i in value)
+
+
+def _are_biases(value: Any) -> bool:
+    pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
+    return (
+        pairs
+        and _are_ids([i for i, _ in value])
+        and all(isinstance(b, int | float) and abs(b) <= 1e4 for _, b in value)
+    )
 
 
 _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
@@ -51,10 +111,21 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "top_k": (Integral, lambda x: x >= 0, "0 (off) or more"),
     "top_p": (Real, lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "min_p": (Real, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "typical_p": (Real, lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "repetition_penalty": (Real, lambda x: 0.01 <= x <= 100, "0.01 to 100; 1 switches it off"),
+    "presence_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100; 0 switches it off"),
+    "frequency_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100; 0 switches it off"),
+    "logit_bias": (tuple, _are_biases, "ids from 0 upwards with numbers from -10000 to 10000"),
     "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
+    "min_tokens": (Integral, lambda x: x >= 0, "0 or more"),
     "seed": (Integral | None, lambda x: True, "a whole number, or none"),
-    "suppress_tokens": (tuple, lambda x: all(type(i) is int and i >= 0 for i in x), "ids from 0 upwards"),
+    "n": (Integral, lambda x: 1 <= x <= 4096, "1 to 4096"),
+    "logprobs": (Integral, lambda x: 0 <= x <= 100, "0 to 100"),
+    "prompt_logprobs": (bool, lambda x: True, "true or false"),
+    "suppress_tokens": (tuple, _are_ids, "ids from 0 upwards"),
+    "allowed_tokens": (tuple, _are_ids, "ids from 0 upwards"),
+    "stop_ids": (tuple, _are_ids, "ids from 0 upwards"),
+    "stop": (tuple, lambda x: all(isinstance(text, str) and text for text in x), "texts that are not empty"),
 }
 
 # Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
@@ -65,16 +136,57 @@ GREEDY = Sampling(temperature=0.0)
 AS_TRAINED = Sampling(temperature=1.0, top_p=1.0)
 
 
-def penalise(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Applies the repetition penalty to a copy of (rows, vocabulary) logits; seen: the ids of each row's text so
-    far.
+class Adjustment:
+    """What one answer's settings and history do to its logits before a token is drawn.
+
+    stop_ids: cannot be drawn before `min_tokens`.
     """
-    logits = logits.clone()
-    for row, ids in zip(logits, seen, strict=True):
-        index = torch.tensor(sorted(set(ids)), dtype=torch.int64)
-        chosen = row[index]
-        row[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-    return logits
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: frozenset[int]) -> None:
+        self.sampling, self.stop_ids = sampling, stop_ids
+        self._penalised = sampling.repetition_penalty != 1
+        self._counted = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        self._there = set(prompt) if self._penalised else set()
+        self._said: Counter[int] = Counter()
+        named = bool(sampling.logit_bias or sampling.suppress_tokens or sampling.allowed_tokens)
+        self._always = named or self._penalised
+        self._banned = _index(sampling.suppress_tokens)
+
+    def push(self, token: int) -> None:
+        if self._penalised:
+            self._there.add(token)
+        if self._counted:
+            self._said[token] += 1
+
+    def acts(self, said: int) -> bool:
+        """Whether logits would be changed after so many tokens."""
+        return self._always or bool(self._said) or said < self.sampling.min_tokens
+
+    def apply(self, row: Tensor, said: int) -> None:
+        """Changes (vocabulary,) logits in place."""
+        sampling = self.sampling
+        if self._there:
+            index = torch.tensor(sorted(self._there))
+            chosen, penalty = row[index], sampling.repetition_penalty
+            row[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+        if self._said:
+            index, counts = torch.tensor(list(self._said)), torch.tensor(list(self._said.values()))
+            row[index] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+        if sampling.logit_bias:
+            row[torch.tensor([i for i, _ in sampling.logit_bias])] += torch.tensor([b for _, b in sampling.logit_bias])
+        if sampling.allowed_tokens:
+            allowed = torch.tensor(sampling.allowed_tokens)
+            kept = row[allowed]
+            row.fill_(-torch.inf)[allowed] = kept
+        if len(self._banned):
+            row[self._banned] = -torch.inf
+        if said < sampling.min_tokens and self.stop_ids:
+            row[_index(tuple(sorted(self.stop_ids)))] = -torch.inf
+
+
+@lru_cache(maxsize=64)
+def _index(ids: tuple[int, ...]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -92,7 +204,20 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.min_p > 0:
         least = sampling.min_p * probabilities.max(-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    return probabilities / probabilities.sum(-1, keepdim=True)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return _typical(probabilities, sampling.typical_p) if sampling.typical_p < 1 else probabilities
+
+
+def _typical(probabilities: Tensor, mass: float) -> Tensor:
+    """Those whose surprise is nearest to the expected one, until they hold `mass`."""
+    surprise = -probabilities.log()
+    expected = (probabilities * surprise).nansum(-1, keepdim=True)
+    order = (surprise - expected).abs().argsort(dim=-1, stable=True)
+    ordered = probabilities.gather(1, order)
+    beyond = ordered.cumsum(-1) - ordered >= mass
+    beyond[:, 0] = False
+    kept = probabilities.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def draw(logits: Tensor, sampling: Sampling, keys: np.ndarray, positions: np.ndarray) -> Tensor:

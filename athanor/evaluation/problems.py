@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from athanor.alignment.rollouts import answer_text, prompt_ids
+from athanor.alignment.rollouts import answer_text, batch_engine, prompt_ids
 from athanor.base.statistics import bootstrap_mean, pass_at_k, wilson_interval
-from athanor.engine.decoding import Completion, complete, request_keys
+from athanor.engine.engine import complete
+from athanor.engine.requests import Completion, request_keys
 from athanor.engine.sampling import AS_TRAINED, GREEDY, Sampling
 from athanor.environments import Problem, score
 from athanor.models.decoder import Decoder
-from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer
 
 
@@ -58,10 +58,9 @@ def _answers(
     answers = [Completion() for _ in range(len(problems) * samples)]
     keys = request_keys(sampling.seed, len(answers))
     rows = np.array([i * samples + j for i in fitting for j in range(samples)], dtype=np.int64)
-    with autocast(precision):
-        given = complete(
-            model, [prompts[i] for i in fitting], sampling, frozenset(tokenizer.stop_ids), keys[rows], samples
-        )
+    fitting_prompts = [prompts[i] for i in fitting]
+    engine, sampling = batch_engine(model, precision), replace(sampling, n=samples)
+    given = complete(engine, fitting_prompts, sampling, frozenset(tokenizer.stop_ids), keys[rows])
     for row, answer in zip(rows.tolist(), given, strict=True):
         answers[row] = answer
     return answers

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athanor.models.config import AttentionConfig, NormConfig
+from athanor.models.config import AttentionConfig, LatentAttentionConfig, NormConfig
 from athanor.models.disentangled import DisentangledScores, Distances
 from athanor.models.norm import HeadNorm, norm
 from athanor.models.position_config import Alibi, Disentangled, RopeConfig
@@ -23,6 +23,26 @@ class LayerCache(Protocol):
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the new (batch, kv_heads, time, head_dim) pair and returns all that may be attended to."""
+        ...
+
+
+@runtime_checkable
+class SequencesCache(Protocol):
+    """One layer's keys and values of many sequences, whose tokens stand behind each other in one row: only the keeper
+    knows what belongs together, so it attends.
+    """
+
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        config: AttentionConfig | LatentAttentionConfig,
+        scale: float,
+    ) -> Tensor:
+        """Takes the new keys and values, (1, kv_heads, tokens, …), and mixes values for the queries (1, heads, tokens,
+        key_dim): (1, heads, tokens, value_dim).
+        """
         ...
 
 
@@ -79,7 +99,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         where: Where,
-        cache: LayerCache | None = None,
+        cache: LayerCache | SequencesCache | None = None,
         relative: Tensor | Distances | None = None,
     ) -> Tensor:
         """x: (batch, time, d_model). relative: what the layers share about distances: a bias of the scores, masked
@@ -96,6 +116,9 @@ class Attention(nn.Module):
             angles = where.angles(config.position, config.rotary_dim)
             queries, keys = (rotate(part, *angles, config.position.interleaved) for part in (queries, keys))
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        if isinstance(cache, SequencesCache):
+            mixed = cache.attend(queries, keys, values, config, self.scale)
+            return self.output(mixed.transpose(1, 2).flatten(2))
         if cache is not None:
             keys, values = cache.extend(keys, values)
         bias = relative if isinstance(relative, Tensor) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from athanor.models.attention import Attention, CrossAttention, LayerCache
+from athanor.models.attention import Attention, CrossAttention, LayerCache, SequencesCache
 from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, NormConfig
 from athanor.models.convolution import Convolution
 from athanor.models.disentangled import Distances
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         where: Where,
-        cache: LayerCache | None = None,
+        cache: LayerCache | SequencesCache | None = None,
         relative: Tensor | Distances | None = None,
         source: tuple[tuple[Tensor, Tensor], Tensor | None] | None = None,
     ) -> Tensor:

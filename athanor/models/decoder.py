@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from athanor.models.attention import LayerCache
+from athanor.models.attention import LayerCache, SequencesCache
 from athanor.models.cache import Cache
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
@@ -40,7 +40,7 @@ class Decoder(Stack):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: Cache | Sequence[LayerCache] | None = None,
+        cache: Cache | Sequence[LayerCache | SequencesCache] | None = None,
         attended: int | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).

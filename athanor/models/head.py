@@ -43,8 +43,12 @@ class Head(nn.Module):
             states = self.norm(ACTIVATIONS[self.config.transform](self.dense(states)))
         if self.narrow is not None:
             states = self.narrow(states)
-        logits = F.linear(states, embedding.tokens.weight if self.weight is None else self.weight, self.bias)
+        logits = self.product(states, embedding)
         if self.config.scale != 1:
             logits = logits * self.config.scale
         cap = self.config.soft_cap
         return logits if cap is None else (logits / cap).tanh() * cap
+
+    def product(self, states: Tensor, embedding: Embedding) -> Tensor:
+        """The matrix product alone."""
+        return F.linear(states, embedding.tokens.weight if self.weight is None else self.weight, self.bias)

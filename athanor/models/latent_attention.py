@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from athanor.models.attention import LayerCache, attend
+from athanor.models.attention import LayerCache, SequencesCache, attend
 from athanor.models.config import LatentAttentionConfig
 from athanor.models.norm import norm
 from athanor.models.rope import rotate
@@ -28,7 +28,9 @@ class LatentAttention(nn.Module):
         self.output = nn.Linear(config.n_heads * config.value_dim, d_model, bias=config.bias)
         self.scale = config.key_dim**-0.5 if config.scale is None else config.scale
 
-    def forward(self, x: Tensor, where: Where, cache: LayerCache | None = None, relative: object = None) -> Tensor:
+    def forward(
+        self, x: Tensor, where: Where, cache: LayerCache | SequencesCache | None = None, relative: object = None
+    ) -> Tensor:
         """x: (batch, time, d_model). relative: nothing, for its positions are rotary."""
         config = self.config
         narrow = x if self.query_down is None or self.query_norm is None else self.query_norm(self.query_down(x))
@@ -41,6 +43,9 @@ class LatentAttention(nn.Module):
         queries = torch.cat([queries[..., : config.plain_dim], turned], dim=-1).transpose(1, 2)
         shared = rotate(shared[:, :, None].contiguous(), *angles, interleaved).expand(-1, -1, config.n_heads, -1)
         keys, values = torch.cat([plain, shared], dim=-1).transpose(1, 2), values.transpose(1, 2)
+        if isinstance(cache, SequencesCache):
+            mixed = cache.attend(queries, keys, values, config, self.scale)
+            return self.output(mixed.transpose(1, 2).flatten(2))
         if cache is not None:
             keys, values = cache.extend(keys, values)
         mask = where.added_mask(config.window, queries.dtype)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from athanor.models.attention import LayerCache
+from athanor.models.attention import LayerCache, SequencesCache
 from athanor.models.block import Block
 from athanor.models.config import ModelConfig
 from athanor.models.disentangled import Distances, DistanceTable
@@ -40,7 +40,7 @@ class Stack(nn.Module):
         self,
         tokens: Tensor,
         where: Where,
-        cache: Sequence[LayerCache] | None = None,
+        cache: Sequence[LayerCache | SequencesCache] | None = None,
         types: Tensor | None = None,
         source: Sequence[tuple[Tensor, Tensor]] | None = None,
         source_mask: Tensor | None = None,

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from athanor.alignment.conversations import sft_evaluation
 from athanor.alignment.rollouts import answer_text
@@ -33,7 +32,6 @@ from athanor.evaluation.bits_per_byte import (
 from athanor.evaluation.problems import compare_pass_rates, count_correct, examine, proportion
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
-from athanor.models.precision import autocast
 from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
@@ -207,24 +205,22 @@ def _pass_rates(
     }
 
 
-@torch.inference_mode()
 def _samples(life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Mapping[str, Decoder]) -> dict[str, Any]:
     """What the models say, with fixed seeds: completions of the base model, chats with the final one."""
     completions, chats = [], []
     said = Sampling(suppress_tokens=tokenizer.never_said)
-    with autocast(plan.precision):
-        base, final = (LanguageModel(models[name], tokenizer, said) for name in ("base", "rl"))
-        for language, prompt in COMPLETIONS:
-            reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)
-            completions.append({"language": language, "stage": "base", "prompt": prompt, "text": reply.text})
-        for language, turns in _CHATS:
-            messages: list[dict[str, str]] = []
-            for turn in turns:
-                messages.append({"role": "user", "content": turn})
-                if len(final.chat_prompt(messages)) >= final.model.config.max_seq_len:
-                    messages.pop()  # the answers before filled a small context
-                    break
-                reply = final.chat(messages, max_tokens=80, temperature=0.3, repetition_penalty=1.1, seed=life.seed)
-                messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
-            chats.append({"language": language, "stage": "rl", "messages": messages})
+    base, final = (LanguageModel(models[name], tokenizer, said, plan.precision) for name in ("base", "rl"))
+    for language, prompt in COMPLETIONS:
+        reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)
+        completions.append({"language": language, "stage": "base", "prompt": prompt, "text": reply.text})
+    for language, turns in _CHATS:
+        messages: list[dict[str, str]] = []
+        for turn in turns:
+            messages.append({"role": "user", "content": turn})
+            if len(final.chat_prompt(messages)) >= final.model.config.max_seq_len:
+                messages.pop()  # the answers before filled a small context
+                break
+            reply = final.chat(messages, max_tokens=80, temperature=0.3, repetition_penalty=1.1, seed=life.seed)
+            messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
+        chats.append({"language": language, "stage": "rl", "messages": messages})
     return {"completions": completions, "chats": chats}

@@ -9,7 +9,6 @@ import torch
 from athanor.engine.language_model import LanguageModel, Reply
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
-from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer
 
 COMPLETIONS = (("en", "The history of the city"), ("en", "To make the soup,"), ("zh", "却说曹操"), ("zh", "成语"))
@@ -39,9 +38,8 @@ def _write(
 ) -> Write:
     @torch.no_grad()
     def write(model: Decoder) -> dict[str, str]:
-        lm = LanguageModel(model, tokenizer, Sampling(suppress_tokens=tokenizer.never_said))
-        with autocast(precision, next(model.parameters()).device):
-            replies = say(lm, max_tokens=_TOKENS, repetition_penalty=1.1, seed=seed)
+        lm = LanguageModel(model, tokenizer, Sampling(suppress_tokens=tokenizer.never_said), precision)
+        replies = say(lm, max_tokens=_TOKENS, repetition_penalty=1.1, seed=seed)
         return {
             f"said/{number}": f"**{prompt}** {reply.text}"
             for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True), start=1)

@@ -99,13 +99,12 @@ def without_stopping(source: RolloutSource) -> RolloutSource:
 @pytest.fixture
 def common(toy: Toy, model: Decoder, tokenizer: Tokenizer) -> str:
     """A letter that some answers have and others have not."""
-    from athanor.engine.decoding import complete
+    from athanor.engine.engine import Engine, complete
     from athanor.engine.sampling import AS_TRAINED
 
     prompt = prompt_ids(tokenizer, toy.problem(0, 1, 0, "train"))
-    answers = complete(
-        model, [prompt], replace(AS_TRAINED, max_tokens=6, seed=1), frozenset(tokenizer.stop_ids), samples=64
-    )
+    sampling = replace(AS_TRAINED, max_tokens=6, seed=1, n=64)
+    answers = complete(Engine.of(model), [prompt], sampling, frozenset(tokenizer.stop_ids))
     texts = [answer_text(tokenizer, answer.tokens) for answer in answers]
     letters = {letter for text in texts for letter in text if letter.isprintable() and letter != "\ufffd"}
     toy.wanted = min(sorted(letters), key=lambda letter: abs(sum(letter in text for text in texts) - 16))

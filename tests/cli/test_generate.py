@@ -50,3 +50,39 @@ def test_bad_settings_and_input(athanor: Athanor, model_folder: Path) -> None:
     done = athanor("generate", model_folder, "--prompt", "x" * 5000, "--json")
     assert done.returncode == 2
     assert "tokens" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_a_file_of_prompts_is_answered_and_continued(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    asked = ["the old", {"prompt": "numbers", "id": "b"}, {"messages": [{"role": "user", "content": "?"}]}, "x" * 5000]
+    source.write_text("\n".join(map(json.dumps, asked)))
+    options = ["--max-tokens", "8", "--seed", "3"]
+    command = ["generate", model_folder, "--input", source, "--output", target, *options]
+    done = athanor(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["refused"] == 1
+    whole = target.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    lm = package.load(model_folder)
+    assert lines[0]["text"] == lm.generate("the old", max_tokens=8, seed=3).text
+    assert (lines[1]["id"], lines[1]["text"]) == ("b", lm.generate("numbers", max_tokens=8, seed=3).text)
+    assert lines[2]["text"] == lm.chat(asked[2]["messages"], max_tokens=8, seed=3).text  # type: ignore[index, call-overload]
+    assert "tokens" in lines[3]["error"]
+    target.write_bytes(whole[: whole.index(b"\n") + 20])  # killed within the second answer
+    done = athanor(*command)
+    assert "4 prompts are answered" in done.stdout, done.stderr
+    assert target.read_bytes() == whole
+    done = athanor(*command[:-1], "4")
+    assert done.returncode == 2
+    assert "something else" in done.stderr
+
+
+def test_prompts_that_cannot_be_answered_have_a_sentence(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('"fine"\n{"text": "x"}\n')
+    done = athanor("generate", model_folder, "--input", source, "--output", tmp_path / "out.jsonl")
+    assert done.returncode == 2
+    assert "Line 2" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+    done = athanor("generate", model_folder, "--input", source)
+    assert "--output" in done.stderr

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import athanor
 from athanor.base.errors import AthanorError, ModelError
-from athanor.engine import language_model
 from athanor.engine.language_model import LanguageModel, load
 from athanor.engine.sampling import Sampling
 from athanor.models.folder import save_model
@@ -36,17 +36,15 @@ def test_stream_gives_the_text_of_chat(lm: LanguageModel, seed: int) -> None:
 
 def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says 火 and 🔥 byte by byte."""
-    from athanor.engine.decoding import Event
-
     ids = [lm.tokenizer.encode("a")[0], *"火🔥".encode(), lm.tokenizer.end_of_turn_id]
     byte_ids = {lm.tokenizer.token_bytes(i): i for i in range(256)}
     ids[1:-1] = [byte_ids[bytes([byte])] for byte in ids[1:-1]]
-    events = [Event(0, token, 0.0, "stop" if token == ids[-1] else None) for token in ids]
-    monkeypatch.setattr("athanor.engine.language_model.decode", lambda *_: iter(events))
+    said = iter(ids)
+    monkeypatch.setattr("athanor.engine.engine.draw", lambda *_: torch.tensor([next(said)]))
     assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
 
 
-def test_many_equal_one_by_one(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_equal_one_by_one(lm: LanguageModel) -> None:
     prompts = ["the old", "火", "numbers and letters aloud"]
     together = lm.generate_many(prompts, seed=3, max_tokens=12)
     assert [reply.tokens for reply in together] == [lm.generate(p, seed=3, max_tokens=12).tokens for p in prompts]
@@ -54,8 +52,9 @@ def test_many_equal_one_by_one(lm: LanguageModel, monkeypatch: pytest.MonkeyPatc
     chats = lm.chat_many(conversations, seed=3, max_tokens=12)
     assert [reply.tokens for reply in chats] == [lm.chat(c, seed=3, max_tokens=12).tokens for c in conversations]
     assert lm.generate_many([]) == []
-    monkeypatch.setattr(language_model, "_TOGETHER", 2)
-    assert [reply.tokens for reply in lm.generate_many(prompts, seed=3, max_tokens=12)] == [r.tokens for r in together]
+    several = lm.generate_many(prompts, seed=3, max_tokens=12, n=2)
+    assert [reply.tokens for reply in several[::2]] == [reply.tokens for reply in together]
+    assert all(one.tokens != other.tokens for one, other in zip(several[::2], several[1::2], strict=True))
 
 
 def test_timings_count(lm: LanguageModel) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from athanor.base.errors import AthanorError
-from athanor.engine.sampling import Sampling, draw, filtered_probabilities, penalise
+from athanor.engine.sampling import Adjustment, Sampling, draw, filtered_probabilities
 
 LOGITS = st.lists(st.integers(-32, 32).map(lambda n: n / 4), min_size=2, max_size=30)
 
@@ -59,15 +61,66 @@ def test_filters_keep_what_their_definition_keeps(
     assert (ours.numpy() == 0).tolist() == [p == 0 for p in expected]
 
 
+def adjusted(logits: torch.Tensor, sampling: Sampling, prompt: Sequence[int], said: Sequence[int] = ()) -> torch.Tensor:
+    """What is drawn from after `prompt` and `said`."""
+    adjustment, row = Adjustment(sampling, prompt, frozenset({0})), logits.clone()
+    for token in said:
+        adjustment.push(token)
+    if adjustment.acts(len(said)):
+        adjustment.apply(row, len(said))
+    return row
+
+
 @settings(max_examples=100, deadline=None)
-@given(logits=LOGITS, penalty=st.sampled_from([0.8, 1.2, 2.0]), seen=st.lists(st.integers(0, 1), max_size=5))
-def test_repetition_penalty(logits: list[float], penalty: float, seen: list[int]) -> None:
-    before = torch.tensor([logits])
-    after = penalise(before, [seen], penalty)[0].tolist()
-    for i, (old, new) in enumerate(zip(before[0].tolist(), after, strict=True)):
-        expected = old if i not in seen else old / penalty if old > 0 else old * penalty
+@given(
+    logits=LOGITS,
+    penalty=st.sampled_from([1.0, 0.8, 1.2, 2.0]),
+    presence=st.sampled_from([0.0, 0.5, -1.0]),
+    frequency=st.sampled_from([0.0, 0.25]),
+    prompt=st.lists(st.integers(0, 1), max_size=5),
+    said=st.lists(st.integers(0, 1), max_size=5),
+)
+def test_penalties(
+    logits: list[float], penalty: float, presence: float, frequency: float, prompt: list[int], said: list[int]
+) -> None:
+    sampling = Sampling(repetition_penalty=penalty, presence_penalty=presence, frequency_penalty=frequency)
+    after = adjusted(torch.tensor(logits), sampling, prompt, said).tolist()
+    for i, (old, new) in enumerate(zip(logits, after, strict=True)):
+        expected = old if i not in prompt + said else old / penalty if old > 0 else old * penalty
+        if i in said:
+            expected -= presence + frequency * said.count(i)
         assert new == pytest.approx(expected, rel=1e-6)
-    assert before[0].tolist() == torch.tensor(logits).tolist()
+
+
+def test_bias_bans_and_least_length() -> None:
+    logits = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    no = -math.inf
+    assert adjusted(logits, Sampling(logit_bias={1: 2.5, 3: -1.0}), [0]).tolist() == [1.0, 4.5, 3.0, 3.0]  # type: ignore[arg-type]
+    assert adjusted(logits, Sampling(suppress_tokens=(3, 0)), [0]).tolist() == [no, 2.0, 3.0, no]
+    assert adjusted(logits, Sampling(allowed_tokens=(3, 0), suppress_tokens=(0,)), [0]).tolist() == [no, no, no, 4.0]
+    least = Sampling(min_tokens=2)  # 0 would end it
+    assert [adjusted(logits, least, [0], [1] * n)[0].item() for n in range(4)] == [no, no, 1.0, 1.0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(logits=LOGITS, mass=st.sampled_from([0.1, 0.5, 0.9]))
+def test_typical_keeps_what_is_nearest_to_the_expected_surprise(logits: list[float], mass: float) -> None:
+    weights = [math.exp(x - max(logits)) for x in logits]
+    p = [weight / sum(weights) for weight in weights]
+    entropy = -sum(x * math.log(x) for x in p)
+    order = sorted(range(len(p)), key=lambda i: abs(-math.log(p[i]) - entropy))
+    gaps = np.diff([abs(-math.log(p[i]) - entropy) for i in order])
+    assume(bool((gaps > 1e-4).all()))
+    before, kept = 0.0, []
+    for i in order:
+        assume(abs(before - mass) > 1e-5)
+        if before >= mass:
+            break
+        kept.append(i)
+        before += p[i]
+    ours = filtered_probabilities(torch.tensor([logits]), Sampling(temperature=1.0, top_p=1.0, typical_p=mass))[0]
+    expected = [p[i] / before if i in kept else 0.0 for i in range(len(p))]
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
 
 
 def test_filters_and_penalty_equal_transformers() -> None:
@@ -89,7 +142,8 @@ def test_filters_and_penalty_equal_transformers() -> None:
     for step in steps:
         theirs = step(seen, theirs)
     sampling = Sampling(temperature=0.8, top_k=30, top_p=0.85, min_p=0.05, repetition_penalty=1.3)
-    ours = filtered_probabilities(penalise(logits, seen.tolist(), 1.3), sampling)
+    penalised = [adjusted(row, sampling, ids.tolist()) for row, ids in zip(logits, seen, strict=True)]
+    ours = filtered_probabilities(torch.stack(penalised), sampling)
     torch.testing.assert_close(ours, torch.softmax(theirs, -1), atol=1e-6, rtol=1e-4)
 
 
@@ -140,10 +194,13 @@ def test_a_vanishing_temperature_is_greedy(temperature: float) -> None:
         {"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": "hot"},
         {"top_k": -1}, {"top_k": 2.5}, {"top_p": 0.0},
         {"top_p": 1.1}, {"min_p": 1.0}, {"min_p": -0.1}, {"repetition_penalty": 0.0},
-        {"max_tokens": 0}, {"max_tokens": None},
+        {"max_tokens": 0}, {"max_tokens": None}, {"typical_p": 0.0}, {"presence_penalty": math.inf}, {"n": 0},
+        {"frequency_penalty": "x"}, {"logit_bias": ((1,),)}, {"logit_bias": ((-1, 1.0),)}, {"logprobs": 101},
+        {"stop": ("",)}, {"stop_ids": (-1,)}, {"min_tokens": 9, "max_tokens": 3}, {"prompt_logprobs": 1},
+        {"allowed_tokens": (1, 2), "suppress_tokens": (2, 1, 0)},
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_used_are_named(changes: dict[str, float]) -> None:
+def test_settings_that_cannot_be_used_are_named(changes: dict[str, Any]) -> None:
     with pytest.raises(AthanorError, match=next(iter(changes))) as caught:
         Sampling(**changes)  # type: ignore[arg-type]
     assert caught.value.hint

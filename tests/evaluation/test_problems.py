@@ -11,7 +11,7 @@ import pytest
 
 import athanor.evaluation.problems as problems_module
 from athanor.base.statistics import wilson_interval
-from athanor.engine.decoding import Completion
+from athanor.engine.requests import Completion
 from athanor.environments import Problem, load_environment
 from athanor.evaluation.problems import compare_pass_rates, count_correct, examine, proportion
 from athanor.tokenizer import Tokenizer, train_tokenizer
@@ -37,11 +37,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, answers: Se
     """Replaces decoding by these (text, stops) answers; returns the calls it got."""
     calls: list[Any] = []
 
-    def complete(
-        model: Any, prompts: Any, sampling: Any, stop_ids: Any, keys: Any = None, samples: int = 1
-    ) -> list[Completion]:
-        calls.append((prompts, sampling, stop_ids, keys, samples))
-        assert len(answers) == len(prompts) * samples
+    def complete(engine: Any, prompts: Any, sampling: Any, stop_ids: Any, keys: Any = None) -> list[Completion]:
+        calls.append((prompts, sampling, stop_ids, keys))
+        assert len(answers) == len(prompts) * sampling.n
         return [
             Completion(
                 [*tokenizer.encode(text), *([tokenizer.end_of_turn_id] if stops else [])],
@@ -52,6 +50,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, answers: Se
         ]
 
     monkeypatch.setattr(problems_module, "complete", complete)
+    monkeypatch.setattr(problems_module, "batch_engine", lambda *_: None)
     return calls
 
 
@@ -71,7 +70,7 @@ def test_right_answers_that_stop_are_counted_by_task(
         "addition": proportion(np.array([1, 0, 1]) > 0),
         "reversing": proportion(np.array([1, 0, 1]) > 0),
     }
-    _, sampling, stop_ids, _, _ = calls[0]
+    _, sampling, stop_ids, _ = calls[0]
     assert sampling.temperature == 0
     assert sampling.max_tokens == 17
     assert stop_ids == frozenset(tokenizer.stop_ids)
@@ -99,8 +98,8 @@ def test_samples_are_counted_by_problem_at_temperature_one(
     ]
     calls = answering(monkeypatch, tokenizer, given)
     assert count_correct(ANY_MODEL, tokenizer, problems, 4, 9, 3, "fp32").tolist() == wanted
-    _, sampling, _, keys, samples = calls[0]
-    assert (sampling.temperature, sampling.top_p, samples) == (1.0, 1.0, 4)
+    _, sampling, _, keys = calls[0]
+    assert (sampling.temperature, sampling.top_p, sampling.n) == (1.0, 1.0, 4)
     assert len(set(keys.tolist())) == 24
 
 

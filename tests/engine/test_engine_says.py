@@ -1,16 +1,21 @@
-"""Decoding with a cache says what the whole forward pass, and transformers, would say, whoever shares the batch."""
+"""The engine says what the whole forward pass, and transformers, would say, whatever else it does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from athanor.base.errors import AthanorError
-from athanor.engine.decoding import complete, decode, request_keys
+from athanor.engine.engine import Engine
+from athanor.engine.engine import complete as complete_on
+from athanor.engine.requests import Completion, Event, Request, request_keys
 from athanor.engine.sampling import AS_TRAINED, GREEDY, Sampling
 from athanor.models.build import build
 from athanor.models.config import AttentionConfig, LatentAttentionConfig, LayerConfig, MlpConfig, ModelConfig
@@ -20,6 +25,13 @@ from athanor.models.position_config import Alibi
 GREEDY_20 = Sampling(temperature=0, max_tokens=20)
 NO_STOP: frozenset[int] = frozenset()
 PROMPTS = [[5, 17, 200, 3], [9], list(range(40, 71)), [300, 2, 300]]
+
+
+def complete(
+    model: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int],
+    keys: np.ndarray | None = None, samples: int = 1, **settings: Any,
+) -> list[Completion]:  # fmt: skip
+    return complete_on(Engine.of(model, **settings), prompts, replace(sampling, n=samples), stop_ids, keys)
 
 
 def test_greedy_equals_transformers(model: Decoder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +101,9 @@ def test_a_prompt_says_the_same_alone_and_in_a_batch(model: Decoder, sampling: S
         assert alone.finish_reason == together[i].finish_reason
 
 
-def test_batches_of_any_size_say_the_same(model: Decoder) -> None:
+def test_any_number_at_a_time_says_the_same(model: Decoder) -> None:
     whole = complete(model, PROMPTS, Sampling(seed=1, max_tokens=8), NO_STOP, samples=3)
-    parts = complete(model, PROMPTS, Sampling(seed=1, max_tokens=8), NO_STOP, samples=3, batch=3)
+    parts = complete(model, PROMPTS, Sampling(seed=1, max_tokens=8), NO_STOP, samples=3, most_running=4, most_tokens=9)
     assert [c.tokens for c in whole] == [c.tokens for c in parts]
 
 
@@ -147,16 +159,28 @@ def test_the_context_is_filled_and_not_exceeded(model: Decoder) -> None:
     assert {c.finish_reason for c in done} == {"length"}
 
 
-@pytest.mark.parametrize(("prompt", "what"), [([], "is empty"), ([1] * 64, "has 64 tokens")])
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [([], "is empty"), ([1] * 64, "has 64 tokens"), ([1, 384], "has id 384"), ([-1, 3], "has id -1")],
+)
 def test_a_prompt_that_cannot_be_read_is_refused(model: Decoder, prompt: list[int], what: str) -> None:
-    with pytest.raises(AthanorError, match=f"Prompt 2 {what}"):
-        list(decode(model, [[1], prompt], GREEDY, NO_STOP))
+    engine = Engine.of(model)
+    with pytest.raises(AthanorError, match=f"The prompt {what}"):
+        engine.submit(Request(prompt, GREEDY))
+    assert not engine.step()
 
 
 def test_events_come_a_step_at_a_time(model: Decoder) -> None:
-    events = list(decode(model, [[1], [2]], Sampling(seed=0, max_tokens=3), NO_STOP))
-    assert [event.request for event in events] == [0, 1] * 3
-    assert [event.finish_reason for event in events] == [None] * 4 + ["length"] * 2
+    engine = Engine.of(model)
+    events: list[tuple[int, Event]] = []
+    settings = Sampling(seed=0, max_tokens=3)
+
+    def take(number: int, event: Event) -> None:
+        events.append((number, event))
+
+    engine.answer([(Request([number + 1], settings), partial(take, number)) for number in range(2)])
+    assert [number for number, _ in events] == [0, 1] * 3
+    assert [event.finish_reason for _, event in events] == [None] * 4 + ["length"] * 2
 
 
 def test_what_is_drawn_follows_the_model(model: Decoder) -> None:

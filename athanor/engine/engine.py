@@ -1,0 +1,326 @@
+"""The engine: requests in, events out; whoever waits for an event does the next step for all.
+
+Requests join and leave at any step, prompts are read in parts between the tokens of others, and what a request says
+depends on nothing but itself: the rung's bits do not depend on company, and the noise is keyed by request and place.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import RLock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from athanor.base.errors import AthanorError
+from athanor.base.machine import available_memory
+from athanor.engine.handle import Handle, Stream
+from athanor.engine.requests import Completion, Event, Request, TokenLogprob, request_keys
+from athanor.engine.rung import Rung
+from athanor.engine.sampling import Sampling, draw
+from athanor.engine.scheduler import Answer, Scheduler
+from athanor.engine.text import StopText
+from athanor.engine.torch_rung import TorchRung
+from athanor.models.config import ModelConfig
+from athanor.models.decoder import Decoder
+from athanor.tokenizer import StreamDecoder, Tokenizer
+from athanor.tokenizer.foreign import ForeignTokenizer
+
+_SHARE_OF_MEMORY = 0.25  # of what is free, for keys and values; pages are only taken when they are written
+_MOST_CONTEXTS = 64
+
+
+class Engine:
+    """tokenizer: needed for events with text and for stop strings. blocks: of the cache, by default as many as fit into
+    a quarter of the free memory, at most 64 contexts. most_tokens: computed in a step, which is how long a token may
+    wait for others' prompts; most_running: answers at a time.
+    """
+
+    def __init__(
+        self,
+        rung: Rung,
+        config: ModelConfig,
+        tokenizer: Tokenizer | ForeignTokenizer | None = None,
+        *,
+        blocks: int | None = None,
+        most_tokens: int = 512,
+        most_running: int = 256,
+    ) -> None:
+        self.rung, self.config, self.tokenizer = rung, config, tokenizer
+        blocks = _default_blocks(rung, config) if blocks is None else blocks
+        rung.allocate(blocks)
+        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running)
+        self._lock = RLock()
+        self._abandoned: deque[Stream] = deque()
+        self._ended: list[Stream] = []
+        self._is_busy = False
+        self._arrivals = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: Decoder,
+        tokenizer: Tokenizer | ForeignTokenizer | None = None,
+        precision: str = "fp32",
+        *,
+        blocks: int | None = None,
+        most_tokens: int = 512,
+        most_running: int = 256,
+    ) -> Engine:
+        """On the best rung for this model."""
+        rung = TorchRung(model, precision)
+        return cls(rung, model.config, tokenizer, blocks=blocks, most_tokens=most_tokens, most_running=most_running)
+
+    def submit(self, request: Request, on_event: Callable[[Event], None] | None = None) -> Handle:
+        """Takes a request; its events come to the handle, or to `on_event`.
+
+        Raises AthanorError for one that this model or this cache cannot answer.
+        """
+        request.check(self.config)
+        sampling = request.sampling
+        if sampling.stop and self.tokenizer is None:
+            raise AthanorError("Stop strings need a tokenizer, which this engine does not have.")
+        limit = self.config.max_seq_len
+        self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens))
+        keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
+        stream = Stream(request, on_event)
+        with self._alone():
+            for index, key in enumerate(keys):
+                text = StopText(StreamDecoder(self.tokenizer), sampling.stop) if self.tokenizer else None
+                stream.answers.append(Answer(request, index, int(key), stream, text, self._arrivals, limit))
+                self._arrivals += 1
+            first, *others = stream.answers
+            first.others = others
+            self._scheduler.wait(first)
+        return Handle(self, stream)
+
+    def generate(self, requests: Iterable[Request]) -> list[list[Completion]]:
+        """All answers to all requests."""
+        asked = list(requests)
+        gathered = [[Completion() for _ in range(request.sampling.n)] for request in asked]
+        self.answer([(request, partial(_add, into)) for request, into in zip(asked, gathered, strict=True)])
+        return gathered
+
+    def answer(self, asked: Iterable[tuple[Request, Callable[[Event], None]]]) -> list[Handle]:
+        """Submits all and waits for them. If one fails or is refused, none goes on."""
+        handles: list[Handle] = []
+        try:
+            for request, on_event in asked:
+                handles.append(self.submit(request, on_event))
+            for handle in handles:
+                handle.wait()
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
+    def step(self, unless: Callable[[], bool] | None = None) -> bool:
+        """Computes the next tokens of all; whether there was anything to do. unless: asked before, for another thread
+        may have done what was waited for.
+        """
+        with self._alone():
+            if unless is not None and unless():
+                return True
+            work = self._scheduler.schedule()
+            if not work:
+                return False
+            try:
+                self._compute(work)
+            except BaseException as error:  # Ctrl-C too leaves answers between two states
+                for answer in work:
+                    answer.stream.failure = answer.stream.failure or _as_exception(error)
+                    self._ended.append(answer.stream)
+                if not isinstance(error, Exception):
+                    raise
+            return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time; what ends meanwhile, in a callback or where a stream is collected, ends afterwards."""
+        with self._lock:
+            before, self._is_busy = self._is_busy, True
+            try:
+                if not before:
+                    self._sweep()
+                yield
+            finally:
+                if not before:
+                    self._sweep()
+                self._is_busy = before
+
+    def cancel(self, stream: Stream) -> None:
+        """Ends a request, wherever it is; from within a step, at its end."""
+        with self._lock:
+            self._ended.append(stream)
+            with self._alone():
+                pass
+
+    def abandon(self, stream: Stream) -> None:
+        """As `cancel`, at the next step; may be called wherever a handle is collected."""
+        self._abandoned.append(stream)
+
+    def update_weights(self, model: Decoder) -> None:
+        """Takes over the weights of a model with the same configuration; requests under way go on with these."""
+        with self._alone():
+            self.rung.update_weights(model)
+            self._scheduler.start_over()
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks of the cache that no request has."""
+        with self._alone():
+            return self._scheduler.pool.available
+
+    @property
+    def blocks(self) -> int:
+        return self._scheduler.pool.n
+
+    @property
+    def preemptions(self) -> int:
+        """How often an answer was put aside for lack of memory."""
+        return self._scheduler.preemptions
+
+    def _sweep(self) -> None:
+        while self._abandoned:
+            self._end(self._abandoned.popleft())
+        while self._ended:
+            self._end(self._ended.pop())
+
+    def _end(self, stream: Stream) -> None:
+        answers, stream.answers = stream.answers, []
+        for answer in answers:
+            self._scheduler.remove(answer)
+        if stream.failure is None:
+            for answer in answers:
+                stream.put(Event(answer.index, -1, 0.0, finish_reason="cancelled"))
+
+    def _compute(self, work: dict[Answer, int]) -> None:
+        segments = [self._scheduler.segment(answer, n) for answer, n in work.items()]
+        logits = torch.from_numpy(self.rung.forward(segments))
+        writing, rows, row = [], [], 0
+        for (answer, n), segment in zip(work.items(), segments, strict=True):
+            if segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt):
+                self._note_prompt(answer, logits[row : row + n])
+            row += segment.wanted
+            self._scheduler.advance(answer, n)
+            if answer.pending:
+                continue
+            if not answer.said:
+                answer.stream.cached = answer.cached
+                for other in answer.others:
+                    self._scheduler.fork(answer, other)
+                others = [answer, *(other for other in answer.others if other.is_running)]
+                answer.others = []
+            else:
+                others = [answer]
+            writing += others
+            rows += [row - 1] * len(others)
+        if writing:
+            # A whole step's logits need not be copied where each is used once.
+            whole = len(rows) == len(logits) == row
+            self._say(writing, logits if whole else logits[torch.tensor(rows)])
+
+    def _note_prompt(self, answer: Answer, logits: Tensor) -> None:
+        start = answer.computed + 1
+        following = answer.tokens[start : start + len(logits)].astype(np.int64)
+        known = torch.log_softmax(logits[: len(following)], -1).gather(1, torch.from_numpy(following)[:, None])
+        answer.stream.prompt_logprobs += known.squeeze(1).tolist()
+
+    def _say(self, answers: Sequence[Answer], logits: Tensor) -> None:
+        """Draws a token for each answer from its row of logits, and tells it."""
+        wanted = logits
+        adjusted = [(row, a) for row, a in enumerate(answers) if a.adjustment.acts(a.said)]
+        if adjusted:
+            wanted = logits.clone()
+            for row, answer in adjusted:
+                answer.adjustment.apply(wanted[row], answer.said)
+        tokens = _draw(answers, wanted)
+        everything = torch.log_softmax(logits, -1)
+        logprobs = everything.gather(1, tokens[:, None]).squeeze(1).tolist()
+        for row, (answer, token, logprob) in enumerate(zip(answers, tokens.tolist(), logprobs, strict=True)):
+            top = _likeliest(everything[row], answer.request.sampling.logprobs)
+            self._tell(answer, token, logprob, top)
+
+    def _tell(self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...]) -> None:
+        stream, sampling = answer.stream, answer.request.sampling
+        if stream.failure is not None:
+            return
+        answer.push(token)
+        long_enough = answer.said >= sampling.min_tokens
+        reason, text = None, ""
+        if token in answer.stop_ids and long_enough:
+            reason = "stop"
+        elif answer.text is not None:
+            text, stopped = answer.text.push(token, long_enough)
+            reason = "stop" if stopped else None
+        if reason is None and (answer.said >= sampling.max_tokens or answer.length >= self.config.max_seq_len):
+            reason = "length"
+        if reason is not None and answer.text is not None and (token in answer.stop_ids or reason == "length"):
+            rest, stopped = answer.text.finish(long_enough)
+            text, reason = text + rest, "stop" if stopped else reason
+        if reason is not None:
+            self._scheduler.remove(answer)
+            stream.answers.remove(answer)
+        stream.put(Event(answer.index, token, logprob, text, reason, top))
+        if stream.failure is not None:
+            self._ended.append(stream)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else AthanorError("The engine was interrupted.")
+
+
+def _add(completions: list[Completion], event: Event) -> None:
+    completions[event.index].add(event)
+
+
+def complete(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    keys: np.ndarray | None = None,
+) -> list[Completion]:
+    """`sampling.n` answers to each prompt, in order. keys: (answers,) uint64, by default made from the seed and the
+    answer's number.
+    """
+    n = sampling.n
+    keys = request_keys(sampling.seed, len(prompts) * n) if keys is None else keys
+    answers = engine.generate(
+        Request(prompt, sampling, stop_ids, keys[i * n : i * n + n].tolist()) for i, prompt in enumerate(prompts)
+    )
+    return [answer for group in answers for answer in group]
+
+
+def _draw(answers: Sequence[Answer], logits: Tensor) -> Tensor:
+    """One token a row, (rows,) int64; rows with the same filters together."""
+    keys = np.array([answer.key for answer in answers], dtype=np.uint64)
+    said = np.array([answer.said for answer in answers])
+    kinds: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
+    for row, answer in enumerate(answers):
+        kinds[answer.filters].append(row)
+    if len(kinds) == 1:
+        return draw(logits, answers[0].request.sampling, keys, said)
+    tokens = torch.empty(len(answers), dtype=torch.int64)
+    for rows in kinds.values():
+        sampling = answers[rows[0]].request.sampling
+        tokens[torch.tensor(rows)] = draw(logits[torch.tensor(rows)], sampling, keys[rows], said[rows])
+    return tokens
+
+
+def _likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
+    if not n:
+        return ()
+    values, ids = logprobs.topk(min(n, len(logprobs)))
+    return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def _default_blocks(rung: Rung, config: ModelConfig) -> int:
+    context = -(-config.max_seq_len // rung.block_size)
+    affordable = int(available_memory() * _SHARE_OF_MEMORY) // rung.bytes_per_block
+    return max(context, min(_MOST_CONTEXTS * context, affordable))

@@ -1,0 +1,74 @@
+"""Computations whose result for a row does not depend on how many rows there are.
+
+Libraries choose another kernel, with another order of summation, for other numbers of rows: with torch 2.13 on a CPU, a
+product of 1, of 2 to 15 and of 16 or more rows may differ in the last bit, and where the limits lie depends on the
+processor, the shape and the number of threads. A tile of 16 rows is therefore the definition; another number of rows
+is used only after it has given the tile's bits once, on random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+TILE = 16
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Numbers of rows that are used: each new one costs a library the choice of a kernel."""
+
+Compute = Callable[[Tensor], Tensor]
+
+_known: dict[Hashable, bool] = {}
+
+
+class RowByRow:
+    """A computation that treats each row alone, the rows lying along `dim`.
+
+    trial: makes the computation, with random weights of the same shape and kind, and its input of so many rows.
+    key: what tells its kernels from those of others (shapes and types); the number of threads is added.
+    """
+
+    def __init__(self, trial: Callable[[int], tuple[Compute, Tensor]], key: Hashable, dim: int = 0) -> None:
+        self.trial, self.key, self.dim = trial, key, dim
+
+    def __call__(self, compute: Compute, rows: Tensor) -> Tensor:
+        n, dim = rows.shape[self.dim], self.dim
+        if self._holds(n):
+            return compute(rows)
+        larger = next((size for size in SIZES if n <= size and self._holds(size)), None)
+        if larger is not None:
+            return compute(pad_rows(rows, larger, dim)).narrow(dim, 0, n)
+        step = max(size for size in SIZES if size <= max(n, TILE) and self._holds(size))
+        return torch.cat([self(compute, part) for part in rows.split(step, dim)], dim)
+
+    def _holds(self, n: int) -> bool:
+        if n == TILE:
+            return True
+        if n not in SIZES:
+            return False
+        key = (self.key, torch.get_num_threads(), n)
+        if key not in _known:
+            dim = self.dim
+            compute, rows = self.trial(max(n, TILE))
+            parts = [(pad_rows(part, TILE, dim), part.shape[dim]) for part in rows.split(TILE, dim)]
+            tiles = torch.cat([compute(part).narrow(dim, 0, m) for part, m in parts], dim)
+            _known[key] = torch.equal(compute(rows.narrow(dim, 0, n).contiguous()), tiles.narrow(dim, 0, n))
+        return _known[key]
+
+
+def pad_rows(rows: Tensor, n: int, dim: int = 0) -> Tensor:
+    """`rows` with zeros behind them, n in all."""
+    if rows.shape[dim] == n:
+        return rows
+    shape = list(rows.shape)
+    shape[dim] = n
+    padded = rows.new_zeros(shape)
+    padded.narrow(dim, 0, rows.shape[dim]).copy_(rows)
+    return padded
+
+
+def random_numbers(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+    """Normal, always the same for the same shape; no generator of anyone else is touched."""
+    generator = torch.Generator().manual_seed(len(shape))
+    return torch.randn(shape, generator=generator).to(device or "cpu", dtype)

@@ -1,0 +1,225 @@
+"""Which tokens are computed in the next step, and where their keys and values go.
+
+Answers that are being written go first, a token each; what is left of the step's tokens goes to prompts, in parts if
+they are long, in the order of arrival. When blocks run out, the answer that came last is put aside with its cache
+(bit for bit: nothing is computed twice) and comes back as soon as there is
+room.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect, insort
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from athanor.base.errors import AthanorError
+from athanor.engine.blocks import BlockPool, Node
+from athanor.engine.requests import Request
+from athanor.engine.rung import Rung, Segment
+from athanor.engine.sampling import Adjustment
+from athanor.engine.text import StopText
+
+if TYPE_CHECKING:
+    from athanor.engine.handle import Stream
+
+
+class Answer:
+    """One answer under way. tokens: (n,) int32, prompt and what was said; computed: how many of them are in the cache.
+
+    stream: where its events go. saved: its blocks' contents while it is put aside. others: answers to the same prompt,
+    which start when this one has read it.
+    """
+
+    def __init__(
+        self, request: Request, index: int, key: int, stream: Stream, text: StopText | None, arrival: int, limit: int
+    ) -> None:
+        sampling = request.sampling
+        self.request, self.index, self.key, self.stream, self.text = request, index, key, stream, text
+        self.arrival = arrival
+        self.n_prompt = len(request.prompt)
+        self.longest = min(limit, self.n_prompt + sampling.max_tokens)
+        self._tokens = np.empty(self.longest, dtype=np.int32)
+        self._tokens[: self.n_prompt] = request.prompt
+        self.length, self.computed, self.entered = self.n_prompt, 0, 0
+        self.blocks: list[int] = []
+        self.node: Node = -1
+        self.saved: np.ndarray | None = None
+        self.is_running = False
+        self.cached = 0  # tokens of the prompt that did not have to be computed
+        self.others: list[Answer] = []
+        self.stop_ids = request.stop_ids | frozenset(sampling.stop_ids)
+        self.adjustment = Adjustment(sampling, request.prompt, self.stop_ids)
+        self.filters = sampling.filters
+
+    def __lt__(self, other: Answer) -> bool:
+        return self.arrival < other.arrival
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._tokens[: self.length]
+
+    @property
+    def pending(self) -> int:
+        return self.length - self.computed
+
+    @property
+    def said(self) -> int:
+        return self.length - self.n_prompt
+
+    def push(self, token: int) -> None:
+        self._tokens[self.length] = token
+        self.length += 1
+        self.adjustment.push(token)
+
+
+class Scheduler:
+    """most_tokens: computed in a step; most_running: answers in it."""
+
+    def __init__(self, rung: Rung, blocks: int, most_tokens: int, most_running: int) -> None:
+        self.rung, self.pool = rung, BlockPool(blocks, rung.block_size)
+        self.most_tokens, self.most_running = most_tokens, most_running
+        self.waiting: deque[Answer] = deque()
+        self.running: list[Answer] = []
+        self.preemptions = 0
+
+    def check(self, longest: int) -> None:
+        """Raises AthanorError for an answer that would not fit even alone."""
+        if self._blocks_for(longest) > self.pool.n:
+            places = self.pool.n * self.pool.block_size
+            raise AthanorError(
+                f"Prompt and answer may take {longest} tokens; the cache holds {places}.",
+                "Ask for fewer tokens, or give the engine more memory.",
+            )
+
+    def _blocks_for(self, places: int) -> int:
+        return -(-places // self.pool.block_size)
+
+    def schedule(self) -> dict[Answer, int]:
+        """Answers and how many of their tokens are computed now; all of them have their blocks."""
+        work: dict[Answer, int] = {}
+        for answer in sorted(self.running, key=lambda answer: answer.pending > 1):  # those that write first
+            if answer.is_running:
+                self._add(answer, work)
+        while self.waiting and len(self.running) < self.most_running and sum(work.values()) < self.most_tokens:
+            if not self._admit(self.waiting[0]):
+                break
+            answer = self.waiting.popleft()
+            answer.is_running = True
+            insort(self.running, answer)
+            self._add(answer, work)
+        return work
+
+    def _add(self, answer: Answer, work: dict[Answer, int]) -> None:
+        n = min(answer.pending, self.most_tokens - sum(work.values()))
+        if n and self._make_room(answer, n, work):
+            work[answer] = n
+
+    def _make_room(self, answer: Answer, n: int, work: dict[Answer, int]) -> bool:
+        """Gives the answer blocks for n more tokens; those that came last are put aside for it."""
+        needed = self._blocks_for(answer.computed + n) - len(answer.blocks)
+        while needed > self.pool.available:
+            last = self.running[-1]
+            self._put_aside(last)
+            work.pop(last, None)
+            if last is answer:
+                return False
+        answer.blocks += self.pool.take(needed)
+        return True
+
+    def _put_aside(self, answer: Answer) -> None:
+        self.preemptions += 1
+        if answer.computed:
+            answer.saved = self.rung.read_blocks(answer.blocks[: self._blocks_for(answer.computed)])
+        self._drop_blocks(answer)
+        self._stop_running(answer)
+        self.wait(answer)
+
+    def wait(self, answer: Answer) -> None:
+        """Puts it among those that wait, by arrival."""
+        place = bisect(self.waiting, answer)
+        self.waiting.insert(place, answer)
+
+    def _admit(self, answer: Answer) -> bool:
+        """Whether there is room for all that it has so far, and a block for each that runs; then it has a beginning of
+        it: what was put aside, or what others have computed.
+        """
+        spare = len(self.running)
+        if answer.saved is not None:
+            if self._blocks_for(answer.length) + spare > self.pool.available:
+                return False
+            answer.blocks = self.pool.take(len(answer.saved))
+            self.rung.write_blocks(answer.blocks, answer.saved)
+            answer.saved = None
+            return True
+        node, found = self.pool.root(answer.request.salt), list[int]()
+        if not answer.request.sampling.prompt_logprobs:
+            node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
+        if self._blocks_for(answer.length) - len(found) + spare > self.pool.available:
+            self.pool.release(found)
+            return False
+        answer.node, answer.blocks, answer.entered = node, found, len(found)
+        answer.computed = answer.cached = len(found) * self.pool.block_size
+        return True
+
+    def advance(self, answer: Answer, n: int) -> None:
+        """Notes that n more tokens are in the cache; full blocks become known to others."""
+        answer.computed += n
+        size = self.pool.block_size
+        while (end := (answer.entered + 1) * size) <= answer.computed:
+            ids = answer.tokens[end - size : end]
+            answer.node = self.pool.enter(answer.node, ids, answer.blocks[answer.entered])
+            answer.entered += 1
+
+    def fork(self, answer: Answer, other: Answer) -> None:
+        """Lets `other`, with the same prompt, go on where `answer` stands; it waits if there is no room."""
+        full = answer.computed // self.pool.block_size
+        rest = answer.computed % self.pool.block_size
+        if len(self.running) >= self.most_running or self.pool.available < 1 + len(self.running):
+            self.wait(other)
+            return
+        other.blocks = answer.blocks[:full]
+        self.pool.share(other.blocks)
+        if rest:
+            (block,) = self.pool.take(1)
+            self.rung.copy_block(answer.blocks[full], block)
+            other.blocks = [*other.blocks, block]
+        other.node, other.entered, other.computed = answer.node, answer.entered, answer.computed
+        other.cached = other.computed
+        other.is_running = True
+        insort(self.running, other)
+
+    def remove(self, answer: Answer) -> None:
+        """Frees all that it has, wherever it is."""
+        if answer.is_running:
+            self._stop_running(answer)
+        elif answer in self.waiting:
+            self.waiting.remove(answer)
+        self._drop_blocks(answer)
+        answer.saved = None
+
+    def _stop_running(self, answer: Answer) -> None:
+        answer.is_running = False
+        self.running.remove(answer)
+
+    def _drop_blocks(self, answer: Answer) -> None:
+        self.pool.release(answer.blocks)
+        answer.blocks = []
+
+    def start_over(self) -> None:
+        """After a change of weights: nothing that was computed counts any longer."""
+        self.pool.forget()
+        for answer in [*self.running, *self.waiting]:
+            self._drop_blocks(answer)
+            answer.saved, answer.computed, answer.entered = None, 0, 0
+            answer.node = self.pool.root(answer.request.salt)
+
+    def segment(self, answer: Answer, n: int) -> Segment:
+        """The next n tokens of an answer; logits where a token follows, or everywhere in a prompt that wants them."""
+        start, end = answer.computed, answer.computed + n
+        blocks = np.array(answer.blocks[: self._blocks_for(end)], dtype=np.int32)
+        wanted = int(end == answer.length)
+        if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
+            wanted = n
+        return Segment(answer.tokens[start:end], start, blocks, wanted)

@@ -1,0 +1,158 @@
+"""The first rung: the model of `athanor.models` over a paged cache, with stock torch operations.
+
+It runs every decoder family and keeps the law of all rungs by computing row by row (`same_bits`): products are packed,
+attention goes over lengths that depend on a token's place alone, and the tokens of a step are padded to a number of
+rows at which elementwise operations are not cut within a vector. Frequencies that depend on the length of the text
+(dynamic and long rotary scaling) are those of the whole context, as vLLM and llama.cpp have it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from athanor.engine.packed_model import packed
+from athanor.engine.paged_attention import PagedLayer, Scratch, groups
+from athanor.engine.rung import Segment
+from athanor.engine.same_bits import SIZES
+from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, MoeConfig
+from athanor.models.decoder import Decoder
+from athanor.models.position_config import RopeConfig
+from athanor.models.precision import autocast
+
+_BLOCK = 16
+_VECTOR = 32  # elements: two AVX-512 registers, which torch's loops handle at a time
+_GRAIN = 32_768  # elements below which torch does not use another thread
+
+
+class TorchRung:
+    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does."""
+
+    block_size = _BLOCK
+
+    def __init__(self, model: Decoder, precision: str = "fp32") -> None:
+        self.config, self.precision = model.config, precision
+        self.device = next(model.parameters()).device
+        with autocast(precision, self.device):
+            enabled = torch.is_autocast_enabled(self.device.type)
+            self._products = torch.get_autocast_dtype(self.device.type) if enabled else None
+        self._cached = self._products or next(model.parameters()).dtype
+        self._model = packed(model, self._products)
+        self._heads = max(layer.attention.n_heads for layer in self.config.layers)
+        self._widths = _widths(self.config)
+        self._stretches = any(_depends_on_length(layer) for layer in self.config.layers)
+        self._layers: list[PagedLayer] = []
+        self._blocks = 0
+        element = torch.empty((), dtype=self._cached).element_size()
+        numbers = sum(
+            a.n_kv_heads * (a.key_dim + a.value_dim) for a in (layer.attention for layer in self.config.layers)
+        )
+        self.bytes_per_block = self.block_size * numbers * element
+
+    def allocate(self, blocks: int) -> None:
+        self._blocks, scratch = blocks, Scratch(self.device)
+        self._layers = [
+            PagedLayer(layer.attention, blocks, self.block_size, self._cached, scratch, self.device)
+            for layer in self.config.layers
+        ]
+
+    def update_weights(self, model: Decoder) -> None:
+        self._model = packed(model, self._products)
+
+    @torch.inference_mode()
+    def forward(self, segments: Sequence[Segment]) -> np.ndarray:
+        tokens = np.concatenate([segment.tokens for segment in segments]).astype(np.int64)
+        places = np.concatenate([np.arange(s.start, s.start + len(s.tokens)) for s in segments])
+        blocks = np.concatenate([s.blocks[np.arange(s.start, s.start + len(s.tokens)) // _BLOCK] for s in segments])
+        n, rows = len(tokens), self._rows(len(tokens))
+        slots = torch.from_numpy(blocks.astype(np.int64) * _BLOCK + places % _BLOCK).to(self.device)
+        fresh = torch.from_numpy(blocks[places % _BLOCK == 0].astype(np.int64)).to(self.device)
+        about = groups(segments, self._heads, _BLOCK, self._blocks, self.device)
+        for layer in self._layers:
+            layer.begin(about, slots, fresh)
+        last = self.config.max_seq_len - 1 if self._stretches else 0
+        padded_tokens, padded_places = np.zeros(rows, dtype=np.int64), np.full(rows, last)
+        padded_tokens[:n], padded_places[:n] = tokens, places
+        wanted = _wanted(segments)
+        with autocast(self.precision, self.device):
+            hidden = self._model.hidden(
+                torch.from_numpy(padded_tokens)[None].to(self.device),
+                positions=torch.from_numpy(padded_places)[None].to(self.device),
+                cache=self._layers,
+            )[0]
+            if not len(wanted):
+                return np.empty((0, self.config.vocab_size), dtype=np.float32)
+            chosen = self._padded(hidden[torch.from_numpy(wanted).to(self.device)])
+            return self._model.logits(chosen)[: len(wanted)].float().cpu().numpy()
+
+    def _rows(self, n: int) -> int:
+        """How many rows n tokens are computed as; one more where the last shows how long a text can be."""
+        n += self._stretches
+        for size in SIZES:
+            if size >= n and all(_whole_vectors(size * width) for width in self._widths):
+                return size
+        step = math.lcm(SIZES[-1], *(_VECTOR // math.gcd(_VECTOR, width) for width in self._widths))
+        return -(-n // step) * step
+
+    def _padded(self, states: Tensor) -> Tensor:
+        rows = self._rows(len(states))
+        return torch.cat([states, states[-1:].expand(rows - len(states), -1)]) if rows > len(states) else states
+
+    def copy_block(self, source: int, target: int) -> None:
+        for layer in self._layers:
+            for part in (layer.keys, layer.values):
+                part[:, target] = part[:, source]
+
+    @torch.inference_mode()
+    def read_blocks(self, blocks: Sequence[int]) -> np.ndarray:
+        chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
+        parts = [part.index_select(1, chosen).transpose(0, 1).flatten(1) for part in self._parts()]
+        return torch.cat(parts, 1).cpu().contiguous().view(torch.uint8).numpy()
+
+    @torch.inference_mode()
+    def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
+        chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
+        rows = torch.from_numpy(data).view(self._cached).to(self.device)
+        parts = self._parts()
+        for part, new in zip(parts, rows.split([part.shape[0] * part.shape[2] for part in parts], 1), strict=True):
+            part.index_copy_(1, chosen, new.view(len(rows), part.shape[0], -1).transpose(0, 1))
+
+    def _parts(self) -> list[Tensor]:
+        return [part for layer in self._layers for part in (layer.keys, layer.values)]
+
+
+def _wanted(segments: Sequence[Segment]) -> np.ndarray:
+    """Rows of the tokens whose logits are asked for."""
+    ends = np.cumsum([len(segment.tokens) for segment in segments])
+    found = [np.arange(end - segment.wanted, end) for segment, end in zip(segments, ends.tolist(), strict=True)]
+    return np.concatenate(found).astype(np.int64)
+
+
+def _whole_vectors(elements: int) -> bool:
+    """Whether torch cuts so many elements between vectors alone: what is left over of one is computed by other code,
+    whose exponentials differ in the last bit.
+    """
+    threads = min(torch.get_num_threads(), -(-elements // _GRAIN))
+    return elements % _VECTOR == 0 and (threads == 1 or -(-elements // threads) % _VECTOR == 0)
+
+
+def _widths(config: ModelConfig) -> set[int]:
+    """Of what activations are applied to, and of the states."""
+    found = {config.d_model}
+    for layer in config.layers:
+        if isinstance(layer.mlp, MoeConfig):
+            found |= {layer.mlp.shared.d_ff} if layer.mlp.shared else set()
+        else:
+            found.add(layer.mlp.d_ff)
+    return found
+
+
+def _depends_on_length(layer: LayerConfig) -> bool:
+    place = layer.attention.position
+    if not isinstance(place, RopeConfig) or place.scaling is None:
+        return False
+    return isinstance(layer.attention, AttentionConfig) and place.scaling.kind in ("dynamic", "longrope")

@@ -1,0 +1,353 @@
+"""One engine for many requests: what each says is its own, memory comes back, whatever happens to the others."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from athanor.base.errors import AthanorError
+from athanor.engine.engine import Engine
+from athanor.engine.handle import Handle
+from athanor.engine.requests import Completion, Event, Request, gather
+from athanor.engine.sampling import Sampling
+from athanor.engine.text import StopText
+from athanor.models.decoder import Decoder
+from athanor.tokenizer import Tokenizer
+from tests.engine.conftest import random_model
+
+STOPS = frozenset(range(0, 380, 150))
+
+
+@pytest.fixture(scope="module")
+def long_model() -> Decoder:
+    return random_model(5, max_seq_len=400)
+
+
+def requests(n: int, longest: int = 120, seed: int = 0) -> list[Request]:
+    """Mixed prompts and settings; some share a long beginning."""
+    rng = np.random.default_rng(seed)
+    shared = rng.integers(0, 384, 60).tolist()
+    made = []
+    for i in range(n):
+        own = rng.integers(0, 384, int(rng.integers(1, longest))).tolist()
+        sampling = Sampling(
+            temperature=float(rng.choice([0.0, 0.7, 1.3])),
+            top_k=int(rng.choice([0, 20])),
+            repetition_penalty=float(rng.choice([1.0, 1.2])),
+            max_tokens=int(rng.integers(1, 100)),
+            seed=i,
+            n=int(rng.choice([1, 1, 1, 3])),
+        )
+        made.append(Request(shared + own if rng.random() < 0.5 else own, sampling, STOPS))
+    return made
+
+
+def tokens(completions: Sequence[Completion]) -> list[list[int]]:
+    return [completion.tokens for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def expected(long_model: Decoder) -> list[list[list[int]]]:
+    """What each of requests(16) says alone."""
+    return alone(long_model, requests(16))
+
+
+def alone(model: Decoder, some: Sequence[Request]) -> list[list[list[int]]]:
+    return [tokens(Engine.of(model).generate([request])[0]) for request in some]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"most_tokens": 7},
+        {"most_running": 3},
+        {"blocks": 27},
+        {"blocks": 27, "most_tokens": 33},
+    ],
+    ids=["together", "chunked", "queued", "pre-empted", "pre-empted and chunked"],
+)
+def test_what_is_said_is_the_same_as_alone(
+    long_model: Decoder, expected: list[list[list[int]]], settings: dict[str, Any]
+) -> None:
+    some = requests(16)
+    engine = Engine.of(long_model, **settings)
+    said = engine.generate(some)
+    assert [tokens(each) for each in said] == expected
+    assert engine.free_blocks == engine.blocks
+    assert (engine.preemptions > 0) == ("blocks" in settings)
+    again = engine.generate(some)  # every beginning is in the cache now
+    assert [[c.logprobs for c in each] for each in again] == [[c.logprobs for c in each] for each in said]
+
+
+def test_a_known_beginning_is_not_read_again(long_model: Decoder) -> None:
+    engine = Engine.of(long_model)
+    prompt, settings = list(range(300)), Sampling(max_tokens=4, seed=1)
+    first = engine.submit(Request(prompt, settings))
+    expected = tokens(first.result())
+    second = engine.submit(Request(prompt, settings))
+    assert tokens(second.result()) == expected
+    assert (first.cached_tokens, second.cached_tokens) == (0, 288)
+    other = engine.submit(Request(prompt, settings, salt="another tenant"))
+    assert tokens(other.result()) == expected
+    assert other.cached_tokens == 0
+
+
+def test_requests_join_and_leave_at_any_step(long_model: Decoder, expected: list[list[list[int]]]) -> None:
+    some = requests(16)
+    engine = Engine.of(long_model, most_tokens=50)
+    rng, events = np.random.default_rng(3), [list[Event]() for _ in some]
+    handles = []
+    for i, request in enumerate(some):
+        handles.append(engine.submit(request, events[i].append))
+        for _ in range(int(rng.integers(0, 6))):
+            engine.step()
+    for handle in handles:
+        handle.wait()
+    said = [tokens(gather(each, request.sampling.n)) for each, request in zip(events, some, strict=True)]
+    assert said == expected
+
+
+def test_a_soak_leaves_nothing_behind(long_model: Decoder) -> None:
+    """Arrivals, cancellations, abandoned handles, failing callbacks and short memory, in random order."""
+    rng = np.random.default_rng(11)
+    some = requests(40, seed=4)
+    engine = Engine.of(long_model, blocks=40, most_tokens=64, most_running=12)
+    kept: dict[int, tuple[Handle, list[Event]]] = {}
+    waiting = list(enumerate(some))
+    failing = 0
+    while waiting or any(not handle.is_done for handle, _ in kept.values()):
+        if waiting and rng.random() < 0.5:
+            number, request = waiting.pop()
+            fate = rng.choice(["kept", "cancelled", "abandoned", "fails"], p=[0.55, 0.15, 0.15, 0.15])
+            if fate == "kept":
+                events: list[Event] = []
+                kept[number] = engine.submit(request, events.append), events
+            elif fate == "abandoned":
+                handle = engine.submit(request)
+                iterator = iter(handle)
+                if rng.random() < 0.5:
+                    next(iterator)
+                del iterator, handle
+            elif fate == "cancelled":
+                handle = engine.submit(request)
+                for _ in range(int(rng.integers(0, 8))):
+                    engine.step()
+                handle.cancel()
+                assert handle.is_done
+            else:
+                failing += 1
+                refused = engine.submit(request, _fail)
+                with pytest.raises(AthanorError, match="the caller's fault"):
+                    refused.wait()
+        engine.step()
+        gc.collect(0)
+    assert failing
+    assert engine.preemptions
+    assert engine.free_blocks == engine.blocks
+    assert not any(engine._scheduler.pool._owners)
+    said = [tokens(gather(events, some[number].sampling.n)) for number, (_, events) in kept.items()]
+    assert said == alone(long_model, [some[number] for number in kept])
+
+
+def _fail(event: Event) -> None:
+    raise RuntimeError("the caller's fault")
+
+
+@pytest.mark.parametrize("steps", [0, 2, 20], ids=["queued", "reading", "writing"])
+def test_cancelling_frees_everything_at_once(long_model: Decoder, steps: int) -> None:
+    engine = Engine.of(long_model, most_tokens=40)
+    free = engine.free_blocks
+    handle = engine.submit(Request(list(range(200)), Sampling(max_tokens=150, seed=0, n=2)))
+    for _ in range(steps):
+        engine.step()
+    assert (engine.free_blocks < free) == (steps > 0)
+    handle.cancel()
+    assert engine.free_blocks == free
+    assert [c.finish_reason for c in handle.result()] == ["cancelled"] * 2
+    assert not engine.step()
+
+
+def test_a_thousand_requests_at_once(model: Decoder) -> None:
+    engine = Engine.of(model)
+    some = [Request([i % 384, 7], Sampling(seed=i, max_tokens=2)) for i in range(1000)]
+    said = engine.generate(some)
+    assert {len(c.tokens) for (c,) in said} == {2}
+    assert [tokens(said[i]) for i in (0, 500, 999)] == alone(model, [some[i] for i in (0, 500, 999)])
+    assert engine.free_blocks == engine.blocks
+
+
+def test_asynchronous_use(long_model: Decoder, expected: list[list[list[int]]]) -> None:
+    some = requests(16)
+    engine = Engine.of(long_model)
+
+    async def say(request: Request) -> list[list[int]]:
+        events = [event async for event in engine.submit(request)]
+        return tokens(gather(events, request.sampling.n))
+
+    async def leave() -> None:
+        async for _ in engine.submit(Request([1, 2, 3], Sampling(max_tokens=300, seed=0))):
+            break
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*map(say, some), leave())
+
+    said = asyncio.run(all_of_them())
+    assert said[:-1] == expected
+    gc.collect()
+    assert engine.free_blocks == engine.blocks
+
+
+def test_use_from_several_threads(long_model: Decoder, expected: list[list[list[int]]]) -> None:
+    some = requests(16)
+    engine = Engine.of(long_model)
+    said: dict[int, list[list[int]]] = {}
+
+    def say(number: int) -> None:
+        said[number] = tokens(engine.submit(some[number]).result())
+
+    threads = [threading.Thread(target=say, args=(i,)) for i in range(len(some))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [said[i] for i in range(len(some))] == expected
+
+
+def test_a_rung_that_fails_fails_its_requests_and_no_other(
+    long_model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.of(long_model)
+    handle = engine.submit(Request([1, 2], Sampling(max_tokens=50, seed=0)))
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.rung, "forward", lambda _: 1 / 0)
+        with pytest.raises(AthanorError, match="ZeroDivisionError"):
+            handle.result()
+    assert engine.free_blocks == engine.blocks
+    assert tokens(engine.submit(Request([1, 2], Sampling(max_tokens=3, seed=0))).result())
+
+
+def test_new_weights_count_for_what_is_under_way(long_model: Decoder) -> None:
+    other = random_model(6, max_seq_len=400)
+    engine = Engine.of(long_model)
+    request = Request(list(range(100)), Sampling(temperature=0, max_tokens=30))
+    expected = alone(other, [request])[0]
+    engine.generate([request])
+    engine.update_weights(other)
+    assert tokens(engine.generate([request])[0]) == expected, "nothing of the old weights is in the cache"
+    handle = engine.submit(request)
+    for _ in range(5):
+        engine.step()
+    engine.update_weights(long_model)
+    said = handle.result()[0].tokens
+    assert said[:4] == expected[0][:4]
+    follow = replace(request, prompt=[*request.prompt, *said[:5]], sampling=Sampling(temperature=0, max_tokens=25))
+    assert said[5:] == alone(long_model, [follow])[0][0]
+    assert engine.free_blocks == engine.blocks
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(long_model: Decoder) -> None:
+    engine = Engine.of(long_model, blocks=5)
+    with pytest.raises(AthanorError, match="may take 90 tokens; the cache holds 80"):
+        engine.submit(Request([1] * 50, Sampling(max_tokens=40)))
+    with pytest.raises(AthanorError, match="stop_ids"):
+        engine.submit(Request([1], Sampling(stop_ids=(384,))))
+    with pytest.raises(AthanorError, match="2 keys were given for 1"):
+        engine.submit(Request([1], keys=[1, 2]))
+    with pytest.raises(AthanorError, match="tokenizer"):
+        engine.submit(Request([1], Sampling(stop=("x",))))
+
+
+@pytest.mark.parametrize("most_tokens", [512, 13])
+def test_logprobs_of_prompt_and_alternatives(long_model: Decoder, most_tokens: int) -> None:
+    prompt = list(range(5, 60))
+    engine = Engine.of(long_model, most_tokens=most_tokens)
+    engine.generate([Request(prompt, Sampling(max_tokens=1, seed=0))])
+    handle = engine.submit(Request(prompt, Sampling(max_tokens=6, seed=0, logprobs=3, prompt_logprobs=True)))
+    said = handle.result()[0]
+    with torch.no_grad():
+        expected = torch.log_softmax(long_model(torch.tensor([prompt + said.tokens]))[0], -1)
+    of_prompt = expected[: len(prompt) - 1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+    np.testing.assert_allclose(handle.prompt_logprobs, of_prompt.numpy(), atol=1e-4)
+    top = expected[len(prompt) - 1 : -1].topk(3)
+    assert [[t.token for t in each] for each in said.top] == top.indices.tolist()
+    np.testing.assert_allclose([[t.logprob for t in each] for each in said.top], top.values.numpy(), atol=1e-4)
+
+
+def test_one_that_is_refused_lets_none_go_on(long_model: Decoder) -> None:
+    engine = Engine.of(long_model)
+    with pytest.raises(AthanorError, match="is empty"):
+        engine.generate([Request([1, 2]), Request([])])
+    assert not engine.step()
+
+
+def test_stop_ids_and_least_length(long_model: Decoder) -> None:
+    free = Engine.of(long_model).generate([Request([3], Sampling(temperature=0, max_tokens=30))])[0][0].tokens
+    stop = Sampling(temperature=0, max_tokens=30, stop_ids=(free[4],))
+    said = Engine.of(long_model).generate([Request([3], stop)])[0][0]
+    assert (said.tokens, said.finish_reason) == (free[: free.index(free[4]) + 1], "stop")
+    longer = Engine.of(long_model).generate([Request([3], replace(stop, min_tokens=20))])[0][0]
+    assert len(longer.tokens) >= 20
+    assert free[4] not in longer.tokens[:19]
+
+
+def test_stop_strings_end_text_across_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine.of(model, tokenizer)
+    settings = Sampling(temperature=1.0, top_p=1.0, seed=3, max_tokens=50, allowed_tokens=tuple(range(97, 123)))
+    free = engine.generate([Request([1], settings)])[0][0]
+    assert len(free.text) == 50
+    stop = free.text[20:23]
+    shown = ""
+    for event in engine.submit(Request([1], replace(settings, stop=("never there", stop)))):
+        shown += event.text
+        assert not any(shown.endswith(stop[:n]) for n in (1, 2, 3)) or event.finish_reason or shown in free.text
+    place = free.text.index(stop)
+    assert shown == free.text[:place]
+    assert event.finish_reason == "stop"
+    late = engine.generate([Request([1], replace(settings, stop=(free.text[0],), min_tokens=5))])[0][0]
+    assert late.text.startswith(free.text[:4])
+
+
+class Letters:
+    """One text a token."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def push(self, token_id: int) -> str:
+        return self.texts[token_id]
+
+    def finish(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("texts", "stop", "shown", "stops"),
+    [
+        (["a", "b", "STO", "P", "c"], ["STOP"], ["a", "b", "", ""], True),
+        (["a", "ST", "x", "STOPPED"], ["STOP"], ["a", "", "STx", ""], True),
+        (["ab", "ab", "aab"], ["abaab"], ["", "ab", ""], True),
+        (["one ST"], ["STOP"], ["one ", "ST"], False),
+        (["x|", "|y"], ["||", "|y"], ["x", ""], True),
+    ],
+)
+def test_no_part_of_a_stop_string_is_shown(texts: list[str], stop: list[str], shown: list[str], stops: bool) -> None:
+    text = StopText(Letters(texts), stop)
+    given, stopped = [], False
+    for token in range(len(texts)):
+        part, stopped = text.push(token)
+        given.append(part)
+        if stopped:
+            break
+    if not stopped:
+        given.append(text.finish()[0])
+    assert (given, stopped) == (shown, stops)

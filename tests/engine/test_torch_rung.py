@@ -1,0 +1,178 @@
+"""The first rung: the logits of the whole forward pass, with the same bits however the work is cut, shared and laid
+out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from athanor.base.errors import ModelError
+from athanor.engine.paged_attention import attended
+from athanor.engine.rung import Segment
+from athanor.engine.torch_rung import TorchRung
+from athanor.models.build import build
+from athanor.models.config import (
+    AttentionConfig,
+    HeadConfig,
+    LatentAttentionConfig,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    MoeConfig,
+    NormConfig,
+)
+from athanor.models.decoder import Decoder
+from athanor.models.position_config import Alibi, RelativeBias, RopeConfig, RopeScaling
+from athanor.models.precision import autocast
+
+PLAIN = AttentionConfig(4, 2, 8, qk_norm="head")
+LAYERS: dict[str, LayerConfig] = {
+    "grouped": LayerConfig(PLAIN, MlpConfig(48)),
+    "one head": LayerConfig(AttentionConfig(1, 1, 16), MlpConfig(40, gated=False, activation="gelu")),
+    "window": LayerConfig(AttentionConfig(4, 2, 8, window=11), MlpConfig(48)),
+    "soft cap": LayerConfig(AttentionConfig(4, 2, 8, soft_cap=5.0), MlpConfig(48, activation="gelu_tanh")),
+    "ALiBi": LayerConfig(AttentionConfig(4, 4, 8, Alibi()), MlpConfig(48)),
+    "scaled ALiBi": LayerConfig(AttentionConfig(4, 4, 8, Alibi(scaled=True)), MlpConfig(48)),
+    "latent": LayerConfig(LatentAttentionConfig(4, 16, 8, 4, 6), MlpConfig(48)),
+    "experts": LayerConfig(PLAIN, MoeConfig(8, 2, MlpConfig(24), shared=MlpConfig(24))),
+    "dynamic": LayerConfig(
+        AttentionConfig(4, 2, 8, RopeConfig(scaling=RopeScaling("dynamic", 2.0, original_length=300))), MlpConfig(48)
+    ),
+    "parallel": LayerConfig(PLAIN, MlpConfig(48), norm=NormConfig(1e-5, "layer", True), placement="parallel"),
+}
+TOKENS = np.random.default_rng(0).integers(0, 384, (8, 300)).astype(np.int32)
+
+
+def made(layer: LayerConfig, **changes: Any) -> Decoder:
+    config = ModelConfig(384, 32, 300, (layer, layer), head=HeadConfig(tied=False))
+    model = build(dataclasses.replace(config, **changes), seed=2)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    return model.eval()
+
+
+def rung_of(model: Decoder, precision: str = "fp32") -> TorchRung:
+    rung = TorchRung(model, precision)
+    rung.allocate(240)
+    return rung
+
+
+def places(number: int, seed: int = 0) -> np.ndarray:
+    """Blocks for sequence `number`: 20 of its own, scattered."""
+    return np.random.default_rng(seed).permutation(240)[20 * number : 20 * number + 20].astype(np.int32)
+
+
+def segment(number: int, start: int, n: int, seed: int, wanted: int) -> Segment:
+    blocks = places(number, seed)[: -(-(start + n) // 16)]
+    return Segment(TOKENS[number, start : start + n], start, blocks, wanted)
+
+
+def whole(rung: TorchRung, number: int, n: int) -> np.ndarray:
+    return rung.forward([segment(number, 0, n, 0, n)]).copy()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_logits_are_those_of_the_whole_forward_pass(name: str) -> None:
+    model = made(LAYERS[name])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(TOKENS[:1].astype(np.int64)))[0].numpy()
+    np.testing.assert_allclose(whole(rung_of(model), 0, 300), expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_bits_do_not_depend_on_cuts_company_or_blocks(name: str, precision: str) -> None:
+    rung = rung_of(made(LAYERS[name]), precision)
+    alone = [whole(rung, number, 150) for number in range(6)]
+    rng = np.random.default_rng(1)
+    starts = [0] * 6
+    seen = 0
+    while any(start < 150 for start in starts):
+        chosen = [i for i in range(6) if starts[i] < 150 and rng.random() < 0.7]
+        cuts = [min(int(rng.choice([1, 1, 1, 2, 5, 16, 33, 70])), 150 - starts[i]) for i in chosen]
+        if not chosen:
+            continue
+        wanted = [n if rng.random() < 0.8 else 0 for n in cuts]
+        logits = rung.forward([segment(i, starts[i], n, 7, w) for i, n, w in zip(chosen, cuts, wanted, strict=True)])
+        at = 0
+        for i, n, w in zip(chosen, cuts, wanted, strict=True):
+            assert np.array_equal(logits[at : at + w], alone[i][starts[i] + n - w : starts[i] + n])
+            at, starts[i], seen = at + w, starts[i] + n, seen + w
+        assert at == len(logits)
+    assert seen > 400
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_that_of_autocast(precision: str) -> None:
+    model = made(LAYERS["grouped"])
+    with torch.no_grad(), autocast(precision):
+        expected = model(torch.from_numpy(TOKENS[:1, :100].astype(np.int64)))[0].float().log_softmax(-1).numpy()
+    ours = torch.from_numpy(whole(rung_of(model, precision), 0, 100)).log_softmax(-1).numpy()
+    assert np.abs(ours - expected).mean() < (1e-4 if precision == "fp32" else 5e-2)
+
+
+def test_blocks_move_out_and_in_and_are_copied() -> None:
+    model = made(LAYERS["latent"])
+    rung = rung_of(model)
+    expected = whole(rung, 0, 40)[-1]
+    rung.forward([segment(0, 0, 39, 0, 0)])
+    own = places(0)[:3]
+    kept = rung.read_blocks(own)
+    assert kept.shape == (3, rung.bytes_per_block)
+    assert kept.dtype == np.uint8
+    whole(rung, 1, 300)
+    moved = np.array([230, 231, 232], dtype=np.int32)
+    rung.write_blocks(moved, kept)
+    rung.write_blocks(own, np.zeros_like(kept))
+    rung.copy_block(231, 239)
+    for blocks in (moved, np.array([230, 239, 232], dtype=np.int32)):
+        assert np.array_equal(rung.forward([Segment(TOKENS[0, 39:40], 39, blocks, 1)])[0], expected)
+
+
+def test_a_sequence_that_broke_leaves_nothing_behind() -> None:
+    model = made(LAYERS["grouped"])
+    rung, clean = rung_of(model), rung_of(model)
+    with torch.no_grad():
+        model.blocks[0].attention.value.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    broken = rung_of(model)
+    for layer, other in zip(rung._layers, broken._layers, strict=True):
+        layer.keys, layer.values = other.keys, other.values
+    assert np.isnan(whole(broken, 0, 30)).any()
+    assert np.array_equal(whole(rung, 0, 20), whole(clean, 0, 20))
+
+
+def test_new_weights_are_taken_over() -> None:
+    model, other = made(LAYERS["experts"]), made(LAYERS["experts"])
+    rung = rung_of(model)
+    before = whole(rung, 0, 20)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1.1
+    rung.update_weights(model)
+    after = whole(rung, 0, 20)
+    assert not np.array_equal(before, after)
+    rung.update_weights(other)
+    assert np.array_equal(before, whole(rung, 0, 20))
+
+
+def test_what_depends_on_the_whole_text_is_refused() -> None:
+    layer = LayerConfig(AttentionConfig(4, 4, 8, RelativeBias(32, 128)), MlpConfig(48))
+    with pytest.raises(ModelError, match="relative positions"):
+        TorchRung(made(layer))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 200_000))
+def test_the_keys_of_a_place_hold_it_and_little_more(place: int) -> None:
+    keys = attended(place)
+    assert keys > place
+    assert keys % 32 == 0
+    assert keys <= max(32, place * 5 // 4 + 32)
