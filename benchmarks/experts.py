@@ -1,4 +1,4 @@
-"""A mixture of experts against its dense twin: the same text and steps, as many parameters for each token, and both ways
+"""A mixture of experts against its dense twin: the same text and steps, as many parameters for each token, both ways
 of balancing; bits a token of held-out text, and the load of the fullest expert over the mean.
 
 ATHANOR_BENCH_STEPS changes the steps of each training (default 150), ATHANOR_BENCH_BYTES the text.
