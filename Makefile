@@ -45,12 +45,16 @@ docs: $(VENV)/.installed-test
 
 # A Linux machine without an NVIDIA GPU must not fetch gigabytes of CUDA: PyTorch's own index has a CPU build. Where that
 # index cannot be reached, the configured one serves.
+define install-cpu-torch
+@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+  $(1)/pip install -q --no-deps --timeout 5 --retries 0 --index-url $(PYTORCH_CPU) $(TORCH) 2>/dev/null || true; \
+fi
+endef
+
 $(VENV)/.torch-$(TORCH_VERSION):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Athanor needs Python 3.11 or newer: make run PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
-	  $(BIN)/pip install -q --no-deps --timeout 5 --retries 0 --index-url $(PYTORCH_CPU) $(TORCH) 2>/dev/null || true; \
-	fi
+	$(call install-cpu-torch,$(BIN))
 	$(BIN)/pip install -q -c constraints.txt $(TORCH)
 	@touch $@
 
@@ -66,6 +70,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 .peers/%/.installed: peers/%.txt
 	@sed -n 's/^# //p' $<
 	$(PYTHON) -m venv .peers/$*
+	$(if $(shell grep -x '$(TORCH)' $<),$(call install-cpu-torch,.peers/$*/bin))
 	.peers/$*/bin/pip install -q -r $<
 	@touch $@
 

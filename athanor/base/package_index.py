@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from typing import Any
@@ -43,9 +44,15 @@ def find_wheel(name: str, filename: str) -> tuple[str, Mapping[str, str]] | None
 
 
 def _pip_settings() -> dict[str, str]:
-    """What pip would use, by option; the environment last, since it overrules the files."""
+    """What pip would use, by option; the environment last, since it overrules the files.
+
+    In an empty folder, so that no file of the user's working folder is taken for pip.
+    """
     command = [sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check"]
-    listed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    with tempfile.TemporaryDirectory() as folder:
+        listed = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
     settings = {}
     for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
         where, _, value = line.partition("=")

@@ -17,7 +17,7 @@ from athanor.models.cache import Cache
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where, text_positions, valid_keys
+from athanor.models.where import Where, batch_and_time, text_positions, valid_keys
 
 
 class Decoder(Stack):
@@ -51,9 +51,9 @@ class Decoder(Stack):
         cache: a `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where
         rows of different lengths go on: the key at place j is that of position j.
         """
-        batch, time = tokens.shape
+        batch, time = batch_and_time(tokens)
         before = cache.length if isinstance(cache, Cache) else 0
-        valid = valid_keys(attention_mask)
+        valid = valid_keys(attention_mask, batch, before + time if attended is None else attended)
         if positions is None and valid is not None:
             positions = text_positions(valid)[:, before:]
         elif positions is None:

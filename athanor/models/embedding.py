@@ -37,7 +37,7 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, types: Tensor | None = None) -> Tensor:
         """positions: (batch, time) int. types: (batch, time) segments, 0 by default."""
         config = self.config
-        x = self.tokens(tokens)
+        x = self._looked_up(tokens)
         if config.scale != 1:
             x = x * torch.tensor(config.scale, dtype=x.dtype)
         if self.widen is not None and config.widen_first:
@@ -54,3 +54,10 @@ class Embedding(nn.Module):
             x = x + (self.types.weight[0] if types is None else self.types(types))
         x = self.norm(x)
         return x if self.widen is None or config.widen_first else self.widen(x)
+
+    def _looked_up(self, tokens: Tensor) -> Tensor:
+        try:
+            return self.tokens(tokens)
+        except IndexError:
+            rows, low, high = len(self.tokens.weight), int(tokens.min()), int(tokens.max())
+            raise ModelError(f"Ids from {low} to {high} do not fit into a vocabulary of {rows}.") from None

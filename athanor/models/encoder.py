@@ -13,7 +13,7 @@ from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where, text_positions, valid_keys
+from athanor.models.where import Where, batch_and_time, text_positions, valid_keys
 
 
 class Encoder(Stack):
@@ -38,7 +38,7 @@ class Encoder(Stack):
 
         positions, document_ids: (batch, time), for packed rows, whose texts do not see one another.
         """
-        valid = valid_keys(attention_mask)
+        valid = valid_keys(attention_mask, *batch_and_time(tokens))
         if positions is None:
             positions = self._positions(tokens, valid)
         where = Where(positions, causal=False, valid=valid, document_ids=document_ids)

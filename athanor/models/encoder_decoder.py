@@ -14,7 +14,7 @@ from athanor.models.cache import Cache
 from athanor.models.config import EncoderDecoderConfig
 from athanor.models.head import Head
 from athanor.models.stack import Stack
-from athanor.models.where import Where, text_positions, valid_keys
+from athanor.models.where import Where, batch_and_time, text_positions, valid_keys
 
 
 class EncoderDecoder(nn.Module):
@@ -34,7 +34,7 @@ class EncoderDecoder(nn.Module):
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """States (batch, time, d_model). source_mask: (batch, time), 0 for padding."""
         positions = torch.arange(source.shape[1], device=source.device).expand_as(source)
-        valid = valid_keys(source_mask)
+        valid = valid_keys(source_mask, *batch_and_time(source))
         if self.config.encoder.embedding.positions_from_text and valid is not None:
             positions = text_positions(valid)
         return self.encoder(source, Where(positions, causal=False, valid=valid))
@@ -54,15 +54,15 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         """Logits of each next token. source: as `read` gives it. target_mask: (batch, all target tokens so far)."""
         before = cache.length if cache else 0
-        batch, time = target.shape
+        batch, time = batch_and_time(target)
         slots = torch.arange(before, before + time, device=target.device)
-        positions, valid = slots.expand(batch, time), valid_keys(target_mask)
+        positions, valid = slots.expand(batch, time), valid_keys(target_mask, batch, before + time)
         if self.config.decoder.embedding.positions_from_text and valid is not None:
             positions = text_positions(valid)[:, before:]
         where = Where(
             positions, causal=True, slots=slots[None] if before else None, attended=before + time, valid=valid
         )
-        allowed = valid_keys(source_mask)
+        allowed = valid_keys(source_mask, batch, source[0][0].shape[2])
         allowed = None if allowed is None else allowed[:, None, None, :]
         states = self.decoder(target, where, cache.layers if cache else None, None, source, allowed)
         if cache:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from athanor.base.errors import ModelError
 from athanor.models.position_config import Alibi, RopeConfig
 from athanor.models.positions import alibi_slopes
 from athanor.models.rope import rotary_angles
@@ -18,10 +19,27 @@ from athanor.models.rope import rotary_angles
 T = TypeVar("T")
 
 
-def valid_keys(attention_mask: Tensor | None) -> Tensor | None:
-    """The mask as bool; None where nothing is padding."""
-    valid = None if attention_mask is None else attention_mask.bool()
-    return None if valid is None or valid.all() else valid
+def batch_and_time(tokens: Tensor) -> tuple[int, int]:
+    """Raises ModelError for what is no (batch, time) of ids."""
+    if tokens.dim() != 2 or tokens.is_floating_point():
+        raise ModelError(
+            f"Tokens of shape {tuple(tokens.shape)} and {tokens.dtype} cannot be read.",
+            "Give ids as (batch, time) of torch.int64; one text is tokens[None].",
+        )
+    return tokens.shape[0], tokens.shape[1]
+
+
+def valid_keys(attention_mask: Tensor | None, batch: int, attended: int) -> Tensor | None:
+    """The mask as bool; None where nothing is padding. Raises ModelError where it is not (batch, attended)."""
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (batch, attended):
+        raise ModelError(
+            f"The attention mask has the shape {tuple(attention_mask.shape)} instead of {(batch, attended)}.",
+            "It covers all tokens so far, those in the cache too.",
+        )
+    valid = attention_mask.bool()
+    return None if valid.all() else valid
 
 
 def text_positions(valid: Tensor) -> Tensor:

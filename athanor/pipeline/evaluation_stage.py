@@ -39,7 +39,7 @@ from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
 from athanor.pipeline.probing import USUAL_PROBLEMS, by_environment
 from athanor.pipeline.samples import COMPLETIONS
-from athanor.pipeline.together import open_text, pretraining_batches
+from athanor.pipeline.together import open_text, text_batches
 from athanor.tokenizer import Tokenizer
 
 _CHATS = (
@@ -150,7 +150,7 @@ def _text(
 def _baselines(life: Life, shards: Stage, base: Stage, pretraining: PretrainPlan, held_out: HeldOut) -> dict[str, Any]:
     text = open_text(shards.folder)
     vocab_size = text.index.vocab_size
-    tokens, offsets = consumed(pretraining_batches(pretraining, text, life.seed), base.metrics["steps"])
+    tokens, offsets = consumed(text_batches(pretraining, text, life.seed), base.metrics["steps"])
     whole = None
     if isinstance(text, Shards) and life.recipe.evaluate.all_text_baseline and text.n_tokens <= _MOST_BASELINE_TOKENS:
         whole = kneser_ney_bits_per_byte(np.asarray(text.tokens), np.asarray(text.offsets), held_out, vocab_size)

@@ -25,6 +25,7 @@ from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
 from athanor.training.compiling import Compile
+from athanor.training.ngrams import MOST_TOKENS
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.pretraining import OBJECTIVES
 from athanor.training.schedules import Growth
@@ -75,8 +76,10 @@ def expectation(life: Life) -> str:
     )
 
 
-def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: float | None = None) -> PretrainPlan:
-    """seconds: how long to train; by default what the budget leaves for it."""
+def plan_pretraining(
+    life: Life, vocab_size: int, unique_tokens: int, seconds: float | None = None, *, countable: bool = True
+) -> PretrainPlan:
+    """seconds: how long to train; by default what the budget leaves for it. countable: the text is here as a whole."""
     recipe, seconds = life.recipe.pretrain, _pretraining_seconds(life) if seconds is None else seconds
     if unique_tokens < _FEW_TOKENS:
         say(f"There are only {quantity(unique_tokens)} tokens to learn from: the model will only know them by heart.")
@@ -97,11 +100,13 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: f
     if recipe.steps:
         tokens = float(recipe.steps * rows * length)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
+    counted = _counts_ngrams(life, tokens, unique_tokens if countable else math.inf)
     say(
         f"Pre-training: {quantity(count_parameters(config))} parameters (d_model {config.d_model}, "
         f"{config.n_layers} layers), "
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
-        + (f", {recipe.steps} steps." if recipe.steps else f", {duration(seconds)}.")
+        + (f", {recipe.steps} steps" if recipe.steps else f", {duration(seconds)}")
+        + (", with n-grams of the whole text as further targets." if counted else ".")
     )
     compiled: Compile = "none"
     if recipe.objective == "next_token":
@@ -116,8 +121,27 @@ def plan_pretraining(life: Life, vocab_size: int, unique_tokens: int, seconds: f
         expected_steps=recipe.steps or int(tokens / (rows * length)),
         rows_growth=_growth("rows", recipe.first_rows, rows),
         length_growth=_growth("length", recipe.first_length, length),
+        ngram_targets=counted,
         **_common(life, "pretrain", length, seconds, rows * length / rate if rate else None, decay_share=0.5),
     )
+
+
+def _counts_ngrams(life: Life, tokens: float, unique_tokens: float) -> bool:
+    """Whether n-grams are targets: in short trainings on text that can be counted, unless the recipe says otherwise."""
+    recipe = life.recipe.pretrain
+    if recipe.ngram_targets is None:
+        return recipe.objective == "next_token" and tokens <= unique_tokens <= MOST_TOKENS
+    if recipe.ngram_targets and recipe.objective != "next_token":
+        raise RecipeError(
+            f'pretrain.ngram_targets belong to the objective "next_token", not to "{recipe.objective}".',
+            "Leave them out.",
+        )
+    if recipe.ngram_targets and unique_tokens > MOST_TOKENS:
+        raise RecipeError(
+            "pretrain.ngram_targets cannot be had: the text is too large to be counted here.",
+            f"Leave it out, or take at most {quantity(MOST_TOKENS)} tokens of text on this machine.",
+        )
+    return recipe.ngram_targets
 
 
 def _growth(name: str, first: int | None, last: int) -> Growth | None:

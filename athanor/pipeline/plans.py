@@ -98,7 +98,7 @@ class SupervisedPlan(TrainingPlan):
 
 class PretrainPlan(SupervisedPlan):
     """rows_growth, length_growth: of the batches, where they do not have one size from the start. model: of a pair of
-    networks the one that `athanor.models.shapes` says.
+    networks the one that `athanor.models.shapes` says. ngram_targets: see `training.soft_targets`.
     """
 
     objective: Objective = "next_token"
@@ -107,6 +107,7 @@ class PretrainPlan(SupervisedPlan):
     expected_steps: int
     rows_growth: Growth | None = None
     length_growth: Growth | None = None
+    ngram_targets: bool = False
 
     @model_validator(mode="after")
     def _grows(self) -> Self:

@@ -170,6 +170,9 @@ class PretrainRecipe(TrainingRecipe):
 
     teacher: of the objective "distilled"; `teacher = "my-run"` is short for `teacher.model = "my-run"`.
 
+    ngram_targets: the next token is learnt together with what n-grams of the whole text say about it; by default where
+    the text is on this machine and is read once at most.
+
     first_rows, first_length: what a batch begins with, to double until half of the tokens are read; rows are cut into
     shorter ones, so that a batch has the same tokens.
     """
@@ -177,6 +180,7 @@ class PretrainRecipe(TrainingRecipe):
     objective: Objective = "next_token"
     compile: Literal["auto", "none", "blocks"] = "auto"
     teacher: Annotated[TeacherRecipe | None, BeforeValidator(_named)] = None
+    ngram_targets: bool | None = None
     rows: Size | None = None
     first_rows: Size | None = None
     first_length: int | None = Field(default=None, ge=16, le=1 << 20)

@@ -16,12 +16,13 @@ def summary(report: dict[str, Any], root: Path) -> str:
     low, high = rates["difference_ci95"]["after_minus_control"]
     stop = report["sft"]["stop_rate"]["value"]
     budget = timing["budget_seconds"]
-    baseline = report["baselines"]["kneser_ney_same_tokens"]
+    baseline, whole = (report["baselines"][f"kneser_ney_{text}"] for text in ("same_tokens", "all_text"))
+    counted = f"{baseline:.3f}" + (f", on all text: {whole:.3f}" if whole is not None else "")
     lines = [
         f"{quantity(report['model']['parameters'])} parameters, "
         f"{quantity(report['stages']['pretrain']['tokens'])} tokens read, {duration(timing['seconds'])}"
         + (f" of {duration(budget)}." if budget else "."),
-        f"Held-out bits per byte: {bits['base']:.3f} (5-gram on the same text: {baseline:.3f}).",
+        f"Held-out bits per byte: {bits['base']:.3f} (5-gram on the tokens read: {counted}).",
         f"Answers that stop by themselves: {stop:.0%}.",
         f"Reinforcement learning, pass@1: {rates['before']:.0%} before, {rates['after']:.0%} after, "
         f"{rates['control']:.0%} for the control (difference {low:+.1%} to {high:+.1%}).",

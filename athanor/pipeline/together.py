@@ -35,9 +35,11 @@ from athanor.tokenizer.chat import training_example
 from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
 from athanor.training.growth import GrowingBatches
 from athanor.training.loop import LoopConfig, Trainer
+from athanor.training.ngrams import NGrams
 from athanor.training.objectives import next_token
 from athanor.training.parallel import Group
 from athanor.training.schedules import Schedule
+from athanor.training.soft_targets import SoftBatches
 from athanor.training.streaming import StreamedBatches
 
 STREAM = "streamed.json"
@@ -141,8 +143,20 @@ def open_text(shards: Path) -> Shards | TextStream:
         raise damaged(shards / STREAM) from None
 
 
-def pretraining_batches(plan: PretrainPlan, text: Shards | TextStream, seed: int) -> PackedBatches | GrowingBatches:
-    """The stream of batches that a pre-training plan reads, from its beginning."""
+def pretraining_batches(
+    plan: PretrainPlan, text: Shards | TextStream, seed: int
+) -> PackedBatches | GrowingBatches | SoftBatches:
+    """The stream of batches that a pre-training plan learns from, from its beginning."""
+    batches = text_batches(plan, text, seed)
+    if not plan.ngram_targets or isinstance(text, TextStream):
+        return batches
+    with progress("Counting n-grams"):
+        ngrams = NGrams(text.tokens, text.index.vocab_size)
+    return SoftBatches(batches, ngrams, plan.expected_tokens, plan.decay_share)
+
+
+def text_batches(plan: PretrainPlan, text: Shards | TextStream, seed: int) -> PackedBatches | GrowingBatches:
+    """The text that a pre-training plan reads, batch by batch."""
     eot, seed = text.index.end_of_text_id, subseed(seed, "pretrain")
     if isinstance(text, TextStream):
         batches: PackedBatches = StreamedBatches(text, plan.rows, plan.length, seed, pad_id=eot)

@@ -11,9 +11,11 @@ from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, divergence
 from athanor.base.errors import RecipeError
 from athanor.base.files import expanded_path, read_json
+from athanor.base.metrics import note_hyperparameters
 from athanor.base.progress import progress
 from athanor.base.randomness import subseed
-from athanor.base.run import Stage, damaged, note_hyperparameters
+from athanor.base.run import Stage, damaged
+from athanor.corpus.shards import Shards
 from athanor.models.build import build, count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
@@ -55,11 +57,15 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
         text = open_text(shards.folder)
-        plan = life.plan(stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens))
+        here = isinstance(text, Shards)
+        plan = life.plan(
+            stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens, countable=here)
+        )
         check_vocabulary(plan, encoder)
         check_that_it_fits(life, plan.model, plan)
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
+        stage.beat()
         evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
         task = _task(life, stage, plan, tokenizer, shards)
         write = continued(encoder, plan.precision, life.seed)

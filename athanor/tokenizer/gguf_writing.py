@@ -62,7 +62,10 @@ def to_gguf(tokenizer: Tokenizer | ForeignTokenizer, vocab_size: int | None = No
         found |= {"scores": _scores(tokenizer.document, tokens, types), "pre": "default"}
         found["add_space_prefix"] = _has_space_prefix(tokenizer.document)
     else:
-        found |= {"pre": pre, "merges": [" ".join(merge) for merge in _pairs(model)]}
+        merges = [" ".join(merge) for merge in _pairs(model)]
+        if not merges:
+            raise TokenizerError("llama.cpp reads no tokenizer without merges.", "Train one with a larger vocabulary.")
+        found |= {"pre": pre, "merges": merges}
     found |= {f"{role}_token_id": index for role, index in roles.items()} | ends
     metadata = {_KEY + key: value for key, value in found.items()}
     return metadata if template is None else {**metadata, "tokenizer.chat_template": template}

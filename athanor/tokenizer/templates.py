@@ -8,9 +8,10 @@ files or Python objects, and with limits on loops, time and output.
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,20 @@ CHAT_TEMPLATE = r"""
 MAX_STEPS = 100_000
 MAX_SECONDS = 2.0
 MAX_CHARACTERS = 16 * 2**20
+MAX_SOURCE = 2**18  # characters; the longest in use have a tenth of it
+
+_FILTERS = """
+abs attr batch capitalize count d default dictsort e escape first float format groupby int items join last length list
+lower map max min reject rejectattr replace reverse round safe select selectattr slice sort string sum title tojson trim
+unique upper
+"""
+_TEXT_METHODS = """
+capitalize count endswith find index isalnum isalpha isdecimal isdigit islower isnumeric isspace istitle isupper join
+lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines
+startswith strip swapcase title upper
+"""
+"""What templates need; the others make texts of any width."""
+_WIDE = re.compile(r"%[^a-zA-Z%]*(\*|[0-9]{4})")
 
 
 def as_json(value: Any) -> str:
@@ -96,11 +111,14 @@ def render_template(
 ) -> str:
     """The text that a (foreign) chat template makes of a conversation; `variables` are its others, such as bos_token.
 
-    Loop rounds and macro calls together are limited to 100,000 and two seconds, the output and what `+` and `*` make to
-    16 M characters. Memory is bounded by these only roughly: run a stranger's template under a memory limit. The date
+    Loop rounds, filters and calls together are limited to 100,000 and two seconds, the output and what operations make
+    to 16 M characters, the filters and the methods of texts to those that templates need. Memory and time are bounded
+    by these only roughly: run a stranger's template under limits of the system. The date
     is not offered (`strftime_now`), so that the same conversation always gives the same text.
     Raises TokenizerError when the template is broken, refuses the messages or exceeds a limit.
     """
+    if len(template) > MAX_SOURCE:
+        raise _limit(f"has more than {MAX_SOURCE:,} characters")
     try:
         source = _environment_class()()
         compiled = source.compile_limited(template)
@@ -122,6 +140,10 @@ def render_template(
 
 def _limit(what: str) -> TokenizerError:
     return TokenizerError(f"The chat template {what}.", "It is broken or hostile; use another one.")
+
+
+def _too_large() -> TokenizerError:
+    return _limit("makes a value that is too large")
 
 
 def _raise_exception(message: object) -> None:
@@ -146,11 +168,14 @@ def _environment_class() -> type[Any]:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**", "+"})
+        intercepted_binops = frozenset({"*", "**", "+", "%"})
 
         def __init__(self) -> None:
             super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
             self.filters["tojson"] = _to_json_filter
+            self.filters = {name: self._counted(name, self.filters[name]) for name in _FILTERS.split()}
+            for name in ("lipsum", "cycler", "joiner"):
+                del self.globals[name]
             self.globals["raise_exception"] = _raise_exception
             self.steps = 0
             self.deadline = time.monotonic() + MAX_SECONDS
@@ -161,9 +186,31 @@ def _environment_class() -> type[Any]:
                 raise _limit(f"runs for more than {MAX_STEPS:,} steps or {MAX_SECONDS} s")
             return ""
 
+        def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)  # with the marks that jinja2 leaves on its filters
+            def counted(*values: Any, **options: Any) -> Any:
+                self.step()
+                _check_call(name, values[bool(getattr(function, "jinja_pass_arg", None)) :])
+                return function(*values, **options)
+
+            return counted
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            allowed = not isinstance(obj, str) or attr in _TEXT_METHODS.split()
+            return allowed and bool(super().is_safe_attribute(obj, attr, value))
+
+        def wrap_str_format(self, value: Any) -> None:
+            """`format` is no method that templates have here."""
+
+        def call(self, context: Any, function: Any, /, *values: Any, **options: Any) -> Any:
+            self.step()
+            _check_call(getattr(function, "__name__", ""), (getattr(function, "__self__", None), *values))
+            return super().call(context, function, *values, **options)
+
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            self.step()
             if _result_size(operator, left, right) > MAX_CHARACTERS:
-                raise _limit("makes a value that is too large")
+                raise _too_large()
             return super().call_binop(context, operator, left, right)
 
         def compile_limited(self, template: str) -> Template:
@@ -190,8 +237,26 @@ def _to_json_filter(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _check_call(name: str, values: Sequence[Any]) -> None:
+    """Raises TokenizerError where a filter or a text's method would make a value that is too large."""
+    text = next((value for value in values if isinstance(value, str)), "")
+    if name == "join":
+        for parts in values:
+            if isinstance(parts, list | tuple) and sum(_length(part) + len(text) for part in parts) > MAX_CHARACTERS:
+                raise _too_large()
+    elif name == "format" and _WIDE.search(text):
+        raise _too_large()
+    elif name == "replace" and len(values) > 2 and text is values[0]:
+        old, new = str(values[1]), str(values[2])
+        found = text.count(old)  # of nothing: one more than there are characters
+        if len(text) + found * len(new) > MAX_CHARACTERS:
+            raise _too_large()
+
+
 def _result_size(operator: str, left: Any, right: Any) -> int:
     """Length of the text or list, or bits of the number, that an operation would make."""
+    if operator == "%":
+        return MAX_CHARACTERS + 1 if isinstance(left, str) and _WIDE.search(left) else 0
     if isinstance(left, int) and isinstance(right, int):
         return left.bit_length() * max(0, right) if operator == "**" else 0
     if operator == "+":

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from athanor.base.errors import AthanorError, RunError, Stopped
 from athanor.base.files import write_json
+from athanor.base.metrics import MetricsLog, NoLog
 from athanor.base.progress import progress, say
-from athanor.base.run import MetricsLog, NoLog
 from athanor.models.precision import autocast
 from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind

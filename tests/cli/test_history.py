@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from athanor.base.errors import RunError
-from athanor.base.run import MetricsLog, Run, note_hyperparameters
+from athanor.base.metrics import MetricsLog, note_hyperparameters
+from athanor.base.run import Run
 from athanor.science.history import find_group, list_runs
 from athanor.science.plots import draw_runs, read_lines
 

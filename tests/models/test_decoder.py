@@ -15,7 +15,15 @@ from torch import Tensor
 from athanor.base.errors import ModelError
 from athanor.base.randomness import generator
 from athanor.models.build import build, count_parameters
-from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
+from athanor.models.config import (
+    AttentionConfig,
+    HeadConfig,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    NormConfig,
+    standard_config,
+)
 from athanor.models.decoder import Decoder
 from athanor.models.folder import their_weights
 from athanor.models.norm import RMSNorm
@@ -287,3 +295,15 @@ def test_bf16_autocast_is_close_in_value_and_gradient() -> None:
         got = outputs[1][1][name]
         assert got.dtype == torch.float32
         assert torch.nn.functional.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) > 0.99, name
+
+
+def test_what_cannot_be_read_is_said() -> None:
+    model = build(standard_config(32, 16, d_model=64, n_layers=1), 0)
+    with pytest.raises(ModelError, match=r"shape \(3,\)"):
+        model(torch.tensor([1, 2, 3]))
+    with pytest.raises(ModelError, match="float32"):
+        model(torch.ones(1, 3))
+    with pytest.raises(ModelError, match="Ids from 1 to 32 do not fit into a vocabulary of 32"):
+        model(torch.tensor([[1, 32]]))
+    with pytest.raises(ModelError, match=r"\(1, 2\) instead of \(1, 3\)"):
+        model(torch.ones(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 2))

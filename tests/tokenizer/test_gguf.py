@@ -17,6 +17,7 @@ from athanor.tokenizer.cuts import PRE_TOKENIZERS
 from athanor.tokenizer.foreign import ForeignTokenizer
 from athanor.tokenizer.gguf import from_gguf
 from athanor.tokenizer.gguf_writing import to_gguf
+from athanor.tokenizer.training import train_tokenizer
 
 HARD = [
     "", " ", "  two  blanks ", "\n\n\n", "\r\n line\r\n\r\n\tend", "a\u00a0b\u3000c", "naïve café cafe\u0301",
@@ -41,6 +42,8 @@ def test_our_tokenizer_comes_back_from_gguf(tokenizer: Tokenizer, sentences: lis
     assert back.stop_ids == tokenizer.stop_ids
     with pytest.raises(TokenizerError, match="the model only 4"):
         to_gguf(tokenizer, vocab_size=4)
+    with pytest.raises(TokenizerError, match="without merges"):
+        to_gguf(train_tokenizer(["a"], 320))
 
 
 def hugging_face(cut: Any, normalizer: Any = None) -> dict[str, Any]:

@@ -47,6 +47,18 @@ def test_same_text_as_transformers(template: str, prompt: bool) -> None:
         "{{ 10 ** (10 ** 10) }}",
         "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set big = 'x' * 999999 %}{% for i in range(999) %}{{ big }}{% endfor %}",
+        "{{ 'x'.center(3000000000) }}",
+        "{{ 'x' | center(3000000000) }}",
+        "{{ '%3000000000d' % 1 }}",
+        "{{ '%*d' % (3000000000, 1) }}",
+        "{{ '%3000000000d' | format(1) }}",
+        "{{ '{:3000000000}'.format(1) }}",
+        "{{ ('x' * 4000000).replace('', 'y' * 4000000) }}",
+        "{{ ('x,' * 1000000).split(',') | join('y' * 1000000) }}",
+        "{{ ('y' * 1000000).join(('x,' * 1000000).split(',')) }}",
+        "{{ lipsum(1000000) }}",
+        "{% set big = 'x' * 16000000 %}{% for i in range(90000) %}{{ (big | upper)[0] }}{% endfor %}",
+        "x" * 300_000,
     ],
 )
 def test_templates_that_would_run_for_ever(template: str) -> None:
@@ -76,6 +88,14 @@ def test_templates_that_would_run_for_ever(template: str) -> None:
 def test_what_a_template_may_not_do(template: str) -> None:
     with pytest.raises(TokenizerError, match="chat template"):
         render_template(template, MESSAGES)
+
+
+def test_formats_filters_and_methods_that_templates_use() -> None:
+    template = (
+        "{{ '%05.2f|%s' % (3.14159, 'a') }} {{ '%s!' | format('b') }} {{ ['c', 'd'] | map('upper') | join('-') }} "
+        "{{ 'e-f'.replace('-', '_').split('_')[1] }} {{ ' '.join(['g', 'h']) }} {{ [1, 2] | length }}"
+    )
+    assert render_template(template, MESSAGES) == "03.14|a b! C-D f g h 2"
 
 
 def test_refusal_carries_the_reason() -> None:

@@ -42,7 +42,9 @@ def _bits(report: Report) -> KeyNumber:
     if not values:
         return _missing("Held-out bits per byte")
     baseline = report.baselines.kneser_ney_same_tokens
-    detail = f"Kneser-Ney 5-gram on the same tokens: {bits(baseline)}. Lower is better."
+    whole = report.baselines.kneser_ney_all_text
+    counted = f"{bits(baseline)}" + ("" if whole is None else f", on all text: {bits(whole)}")
+    detail = f"Kneser-Ney 5-gram on the same tokens: {counted}. Lower is better."
     return KeyNumber("Held-out bits per byte", values, detail)
 
 

@@ -63,7 +63,7 @@ def write_config(config: Config) -> dict[str, Any]:
     try:
         written = family.write(config)
     except (AssertionError, AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
-        reason = str(error) or "it has parts that the family lacks"
+        reason = str(error) or f"some part of it is not the family's ({', '.join(_parts(config))})"
         raise ModelError(f"This model cannot be written as one of the family {family.name}: {reason}.") from None
     written = {"architectures": [family.architectures[0]], "model_type": family.name, **written}
     _, again = read_config(written, f"What the family {family.name} writes of this model")
@@ -75,6 +75,13 @@ def write_config(config: Config) -> dict[str, Any]:
             "Change it, or name the family that computes this in the configuration.",
         )
     return written
+
+
+def _parts(config: Config) -> list[str]:
+    """The kinds of parts of its layers."""
+    stacks = [config] if isinstance(config, ModelConfig) else [config.encoder, config.decoder]
+    layers = [layer for stack in stacks for layer in stack.layers]
+    return sorted({type(part).__name__ for layer in layers for part in vars(layer).values() if is_dataclass(part)})
 
 
 def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -24,74 +24,87 @@ _SOFTMAX = 1 << 22  # logits that softmax takes at a time: 512 × 8192, so that 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, differentiable: bool) -> Tensor:
+    def forward(
+        context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor | None, differentiable: bool
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         hidden_gradient = torch.empty_like(hidden) if differentiable else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
         dtype = product_type(hidden)  # autocast does not reach products with an output given
         matrix = weight.to(dtype)
         for start in range(0, len(hidden), _CHUNK):
-            rows, labels = hidden[start : start + _CHUNK].to(dtype), targets[start : start + _CHUNK, None]
-            losses, gradient = _differentiate(rows @ matrix.T, labels)
+            chunk = slice(start, start + _CHUNK)
+            rows = hidden[chunk].to(dtype)
+            losses, gradient = _differentiate(
+                rows @ matrix.T, targets[chunk], None if shares is None else shares[chunk]
+            )
             total += losses.sum(dtype=torch.float64).cpu()
             if hidden_gradient is None or weight_gradient is None:
                 continue
             if dtype == torch.float32:
-                torch.mm(gradient, matrix, out=hidden_gradient[start : start + _CHUNK])
+                torch.mm(gradient, matrix, out=hidden_gradient[chunk])
                 weight_gradient.addmm_(gradient.T, rows)
             else:
-                hidden_gradient[start : start + _CHUNK] = gradient @ matrix
+                hidden_gradient[chunk] = gradient @ matrix
                 weight_gradient += gradient.T @ rows
         if hidden_gradient is not None and weight_gradient is not None:
             context.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
         return total.to(torch.float32)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         # In place, since a copy of the head's gradient would stand beside all activations. That ends its use: torch
         # refuses a second backward pass.
         hidden_gradient, weight_gradient = context.saved_tensors
         hidden_gradient.mul_(gradients[0].to(hidden_gradient.dtype))
-        return hidden_gradient, weight_gradient.mul_(gradients[0]), None, None
+        return hidden_gradient, weight_gradient.mul_(gradients[0]), None, None, None
 
 
-def _differentiate(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy (n, 1) of logits (n, vocabulary) in fp32, and its gradient, perhaps in their place."""
+def _differentiate(logits: Tensor, labels: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The cross-entropies of logits (n, vocabulary) in fp32, and their gradient, perhaps in their place."""
     size = max(1, _SOFTMAX // logits.shape[1])
     if len(logits) > size:
         losses = []
-        for part, own in zip(logits.split(size), labels.split(size), strict=True):
-            loss, gradient = _differentiate(part, own)
+        for start in range(0, len(logits), size):
+            part = slice(start, start + size)
+            loss, gradient = _differentiate(logits[part], labels[part], None if shares is None else shares[part])
             losses.append(loss)
-            part.copy_(gradient)
+            logits[part] = gradient
         return torch.cat(losses), logits
     logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     wanted = logprobs.gather(1, labels)
-    gradient = logprobs.exp_().scatter_add_(1, labels, torch.full_like(wanted, -1.0))
-    return -wanted, gradient.to(logits.dtype)
+    shares = torch.ones_like(wanted) if shares is None else shares
+    gradient = logprobs.exp_().scatter_add_(1, labels, -shares)
+    return -(wanted * shares).sum(1), gradient.to(logits.dtype)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor | None = None) -> Tensor:
     """Summed −log softmax(hidden · weightᵀ)[targets] in nats.
 
-    hidden: (n, d_model); weight: (vocabulary, d_model); targets: (n,) int64, all real labels.
+    hidden: (n, d_model); weight: (vocabulary, d_model); targets: (n,) int64, all real labels. Or (n, width), of which
+    each has its share: shares (n, width) fp32, which sum to one; a label may stand there several times.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, torch.is_grad_enabled())
+    targets = targets if shares is not None else targets[:, None]
+    return _LinearCrossEntropy.apply(hidden, weight, targets, shares, torch.is_grad_enabled())
 
 
-def head_cross_entropy(head: Head, embedding: Embedding, states: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of the head's logits in nats. states: (n, d_model); targets: (n,) int64, all real labels.
-
-    embedding: of the model, which a tied head shares.
+def head_cross_entropy(
+    head: Head, embedding: Embedding, states: Tensor, targets: Tensor, shares: Tensor | None = None
+) -> Tensor:
+    """Summed cross-entropy of the head's logits in nats. states: (n, d_model); targets and shares as in
+    `linear_cross_entropy`. embedding: of the model, which a tied head shares.
     """
     if head.is_plain:
         weight = embedding.tokens.weight if head.weight is None else head.weight
-        return linear_cross_entropy(states, weight, targets)
+        return linear_cross_entropy(states, weight, targets, shares)
 
     def loss(rows: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(head(rows, embedding).float(), labels, reduction="sum")
 
-    return in_chunks(loss, states, targets)
+    def soft_loss(rows: Tensor, labels: Tensor, parts: Tensor) -> Tensor:
+        return -(head(rows, embedding).float().log_softmax(-1).gather(1, labels) * parts).sum()
+
+    return in_chunks(loss, states, targets) if shares is None else in_chunks(soft_loss, states, targets, shares)
 
 
 def in_chunks(function: Callable[..., Tensor], states: Tensor, *others: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""N-grams of the whole corpus as targets: against a plain count, and as a loss against its definition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from athanor.models.build import build
+from athanor.models.config import HeadConfig
+from athanor.training.batches import IGNORED, DocumentPieces, PackedBatches
+from athanor.training.growth import GrowingBatches
+from athanor.training.ngrams import NGrams
+from athanor.training.objectives import linear_cross_entropy, next_token
+from athanor.training.schedules import Growth
+from athanor.training.soft_targets import SoftBatch, SoftBatches
+from tests.training.texts import decoder_config, shards, special
+
+VOCABULARY, LONGEST = 5, 3
+
+
+def expected(tokens: list[int], row: list[int], real: int) -> np.ndarray:
+    """The distribution (vocabulary,) after the tokens `row`, by its definition; what is left is the real token's."""
+    whole, rest = np.zeros(VOCABULARY), 1.0
+    for length in range(min(LONGEST, len(row)), 0, -1):
+        context = row[-length:]
+        followers = Counter(tokens[i] for i in range(length, len(tokens)) if tokens[i - length : i] == context)
+        if (total := followers.total()) < 2:
+            continue
+        share = np.zeros(VOCABULARY)
+        for word, count in followers.items():
+            share[word] = max(count - (word == real) - 0.75, 0) / (total - 1)
+        whole, rest = whole + rest * share, rest * (1 - share.sum())
+    whole[real] += rest
+    return whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, VOCABULARY - 1), min_size=4, max_size=60), st.data())
+def test_targets_are_what_counting_gives(tokens: list[int], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(tokens) - 4))
+    piece = np.array(tokens[start : start + 12])
+    rows, real, documents = piece[None, :-1], piece[None, 1:], np.zeros((1, len(piece) - 1), dtype=np.int64)
+    border = len(piece) // 2
+    documents[:, border:] = 1
+    ngrams = NGrams(np.array(tokens, dtype=np.uint16), VOCABULARY, LONGEST)
+    words, weights = ngrams.targets(rows, documents, real)
+    assert words.shape == weights.shape == (1, len(piece) - 1, ngrams.width)
+    assert (words[..., -1] == real).all()
+    for place in range(len(piece) - 1):
+        found = np.bincount(words[0, place], weights[0, place], VOCABULARY)
+        begin = border if place >= border else 0
+        wanted = expected(tokens, piece[begin : place + 1].tolist(), int(real[0, place]))
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [[], [1], [1, 2], [1, 1, 1]])
+def test_a_corpus_that_says_nothing(tokens: list[int]) -> None:
+    row = np.array([[1, 1, 1]])
+    words, weights = NGrams(np.array(tokens, dtype=np.uint16), 4).targets(row, np.zeros_like(row), row)
+    np.testing.assert_allclose(weights.sum(-1), 1)
+    assert (words[weights > 0] == 1).all()
+
+
+def test_the_loss_is_the_cross_entropy_with_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(20, 8, generator=generator), torch.randn(11, 8, generator=generator)
+    words = torch.randint(11, (20, 6), generator=generator)  # some of them twice
+    shares = torch.rand(20, 6, generator=generator)
+    shares /= shares.sum(-1, keepdim=True)
+    whole = torch.zeros(20, 11).scatter_add_(1, words, shares)
+    gradients = []
+    for loss in (
+        lambda h, w: linear_cross_entropy(h, w, words, shares),
+        lambda h, w: cross_entropy(h @ w.T, whole, reduction="sum"),
+    ):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        value = loss(*inputs)
+        value.backward()
+        gradients.append((value.detach(), *(one.grad for one in inputs)))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def soft(places: int = 10 * 4 * 32, growing: bool = False) -> SoftBatches:
+    tokens, offsets = shards()
+    source = PackedBatches(
+        DocumentPieces(tokens, offsets, 32, special().end), rows=4, length=32, seed=1, pad_id=special().end
+    )
+    whole = GrowingBatches(source, places, length=Growth(16, 32)) if growing else source
+    return SoftBatches(whole, NGrams(tokens, 512), places)
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_the_share_falls_and_a_resumed_stream_goes_on(growing: bool) -> None:
+    one, other = soft(growing=growing), soft(growing=growing)
+    shares = []
+    for _ in range(6):
+        batch = one.next()
+        assert isinstance(batch, SoftBatch)
+        shares.append(batch.metrics["ngram_share"])
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1
+    other.set_position(one.get_position())
+    for _ in range(6):
+        mine, again = one.next(), other.next()
+        assert mine.columns.keys() == again.columns.keys()
+        assert all(torch.equal(mine.columns[name], again.columns[name]) for name in mine.columns)
+    assert not isinstance(mine, SoftBatch)  # past the expected end only the text counts
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_a_network_learns_from_them(soft_cap: float | None) -> None:
+    config = decoder_config()
+    model = build(config if soft_cap is None else replace(config, head=HeadConfig(soft_cap=soft_cap)), 0)
+    batch = soft().next()
+    assert isinstance(batch, SoftBatch)
+    loss = next_token(model, batch)
+    labelled = batch.targets != IGNORED
+    hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)[labelled]
+    whole = torch.zeros(len(hidden), 512).scatter_add_(1, batch.words[labelled], batch.weights[labelled])
+    wanted = cross_entropy(model.logits(hidden), whole, reduction="sum")
+    assert loss.count == len(hidden)
+    torch.testing.assert_close(loss.sum, wanted, rtol=1e-5, atol=1e-3)
+    parts = batch.split(1)
+    assert sum(float(next_token(model, part).sum) for part in parts) == pytest.approx(float(wanted), rel=1e-5)
