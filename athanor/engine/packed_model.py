@@ -54,7 +54,7 @@ class _PackedLinear(nn.Module):
         self.multiply = multiplication(weight.detach(), None if bias is None else bias.detach(), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return self.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def multiplication(weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Compute:

@@ -143,8 +143,7 @@ def test_a_sequence_that_broke_leaves_nothing_behind() -> None:
     with torch.no_grad():
         model.blocks[0].attention.value.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
     broken = rung_of(model)
-    for layer, other in zip(rung._layers, broken._layers, strict=True):
-        layer.keys, layer.values = other.keys, other.values
+    rung._layers = broken._layers
     assert np.isnan(whole(broken, 0, 30)).any()
     assert np.array_equal(whole(rung, 0, 20), whole(clean, 0, 20))
 
