@@ -162,6 +162,15 @@ def test_new_weights_are_taken_over() -> None:
     assert np.array_equal(before, whole(rung, 0, 20))
 
 
+def test_a_training_run_that_watches_is_not_told() -> None:
+    model, told = made(LAYERS["experts"]), []
+    for block in model.blocks:
+        block.mlp.router.watch = lambda *seen: told.append(seen)  # type: ignore[union-attr]
+    whole(rung_of(model), 0, 20)
+    assert not told
+    assert all(block.mlp.router.watch for block in model.blocks)  # type: ignore[union-attr]
+
+
 def test_what_depends_on_the_whole_text_is_refused() -> None:
     layer = LayerConfig(AttentionConfig(4, 4, 8, RelativeBias(32, 128)), MlpConfig(48))
     with pytest.raises(ModelError, match="relative positions"):
