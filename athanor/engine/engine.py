@@ -31,13 +31,13 @@ from athanor.tokenizer import StreamDecoder, Tokenizer
 from athanor.tokenizer.foreign import ForeignTokenizer
 
 _SHARE_OF_MEMORY = 0.25  # of what is free, for keys and values; pages are only taken when they are written
-_MOST_CONTEXTS = 64
+_MOST_PLACES = 32_768  # unless one context takes more
 
 
 class Engine:
-    """tokenizer: needed for events with text and for stop strings. blocks: of the cache, by default as many as fit into
-    a quarter of the free memory, at most 64 contexts. most_tokens: computed in a step, which is how long a token may
-    wait for others' prompts; most_running: answers at a time.
+    """tokenizer: needed for events with text and for stop strings. blocks: of the cache, by default for 32,768 tokens
+    or one context, if that is longer, but for no more than fit into a quarter of the free memory. most_tokens: computed
+    in a step, which is how long a token may wait for others' prompts; most_running: answers at a time.
     """
 
     def __init__(
@@ -323,4 +323,4 @@ def _likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
 def _default_blocks(rung: Rung, config: ModelConfig) -> int:
     context = -(-config.max_seq_len // rung.block_size)
     affordable = int(available_memory() * _SHARE_OF_MEMORY) // rung.bytes_per_block
-    return max(context, min(_MOST_CONTEXTS * context, affordable))
+    return max(context, min(_MOST_PLACES // rung.block_size, affordable))

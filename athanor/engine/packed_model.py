@@ -29,7 +29,9 @@ def packed(model: Decoder, dtype: torch.dtype | None) -> Decoder:
     for number, layer in enumerate(model.config.layers):
         if isinstance(layer.attention.position, RelativeBias):
             raise ModelError(f"Layer {number} has T5's relative positions, which the engine's decoder does not know.")
-    view = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    kept |= {id(module.watch): None for module in model.modules() if isinstance(module, Router) and module.watch}
+    view = copy.deepcopy(model, kept)  # a training run that watches its experts is neither copied nor told
     view.eval()
     for module in list(view.modules()):
         for name, child in list(module.named_children()):
@@ -54,7 +56,7 @@ class _PackedLinear(nn.Module):
         self.multiply = multiplication(weight.detach(), None if bias is None else bias.detach(), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return self.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def multiplication(weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Compute:

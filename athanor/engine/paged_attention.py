@@ -7,10 +7,12 @@ costs a layer a few products; and no sum depends on what else is there.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from mmap import ACCESS_COPY, mmap
 
 import numpy as np
 import torch
@@ -76,10 +78,15 @@ class Group:
             line[: len(own)] = own
         self.n, self.keys, self.size = n, keys, len(pieces)
         self.rows = torch.from_numpy(rows.reshape(-1)).to(device)
+        self._in_order = bool((rows.reshape(-1) == np.arange(rows.size)).all())
         self.blocks = torch.from_numpy(blocks.reshape(-1)).to(device)
         self.distance = torch.from_numpy(places[..., None]).to(device) - torch.arange(keys, device=device)
         self._hidden: dict[int | None, Tensor] = {}
         self._blocks: dict[int, Tensor] = {}
+
+    def is_everything(self, rows: int) -> bool:
+        """Whether its rows are those of the whole step, in order."""
+        return rows == len(self.rows) and self._in_order
 
     def gather(self, cached: Tensor, scratch: Scratch) -> Tensor:
         """cached: (kv_heads, blocks, block_size · size) → (kv_heads, pieces, keys, size) fp32, until the next one."""
@@ -146,8 +153,10 @@ class PagedLayer:
     ) -> None:
         self.block_size, self._scratch = block_size, scratch
         shape = config.n_kv_heads, blocks + 1
-        self.keys = torch.zeros(*shape, block_size * config.key_dim, dtype=dtype, device=device)
-        self.values = torch.zeros(*shape, block_size * config.value_dim, dtype=dtype, device=device)
+        self.keys = _untouched_zeros((*shape, block_size * config.key_dim), dtype, device)
+        self.values = _untouched_zeros((*shape, block_size * config.value_dim), dtype, device)
+        self._key_places = self.keys.view(config.n_kv_heads, -1, config.key_dim)
+        self._value_places = self.values.view(config.n_kv_heads, -1, config.value_dim)
         self.groups: list[Group] = []
         self.slots = self.fresh = torch.empty(0, dtype=torch.int64)
 
@@ -166,12 +175,14 @@ class PagedLayer:
         scale: float,
     ) -> Tensor:
         n = len(self.slots)
-        # A masked value is added zero times, and zero times what is no number is none: an earlier owner's goes.
-        self.values.index_fill_(1, self.fresh, 0)
-        for new, cached in ((keys, self.keys), (values, self.values)):
-            places = cached.unflatten(2, (self.block_size, -1)).flatten(1, 2)
-            places.index_copy_(1, self.slots, new[0, :, :n].to(cached.dtype))
+        if len(self.fresh):  # a masked value is added zero times, and zero times what is no number is none
+            self.values.index_fill_(1, self.fresh, 0)
+        self._key_places.index_copy_(1, self.slots, keys[0, :, :n].to(self.keys.dtype))
+        self._value_places.index_copy_(1, self.slots, values[0, :, :n].to(self.values.dtype))
         rows = queries[0].transpose(0, 1)
+        if len(self.groups) == 1 and self.groups[0].is_everything(len(rows)):
+            mixed = self._of_group(rows, self.groups[0], config, scale).to(rows.dtype)
+            return mixed.transpose(0, 1)[None]
         mixed = rows.new_zeros(len(rows), rows.shape[1], config.value_dim)
         for group in self.groups:
             mixed.index_copy_(0, group.rows, self._of_group(rows[group.rows], group, config, scale).to(mixed.dtype))
@@ -188,6 +199,15 @@ class PagedLayer:
         weights = _weights(queries, group.gather(self.keys, self._scratch), hidden, bias, scale, config)
         mixed = _mixed(weights, group.gather(self.values, self._scratch))
         return mixed.reshape(group.size * n, -1, config.value_dim)
+
+
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros whose memory is taken page by page when it is written; torch.zeros would write all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = math.prod(shape)
+    pages = mmap(-1, count * dtype.itemsize, access=ACCESS_COPY)
+    return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)
 
 
 def _bias(group: Group, config: AttentionConfig | LatentAttentionConfig, scale: float, kv_heads: int) -> Tensor | None:

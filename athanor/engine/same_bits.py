@@ -31,10 +31,13 @@ class RowByRow:
 
     def __init__(self, trial: Callable[[int], tuple[Compute, Tensor]], key: Hashable, dim: int = 0) -> None:
         self.trial, self.key, self.dim = trial, key, dim
+        self._held: set[tuple[int, int]] = set()  # numbers of rows and threads
 
     def __call__(self, compute: Compute, rows: Tensor) -> Tensor:
         n, dim = rows.shape[self.dim], self.dim
-        if self._holds(n):
+        now = n, torch.get_num_threads()
+        if now in self._held or self._holds(n):
+            self._held.add(now)
             return compute(rows)
         larger = next((size for size in SIZES if n <= size and self._holds(size)), None)
         if larger is not None:

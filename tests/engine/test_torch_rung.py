@@ -143,8 +143,7 @@ def test_a_sequence_that_broke_leaves_nothing_behind() -> None:
     with torch.no_grad():
         model.blocks[0].attention.value.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
     broken = rung_of(model)
-    for layer, other in zip(rung._layers, broken._layers, strict=True):
-        layer.keys, layer.values = other.keys, other.values
+    rung._layers = broken._layers
     assert np.isnan(whole(broken, 0, 30)).any()
     assert np.array_equal(whole(rung, 0, 20), whole(clean, 0, 20))
 
@@ -161,6 +160,15 @@ def test_new_weights_are_taken_over() -> None:
     assert not np.array_equal(before, after)
     rung.update_weights(other)
     assert np.array_equal(before, whole(rung, 0, 20))
+
+
+def test_a_training_run_that_watches_is_not_told() -> None:
+    model, told = made(LAYERS["experts"]), []
+    for block in model.blocks:
+        block.mlp.router.watch = lambda *seen: told.append(seen)  # type: ignore[union-attr]
+    whole(rung_of(model), 0, 20)
+    assert not told
+    assert all(block.mlp.router.watch for block in model.blocks)  # type: ignore[union-attr]
 
 
 def test_what_depends_on_the_whole_text_is_refused() -> None:
