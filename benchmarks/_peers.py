@@ -8,6 +8,7 @@ each against the best so far in alternating windows; what is found is part of th
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -47,7 +48,6 @@ class Setting:
     micro_rows: int
     weights: str = "fp32"
     threads: int | None = None
-    log_interval: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
@@ -113,11 +113,10 @@ LITGPT = Program(
     Setting(4),
     (
         {"fp32": {"options": {"precision": "32-true"}}, "bf16 weights": {"options": {"precision": "bf16-true"}}},
-        {"log every 10 batches": {"log_interval": 10}},
+        {"not compiled": {"environment": {"TORCHDYNAMO_DISABLE": "1"}}},
         _MEMORY,
         _MICRO,
         _THREADS,
-        {"not compiled": {"environment": {"TORCHDYNAMO_DISABLE": "1"}}},
     ),
     lambda rate: {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": _ADAMW | {"lr": rate}}},
 )
@@ -178,10 +177,12 @@ def training(program: Program, setting: Setting, task: Task, **job: Any) -> Iter
     """Starts it. job: seconds and out, where it is to train for a time and save its model; seed, options."""
     environment = {name: value for name, value in os.environ.items() if program is ATHANOR or name not in OURS}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor", "CUDA_VISIBLE_DEVICES": ""}
-        environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)} if program is ATHANOR else {}
-        if program is not ATHANOR:
-            environment.pop("PYTHONPATH", None)
+        environment |= {
+            "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor",  # nothing is compiled before its time
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path) if program is ATHANOR else "",
+        }
         log = Path(scratch) / "log"
         with log.open("w") as errors:
             process = subprocess.Popen(
@@ -193,7 +194,7 @@ def training(program: Program, setting: Setting, task: Task, **job: Any) -> Iter
             message = {
                 "model": write_config(task.model), "tokens": str(task.tokens.resolve()), "rows": task.rows,
                 "length": task.length, "micro_rows": min(setting.micro_rows, task.rows), "weights": setting.weights,
-                "threads": setting.threads, "log_interval": setting.log_interval, "scratch": f"{scratch}/run",
+                "threads": setting.threads, "scratch": f"{scratch}/run",
                 "seconds": None, "out": None, "seed": 0, **job,
                 "options": {**setting.options, **job.get("options", {})},
             }  # fmt: skip
@@ -214,37 +215,64 @@ def alternate(runs: Sequence[Training], seconds: float, repeats: int) -> list[fl
     return [median(found) for found in speeds]
 
 
-def best_setting(program: Program, task: Task, seconds: float, horizon: float = float("inf")) -> Setting:
+@dataclass
+class _Started:
+    """left: share of the horizon after what passes before the third step."""
+
+    setting: Setting
+    run: Training
+    left: float
+    stack: ExitStack
+
+
+def _start(program: Program, setting: Setting, task: Task, horizon: float) -> _Started:
+    with ExitStack() as stack:
+        run = stack.enter_context(training(program, setting, task))
+        left = max(0.0, 1 - run.answer()["settled"] / horizon)
+        return _Started(setting, run, left, stack.pop_all())
+
+
+def best_setting(program: Program, task: Task, seconds: float, horizon: float = math.inf) -> Setting:
     """The fastest for a training of `horizon` seconds, of which what passes before the third step is lost.
 
     seconds: of each window.
     """
-    best = program.default
-    for choices in program.alternatives:
-        start = best
-        for choice, changes in choices.items():
-            candidate = start.but(choice, changes)
-            if replace(candidate, choices=()) == replace(best, choices=()):
-                continue
-            try:
-                speeds = _speeds(program, (best, candidate), task, seconds, horizon)
-            except Failed as failure:
-                print(f"{program.name}: {candidate} does not run: {failure}", file=sys.stderr, flush=True)
-                continue
-            print(
-                f"{program.name}: {best} {speeds[0]:,.0f} tokens/s, {candidate} {speeds[1]:,.0f}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            if speeds[1] > speeds[0]:
-                best = candidate
+    best = _start(program, program.default, task, horizon)
+    try:
+        for choices in program.alternatives:
+            known = best.setting
+            for choice, changes in choices.items():
+                candidate = known.but(choice, changes)
+                if replace(candidate, choices=()) != replace(known, choices=()):
+                    best = _faster(program, best, candidate, task, seconds, horizon)
+    finally:
+        best.stack.close()
+    return best.setting
+
+
+def _faster(
+    program: Program, best: _Started, candidate: Setting, task: Task, seconds: float, horizon: float
+) -> _Started:
+    """The better of the two; the other is ended."""
+    try:
+        other = _start(program, candidate, task, horizon)
+    except Failed as failure:
+        print(f"{program.name}: {candidate} does not run: {failure}", file=sys.stderr, flush=True)
+        return best
+    try:
+        known, new = alternate([best.run, other.run], seconds, 2)
+    except BaseException:
+        other.stack.close()
+        raise
+    speeds = known * best.left, new * other.left
+    print(
+        f"{program.name}: {best.setting} {speeds[0]:,.0f} tokens/s, {candidate} {speeds[1]:,.0f}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    if speeds[1] > speeds[0]:
+        best, other = other, best
+    other.stack.close()
     return best
-
-
-def _speeds(program: Program, settings: Sequence[Setting], task: Task, seconds: float, horizon: float) -> list[float]:
-    with ExitStack() as stack:
-        runs = [stack.enter_context(training(program, setting, task)) for setting in settings]
-        left = [max(0.0, 1 - run.answer()["settled"] / horizon) for run in runs]
-        return [one * share for one, share in zip(alternate(runs, seconds, 2), left, strict=True)]
 
 
 def build_text(folder: Path, limit_bytes: int, vocabulary: int) -> Path:

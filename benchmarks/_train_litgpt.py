@@ -118,7 +118,6 @@ def main() -> None:
         min_lr=4e-5,
         lr_warmup_steps=2000,
         tie_embeddings=job["model"]["tie_word_embeddings"],
-        log_interval=job["log_interval"],
     )
     pretrain.setup(
         "",

@@ -7,10 +7,10 @@ above all, is not counted. Athanor packs documents that cannot see one another a
 documents together, as their own examples do.
 
 A peer's default is what it does when only model, text and batch are given: fp32 in micro-batches of 8 rows for the
-Trainer; bf16 autocast, compiled, micro-batches of 4 for LitGPT. Its best is searched for here among precisions
-(autocast and weights in bf16), micro-batches, threads, compiling, and the allocator's variables that Athanor sets for
-itself; what was chosen stands in the metric's name. LitGPT's Config describes the very same network, tied weights
-included.
+Trainer; bf16 autocast, compiled, micro-batches of 4 for LitGPT. Its best is searched for here, with the smaller
+network, among precisions (autocast and weights in bf16), micro-batches, threads, compiling, and the allocator's
+variables that Athanor sets for itself; what was chosen stands in the metric's name. LitGPT's Config describes the very
+same network, tied weights included.
 
 ATHANOR_BENCH_SECONDS changes the length of a window (default 20). The whole takes about an hour on two cores.
 """
@@ -34,7 +34,7 @@ ISSUE = "C"
 VOCABULARY, LENGTH, ROWS = 8192, 256, 32
 SIZES = ((256, 6), (448, 8))
 TEXT_BYTES = 8_000_000
-REPEATS = 5
+REPEATS = 3
 TARGETS = {"transformers' Trainer": (1.15, 3.0), "LitGPT": (1.15, 2.5)}  # against its best, and its default
 
 
@@ -42,10 +42,14 @@ def rows() -> Iterator[dict[str, Any]]:
     seconds = float(os.environ.get("ATHANOR_BENCH_SECONDS", "20"))
     with tempfile.TemporaryDirectory() as folder:
         tokens = build_text(Path(folder), TEXT_BYTES, VOCABULARY)
-        for d_model, n_layers in SIZES:
-            task = Task(standard_config(VOCABULARY, LENGTH, d_model=d_model, n_layers=n_layers), tokens, ROWS, LENGTH)
-            for peer in PEERS:
-                yield from compared(peer, best_setting(peer, task, seconds / 2), task, seconds)
+        tasks = [
+            Task(standard_config(VOCABULARY, LENGTH, d_model=d_model, n_layers=n_layers), tokens, ROWS, LENGTH)
+            for d_model, n_layers in SIZES
+        ]
+        for peer in PEERS:
+            best = best_setting(peer, tasks[0], seconds / 2)
+            for task in tasks:
+                yield from compared(peer, best, task, seconds)
 
 
 def compared(peer: Program, best: Setting, task: Task, seconds: float) -> Iterator[dict[str, Any]]:
@@ -61,5 +65,5 @@ def compared(peer: Program, best: Setting, task: Task, seconds: float) -> Iterat
     size = f"{count_parameters(task.model) / 1e6:.1f} M parameters"
     names = (f"at its best ({best})", "at its default")
     for name, speed, target in zip(names, theirs, TARGETS[peer.name], strict=True):
-        against = row(f"training against {peer.name} {name}, {size}", ours, "tokens/s", peer=speed)
-        yield against | {"target": target * speed, "met": ours >= target * speed}
+        said = f"training against {peer.name} {name}, {size}"
+        yield row(said, ours, "tokens/s", target=target * speed, peer=speed)

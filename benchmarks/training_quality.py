@@ -13,6 +13,8 @@ has passed, so that the rate has just arrived at zero at the end. AdamW has beta
 The baseline is `kind = "adamw"` with our initialisation and our rates for everything but the matrices.
 
 Each has the best of four learning rates, tried with one seed for a fifth of the time first; these figures are rows too.
+Where they lie comes from 150 updates of 2,048 tokens, d_model 128, 4 layers, one seed: transformers' network with AdamW
+had 2.92 bits per byte at 0.004 and 2.83 at 0.008, our baseline 2.59 at 0.004, the default recipe's optimizer 2.37.
 
 ATHANOR_BENCH_SECONDS changes the time (default 600). Finished trainings lie in runs/bench-quality-SECONDS and are read,
 not repeated. On two cores the whole takes about two hours.
@@ -54,7 +56,7 @@ ISSUE = "C"
 BASELINE_NAME = "AdamW with a cosine"
 SEEDS = 3
 MOST, BETTER_THAN_PEERS, BETTER_THAN_BASELINE = 1.72, 0.9, 0.95
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 SWEEP_SHARE = 0.2  # of the time, for each rate
 SCORED_TOKENS = 50_000  # as `athanor ablate` takes them
 WINDOW = 10.0  # seconds, in the search for a peer's best setting
