@@ -50,6 +50,13 @@ INLINE TARGET int32_t v_whole(V v, int8_t *q)
         sum += q[i];
     return sum;
 }
+INLINE TARGET float v_top(V v)
+{
+    __m256 eight = _mm256_max_ps(v.a, v.b);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
 INLINE TARGET float one_fma(float a, float b, float c)
 {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));

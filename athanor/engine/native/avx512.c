@@ -39,6 +39,7 @@ INLINE TARGET int32_t v_whole(V a, int8_t *q)
     _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(whole));
     return _mm512_reduce_add_epi32(whole);
 }
+INLINE TARGET float v_top(V a) { return _mm512_reduce_max_ps(a); }
 INLINE TARGET float one_fma(float a, float b, float c)
 {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
@@ -103,21 +104,28 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         }
         V step = format == INT8 ? _mm512_setzero_ps() : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : _mm512_setzero_ps();
-        UNROLL(16) for (int i = 0; i < n; i++) {
-            const int8_t *a = q + (size_t)i * q_stride;
-            size_t s = (size_t)i * group_stride + g;
-            __m512i sum = format == Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(starts[s]);
-            UNROLL(8) for (int z = 0; z < 8; z++) {
-                int32_t four;
-                __builtin_memcpy(&four, a + 4 * z, 4);
-                sum = _mm512_dpbusd_epi32(sum, w[z], _mm512_set1_epi32(four));
+        const int together = n < 4 ? n : 4; /* chains of sums that run side by side */
+        UNROLL(4) for (int first_row = 0; first_row < n; first_row += together) {
+            __m512i sum[4];
+            UNROLL(4) for (int j = 0; j < together; j++)
+                sum[j] = format == Q4_1 ? _mm512_setzero_si512()
+                                        : _mm512_set1_epi32(starts[(size_t)(first_row + j) * group_stride + g]);
+            UNROLL(8) for (int z = 0; z < 8; z++)
+                UNROLL(4) for (int j = 0; j < together; j++) {
+                    int32_t four;
+                    __builtin_memcpy(&four, q + (size_t)(first_row + j) * q_stride + 4 * z, 4);
+                    sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], _mm512_set1_epi32(four));
+                }
+            UNROLL(4) for (int j = 0; j < together; j++) {
+                int i = first_row + j;
+                size_t s = (size_t)i * group_stride + g;
+                V scale = _mm512_set1_ps(steps[s]);
+                if (format != INT8)
+                    scale = _mm512_mul_ps(step, scale);
+                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), scale, sums[i]);
+                if (format == Q4_1)
+                    sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
             }
-            V scale = _mm512_set1_ps(steps[s]);
-            if (format != INT8)
-                scale = _mm512_mul_ps(step, scale);
-            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[i]);
-            if (format == Q4_1)
-                sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
         }
     }
     V scale = format == INT8 ? _mm512_loadu_ps((const float *)m->scales + tile * LANES) : _mm512_set1_ps(1.0f);

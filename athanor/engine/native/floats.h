@@ -32,16 +32,6 @@ INLINE TARGET float v_sum(V v)
     return lanes[0];
 }
 
-INLINE TARGET float v_top(V v)
-{
-    float lanes[LANES];
-    v_store(lanes, v);
-    float top = lanes[0];
-    for (int i = 1; i < LANES; i++)
-        top = lanes[i] > top ? lanes[i] : top;
-    return top;
-}
-
 /* x / √(mean of squares + epsilon) · gain. Both are zero from `size` to the next multiple of 16. */
 static TARGET void norm(const float *x, const float *gain, float epsilon, int size, float *out)
 {

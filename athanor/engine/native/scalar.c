@@ -47,6 +47,12 @@ INLINE int32_t v_whole(V a, int8_t *q)
     }
     return sum;
 }
+INLINE float v_top(V a)
+{
+    float top = a.f[0];
+    EACH top = a.f[i] > top ? a.f[i] : top;
+    return top;
+}
 INLINE float one_fma(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE float root(float x) { return sqrtf(x); }
 
