@@ -14,6 +14,7 @@ from pathlib import Path
 from athanor.base.downloads import cache_folder
 from athanor.base.errors import AthanorError
 from athanor.base.files import atomic_path
+from athanor.base.progress import say
 from athanor.base.transfers import locked
 from athanor.engine.native.compiling import CompileError, compile_library, compilers, library_name
 
@@ -107,7 +108,7 @@ def _find() -> Path:
     if not commands:
         raise NativeError(
             "The kernels in C are not compiled, and there is no C compiler.",
-            "Install gcc or clang, or `pip install ziglang`; until then torch's operations are used.",
+            "Install gcc or clang, or `pip install ziglang`.",
         )
     place = cache_folder() / "native" / f"{_compiler_key(commands)}-{name}"
     if not place.is_file():
@@ -121,13 +122,15 @@ def _find() -> Path:
 
 def _compile(place: Path) -> None:
     place.parent.chmod(0o700)
+    say("Compiling the kernels in C, once …")
     try:
         with atomic_path(place) as temporary:
             compile_library(temporary)
             temporary.chmod(0o700)
     except CompileError as error:
         raise NativeError(
-            f"The kernels in C could not be compiled ({error}).", "torch's operations are used."
+            f"The kernels in C could not be compiled ({error}).",
+            "Try another compiler: CC=gcc, or `pip install ziglang`.",
         ) from None
 
 
