@@ -11,7 +11,7 @@ import ctypes
 import mmap
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from athanor.engine.native.weights import NativeWeights
 from athanor.engine.rung import Segment
 from athanor.models.config import AttentionConfig, ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.gguf.blocks import Blocks
 from athanor.models.position_config import RopeConfig
 from athanor.models.rope import rotary_angles
 
@@ -35,17 +36,24 @@ _ANGLES_AT_A_TIME = 1024  # always the same positions together, so that a table 
 class NativeRung:
     """A model's kernels, packed weights and cache.
 
-    threads: as many as there are cores by default. instructions: the best that there are by default.
+    form: of the matrices. blocks: those of a GGUF file that are computed with as they are
+    (`athanor.models.gguf.blocks`). threads: as many as there are cores by default. instructions: the best by default.
     """
 
     block_size = LANES
 
     def __init__(
-        self, model: Decoder, form: Format = "bf16", *, threads: int | None = None, instructions: str | None = None
+        self,
+        model: Decoder,
+        form: Format = "bf16",
+        *,
+        blocks: Mapping[str, Blocks] | None = None,
+        threads: int | None = None,
+        instructions: str | None = None,
     ) -> None:
         """Raises NativeError where there are no kernels, ModelError for a model that they cannot execute."""
         self._library = library.library()
-        self.weights = NativeWeights(model, form)
+        self.weights = NativeWeights(model, form, blocks)
         self.instructions = _instructions(instructions)
         self.threads = threads or usable_cores()
         config, attention = model.config, model.config.layers[0].attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from athanor.engine.rung import Segment
 from athanor.models.catalogue import MODELS
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.gguf.blocks import read_blocks
 from athanor.models.gguf.load import load_gguf
+from athanor.models.gguf.save import save_gguf
 from athanor.models.position_config import RopeConfig, RopeScaling
 
 pytestmark = pytest.mark.skipif(not compilers(), reason="there is no C compiler")
@@ -193,6 +196,22 @@ def test_new_weights_take_the_place_of_the_old() -> None:
 def test_what_does_not_exist_never_reaches_the_kernels(segment: Segment, said: str) -> None:
     with pytest.raises(AthanorError, match=said):
         rung_of(random_model(CONFIGS["qwen3"]), "fp32").forward([segment])
+
+
+@pytest.mark.parametrize("form", ["Q8_0", "Q4_0"])
+def test_blocks_of_a_gguf_file_are_computed_with_as_they_are(form: str, tmp_path: Path) -> None:
+    attention = AttentionConfig(4, 2, 16, RopeConfig(1e4))
+    config = replace(config_of(attention, d_model=64, d_ff=96), family="llama")
+    save_gguf(random_model(config), tmp_path / "m.gguf", form, {"tokenizer.ggml.model": "none"})
+    model = load_gguf(tmp_path / "m.gguf")
+    blocks = read_blocks(tmp_path / "m.gguf", model)
+    assert blocks["blocks.1.attention.key.weight"].form == form
+    rung = rung_of(model, "fp32", blocks=blocks)
+    found = rung.forward([whole(some_tokens(1), [5, 2, 9])])
+    assert difference(found, plain_logits(model, some_tokens(1))) <= 0.05
+    rung.update_weights(model)
+    again = rung.forward([whole(some_tokens(1), [5, 2, 9])])
+    assert difference(again, found) <= 0.05
 
 
 def test_other_shapes_and_formats_are_refused_with_the_reason() -> None:

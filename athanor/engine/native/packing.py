@@ -21,8 +21,10 @@ from athanor.engine.native.library import Matrix
 Format = Literal["fp32", "bf16", "int8", "int4"]
 LANES, GROUP = 16, 32
 F32, BF16, INT8, Q8_0, Q4_0, Q4_1 = range(6)
+KINDS_OF_BLOCKS = {"Q8_0": Q8_0, "Q4_0": Q4_0, "Q4_1": Q4_1}
 KINDS: dict[str, int] = {"fp32": F32, "bf16": BF16, "int8": INT8, "int4": Q4_0}
 _BITS = {F32: 32, BF16: 16, INT8: 8, Q8_0: 8, Q4_0: 4, Q4_1: 4}
+_BYTES = {Q8_0: 34, Q4_0: 18, Q4_1: 20}  # of a block in a file
 _AT_A_TIME = 1 << 22  # weights that are packed together, so that copies stay small
 
 
@@ -83,16 +85,21 @@ def make(arena: Arena, kind: int, rows: int, columns: int, bias: bool) -> Packed
     return Packed(Matrix(*places, kind, rows, columns, 0), values, scales, minima, added)
 
 
-def fill(packed: Packed, weight: Tensor, bias: Tensor | None) -> None:
-    """Packs (rows, columns) floating-point weights. Raises ModelError for those that are not finite."""
+def fill(packed: Packed, weight: Tensor, bias: Tensor | None, blocks: Tensor | None = None) -> None:
+    """Packs (rows, columns) floating-point weights, or instead of them blocks of the same matrix, with which
+    `fill_blocks` is content. Raises ModelError for those that are not finite.
+    """
+    if packed.bias is not None and bias is not None:
+        packed.bias[: len(bias)] = bias.detach().float().numpy()
+    if blocks is not None:
+        fill_blocks(packed, blocks)
+        return
     for first, part in _parts(weight, packed.matrix.columns):
         if not torch.isfinite(part).all():
             raise ModelError(
                 "The model has weights that are not numbers.", "Training has diverged, or the file is damaged."
             )
         _FILLS[packed.matrix.format](packed, first // LANES, part)
-    if packed.bias is not None and bias is not None:
-        packed.bias[: len(bias)] = bias.float().numpy()
 
 
 def _parts(weight: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
@@ -126,13 +133,38 @@ def _fill_q4_0(packed: Packed, tile: int, weight: Tensor) -> None:
     """As in GGUF: of each group, the number of largest size becomes −8."""
     groups = weight.view(len(weight), -1, GROUP)
     extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-    scales = (extreme / -8).half()
-    if not torch.isfinite(scales).all():
-        raise ModelError("The model has weights that are too large for int4.", "Choose int8 or bf16.")
+    scales = _halves(extreme / -8)
     inverse = torch.where(scales != 0, 1 / scales.float(), 0)
     codes = (groups * inverse).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
     _put_nibbles(packed, tile, codes[:, :, :16] | (codes[:, :, 16:] << 4))
     _put_halves(packed.scales, tile, scales[:, :, 0])
+
+
+def _fill_q8_0(packed: Packed, tile: int, weight: Tensor) -> None:
+    groups = weight.view(len(weight), -1, GROUP)
+    scales = _halves(groups.abs().amax(2) / 127)
+    inverse = torch.where(scales != 0, 1 / scales.float(), 0)
+    codes = (groups * inverse[:, :, None]).round_().clamp_(-127, 127).add_(128).to(torch.uint8)
+    _put(packed, tile, _by_fours(codes.view(weight.shape)))
+    _put_halves(packed.scales, tile, scales)
+
+
+def _fill_q4_1(packed: Packed, tile: int, weight: Tensor) -> None:
+    groups = weight.view(len(weight), -1, GROUP)
+    minima = _halves(groups.amin(2))
+    scales = _halves((groups.amax(2) - minima.float()) / 15)
+    inverse = torch.where(scales != 0, 1 / scales.float(), 0)
+    codes = ((groups - minima[:, :, None]) * inverse[:, :, None]).round_().clamp_(0, 15).to(torch.uint8)
+    _put_nibbles(packed, tile, codes[:, :, :16] | (codes[:, :, 16:] << 4))
+    _put_halves(packed.scales, tile, scales)
+    _put_halves(packed.minima, tile, minima)
+
+
+def _halves(numbers: Tensor) -> Tensor:
+    made = numbers.half()
+    if not torch.isfinite(made).all():
+        raise ModelError("The model has weights that are too large for scales in fp16.", "Choose int8 or bf16.")
+    return made
 
 
 def fill_blocks(packed: Packed, blocks: Tensor) -> None:
@@ -140,8 +172,10 @@ def fill_blocks(packed: Packed, blocks: Tensor) -> None:
 
     Raises ModelError for scales that are not finite.
     """
-    kind, rows = packed.matrix.format, len(blocks)
-    split = blocks.view(rows, packed.matrix.columns // GROUP, -1)
+    kind, rows, groups = packed.matrix.format, packed.matrix.rows, packed.matrix.columns // GROUP
+    if blocks.shape != (rows, groups * _BYTES[kind]):
+        raise ModelError(f"Blocks of the shape {tuple(blocks.shape)} do not make {rows} rows of {groups} blocks.")
+    split = blocks.view(rows, groups, -1)
     split = torch.nn.functional.pad(split, (0, 0, 0, 0, 0, -rows % LANES))
     head = 4 if kind == Q4_1 else 2
     scales = split[:, :, :head].contiguous().view(torch.float16)
@@ -177,4 +211,6 @@ def _put(packed: Packed, tile: int, tiles: Tensor) -> None:
     packed.values[tile : tile + len(tiles)] = tiles.numpy().view(np.uint8).reshape(len(tiles), -1)
 
 
-_FILLS = {F32: _fill_f32, BF16: _fill_bf16, INT8: _fill_int8, Q4_0: _fill_q4_0}
+_FILLS = {
+    F32: _fill_f32, BF16: _fill_bf16, INT8: _fill_int8, Q8_0: _fill_q8_0, Q4_0: _fill_q4_0, Q4_1: _fill_q4_1
+}  # fmt: skip

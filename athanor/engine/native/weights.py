@@ -8,18 +8,32 @@ of its own may be there or not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from athanor.base.errors import ModelError
 from athanor.engine.native import library
-from athanor.engine.native.packing import GROUP, INT8, KINDS, Arena, Format, Packed, fill, make, packed_size, padded
+from athanor.engine.native.packing import (
+    GROUP,
+    INT8,
+    KINDS,
+    KINDS_OF_BLOCKS,
+    Arena,
+    Format,
+    Packed,
+    fill,
+    make,
+    packed_size,
+    padded,
+)
 from athanor.models.config import AttentionConfig, EmbeddingConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.decoder import Decoder
+from athanor.models.gguf.blocks import Blocks
 from athanor.models.norm import RMSNorm
 from athanor.models.position_config import RopeConfig
 
@@ -31,6 +45,7 @@ _NORMS = {
     "attention_norm": "attention_norms.input", "mlp_norm": "mlp_norms.input", "query_norm": "attention.query_norm",
     "key_norm": "attention.key_norm",
 }  # fmt: skip
+_TABLES = {"embedding": "embedding.tokens.weight", "head": "head.weight"}
 _LARGEST_HEAD = 1024
 Planned = tuple[int, Tensor, Tensor | None]
 
@@ -93,22 +108,25 @@ class NativeWeights:
     form: of the matrices; embedding and head have 8 bits where the matrices have 8 or 4.
     """
 
-    def __init__(self, model: Decoder, form: Format) -> None:
-        """Raises ModelError for a model that the kernels cannot execute, or weights that are not finite."""
+    def __init__(self, model: Decoder, form: Format, blocks: Mapping[str, Blocks] | None = None) -> None:
+        """blocks: matrices of a GGUF file, by the names of the model's parameters, that are taken over as they are.
+
+        Raises ModelError for a model that the kernels cannot execute, or weights that are not finite."""
         if form not in get_args(Format):
             raise ModelError(f"There is no number format {form!r}.", f"Accepted: {', '.join(get_args(Format))}.")
         if reason := unsupported(model.config):
             raise ModelError(f"The kernels in C cannot execute this model: {reason}.", "torch's operations can.")
         self.config, self.form = model.config, form
         self._layers = (library.Layer * model.config.n_layers)()
-        plan = _plan(model, KINDS[form])
+        self._blocks = {name: KINDS_OF_BLOCKS[found.form] for name, found in (blocks or {}).items()}
+        plan = self._plan(model)
         arena = Arena(sum(packed_size(kind, *_sides(matrix), bias is not None) for kind, matrix, bias in plan.values()))
         self._packed: dict[str, Packed] = {
             name: make(arena, kind, *_sides(matrix), bias is not None) for name, (kind, matrix, bias) in plan.items()
         }
         self._gains = {name: _zeros_behind(len(gain)) for name, gain in _gains(model).items()}
         self.structure = self._describe()
-        self.fill(model)
+        self._fill(model, blocks or {})
 
     @property
     def bytes_per_token(self) -> int:
@@ -121,14 +139,32 @@ class NativeWeights:
         """Takes over the weights of `model`, of the same configuration. Raises ModelError."""
         if model.config != self.config:
             raise ModelError("The new weights belong to a model of another configuration.")
-        for name, (_, matrix, bias) in _plan(model, KINDS[self.form]).items():
-            fill(self._packed[name], matrix, bias)
+        self._fill(model, {})
+
+    def _fill(self, model: Decoder, blocks: Mapping[str, Blocks]) -> None:
+        for name, (_, matrix, bias) in self._plan(model).items():
+            fill(
+                self._packed[name], matrix, bias, blocks[_parameter(name)].data if _parameter(name) in blocks else None
+            )
         for name, gain in _gains(model).items():
             if not torch.isfinite(gain).all():
                 raise ModelError(
                     f"{name} has values that are not numbers.", "Training has diverged, or the file is damaged."
                 )
             self._gains[name][: len(gain)] = gain.float().numpy()
+
+    def _plan(self, model: Decoder) -> dict[str, Planned]:
+        """Number format, weight and bias of each matrix, by name."""
+        parameters = dict(model.named_parameters())
+        parts = [f"{number}.{part}" for number in range(self.config.n_layers) for part in _PARTS]
+        plan: dict[str, Planned] = {}
+        for name in (*_TABLES, *parts):
+            if (place := _parameter(name)) in parameters:
+                kind = KINDS[self.form]
+                kind = self._blocks.get(place, INT8 if name in _TABLES and kind > INT8 else kind)
+                bias = parameters.get(place.removesuffix("weight") + "bias") if name in parts else None
+                plan[name] = kind, parameters[place].detach(), bias
+        return plan
 
     def _describe(self) -> library.Model:
         config, attention = self.config, self.config.layers[0].attention
@@ -156,18 +192,12 @@ class NativeWeights:
         )  # fmt: skip
 
 
-def _plan(model: Decoder, kind: int) -> dict[str, Planned]:
-    """Number format, weight and bias of each matrix, by name."""
-    table = kind if kind < INT8 else INT8
-    plan: dict[str, Planned] = {"embedding": (table, model.embedding.tokens.weight.detach(), None)}
-    if model.head.weight is not None:
-        plan["head"] = table, model.head.weight.detach(), None
-    for number, block in enumerate(model.blocks):
-        for name, place in _PARTS.items():
-            linear = block.get_submodule(place)
-            assert isinstance(linear, nn.Linear)
-            plan[f"{number}.{name}"] = kind, linear.weight.detach(), linear.bias
-    return plan
+def _parameter(name: str) -> str:
+    """Of the model, for one of our matrices."""
+    if name in _TABLES:
+        return _TABLES[name]
+    number, part = name.split(".")
+    return f"blocks.{number}.{_PARTS[part]}.weight"
 
 
 def _gains(model: Decoder) -> dict[str, Tensor]:
