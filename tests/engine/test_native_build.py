@@ -90,7 +90,7 @@ def test_a_wheel_is_made_with_the_kernels_or_without(compiler: bool, tmp_path: P
 def _sanitized(tmp_path: Path, kind: str, runtime: str) -> subprocess.CompletedProcess[str]:
     """tests/engine/native_walk.py on kernels that were compiled with a sanitizer."""
     place = tmp_path / "kernels.so"
-    flags = (*FLAGS, "-O1", "-g", f"-fsanitize={kind}", "-fno-sanitize-recover=all")
+    flags = (*FLAGS, "-O0", "-g", f"-fsanitize={kind}", "-fno-sanitize-recover=all")
     command = compile_library(place, flags=flags)
     found = subprocess.run([*command, f"-print-file-name={runtime}"], capture_output=True, text=True, check=False)
     where = found.stdout.strip()

@@ -9,11 +9,15 @@
 
 #include <stdint.h>
 
-#define INLINE static inline __attribute__((always_inline))
 #define PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* would take minutes to compile */
+#define INLINE static inline
+#define UNROLL(n)
+#elif defined(__clang__)
+#define INLINE static inline __attribute__((always_inline))
 #define UNROLL(n) PRAGMA(unroll n)
 #else
+#define INLINE static inline __attribute__((always_inline))
 #define UNROLL(n) PRAGMA(GCC unroll n)
 #endif
 
