@@ -8,7 +8,10 @@ import ctypes
 import sys
 import time
 
-import llama_cpp
+try:
+    import llama_cpp
+except ImportError:  # whoever only wants to know the sizes
+    llama_cpp = None
 
 READ, WRITTEN, STREAMS, STREAMED = 512, 64, 16, 16
 
