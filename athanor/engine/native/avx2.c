@@ -106,8 +106,8 @@ INLINE TARGET __m256i group_sum(const int nibbles, const uint8_t *data, const in
         __m256i raw = _mm256_loadu_si256((const __m256i *)(const void *)(data + 64 * z));
         __m256i lower = _mm256_and_si256(raw, low), upper = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low);
         int32_t four, other;
-        __builtin_memcpy(&four, q + 4 * z, 4);
-        __builtin_memcpy(&other, q + 4 * z + (nibbles ? GROUP / 2 : 0), 4);
+        __builtin_memcpy(&four, q + 4 * PANEL * z, 4);
+        __builtin_memcpy(&other, q + 4 * PANEL * z + (nibbles ? GROUP / 2 * PANEL : 0), 4);
         small = _mm256_add_epi16(small, _mm256_maddubs_epi16(lower, _mm256_set1_epi32(four)));
         __m256i product = _mm256_maddubs_epi16(upper, _mm256_set1_epi32(other));
         if (nibbles)
@@ -122,24 +122,23 @@ INLINE TARGET __m256i group_sum(const int nibbles, const uint8_t *data, const in
 INLINE TARGET void whole(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
-    size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = (size_t)first * (size_t)rows->group_stride;
-    size_t q_stride = (size_t)rows->q_stride, group_stride = (size_t)rows->group_stride;
+    size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
     const uint8_t *data = (const uint8_t *)m->data + block * (size_t)bytes;
     const uint16_t *scales = (const uint16_t *)m->scales + block * LANES, *minima = (const uint16_t *)m->minima;
-    const int8_t *q = rows->q + (size_t)first * q_stride;
+    const int8_t *q = rows->q + q_at(first, rows->q_stride);
     const float *steps = rows->scale + at, *offsets = rows->offset + at;
     const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
     if (format == Q4_1)
         minima += block * LANES;
     V sums[4];
     UNROLL(4) for (int i = 0; i < n; i++) sums[i] = v_set(0.0f);
-    for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP) {
+    for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP * PANEL) {
         UNROLL(8) for (int z = 0; z < bytes / 64; z++) _mm_prefetch((const char *)data + AHEAD + 64 * z, _MM_HINT_T0);
         V step = format == INT8 ? v_set(0.0f) : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : v_set(0.0f);
         UNROLL(4) for (int i = 0; i < n; i++) {
-            const int8_t *a = q + (size_t)i * q_stride;
-            size_t s = (size_t)i * group_stride + g;
+            const int8_t *a = q + i * 4;
+            size_t s = g * PANEL + (size_t)i;
             int32_t start = format == Q4_1 ? 0 : starts[s];
             V sum = {_mm256_cvtepi32_ps(group_sum(nibbles, data, a, start)),
                      _mm256_cvtepi32_ps(group_sum(nibbles, data + 32, a, start))};

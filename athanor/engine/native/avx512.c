@@ -78,18 +78,18 @@ INLINE TARGET void plain(const int n, const int format, const Matrix *m, const R
 INLINE TARGET void whole(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
-    size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = (size_t)first * (size_t)rows->group_stride;
+    size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
     size_t q_stride = (size_t)rows->q_stride, group_stride = (size_t)rows->group_stride;
     const uint8_t *data = (const uint8_t *)m->data + block * (size_t)bytes;
     const uint16_t *scales = (const uint16_t *)m->scales + block * LANES, *minima = (const uint16_t *)m->minima;
-    const int8_t *q = rows->q + (size_t)first * q_stride;
+    const int8_t *q = rows->q + q_at(first, rows->q_stride);
     const float *steps = rows->scale + at, *offsets = rows->offset + at;
     const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
     if (format == Q4_1)
         minima += block * LANES;
     V sums[MOST_ROWS];
     UNROLL(16) for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
-    for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP) {
+    for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP * PANEL) {
         __m512i w[8];
         UNROLL(8) for (int z = 0; z < bytes / 64; z++) {
             _mm_prefetch((const char *)data + AHEAD + 64 * z, _MM_HINT_T0);
@@ -104,21 +104,21 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         }
         V step = format == INT8 ? _mm512_setzero_ps() : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : _mm512_setzero_ps();
-        const int together = n < 4 ? n : 4; /* chains of sums that run side by side */
+        const int together = n < PANEL ? n : PANEL; /* chains of sums that run side by side, all of one panel */
         UNROLL(4) for (int first_row = 0; first_row < n; first_row += together) {
             __m512i sum[4];
             UNROLL(4) for (int j = 0; j < together; j++)
                 sum[j] = format == Q4_1 ? _mm512_setzero_si512()
-                                        : _mm512_set1_epi32(starts[(size_t)(first_row + j) * group_stride + g]);
+                                        : _mm512_set1_epi32(starts[panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j]);
             UNROLL(8) for (int z = 0; z < 8; z++)
                 UNROLL(4) for (int j = 0; j < together; j++) {
                     int32_t four;
-                    __builtin_memcpy(&four, q + (size_t)(first_row + j) * q_stride + 4 * z, 4);
+                    __builtin_memcpy(&four, q + panel_at(first_row, (int)q_stride) + (z * PANEL + j) * 4, 4);
                     sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], _mm512_set1_epi32(four));
                 }
             UNROLL(4) for (int j = 0; j < together; j++) {
                 int i = first_row + j;
-                size_t s = (size_t)i * group_stride + g;
+                size_t s = panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j;
                 V scale = _mm512_set1_ps(steps[s]);
                 if (format != INT8)
                     scale = _mm512_mul_ps(step, scale);

@@ -47,15 +47,17 @@ static TARGET void norm(const float *x, const float *gain, float epsilon, int si
 static TARGET void quantise(const Rows *rows, int row, int first, int columns)
 {
     const float *x = rows->x + (size_t)row * (size_t)rows->stride;
-    int8_t *q = rows->q + (size_t)row * (size_t)rows->q_stride;
-    size_t group = (size_t)row * (size_t)rows->group_stride + (size_t)(first / GROUP);
-    for (int i = first; i < first + columns; i += GROUP, group++) {
+    int8_t *q = rows->q + q_at(row, rows->q_stride), whole[GROUP];
+    for (int i = first; i < first + columns; i += GROUP) {
+        size_t group = group_at(row, rows->group_stride) + (size_t)(i / GROUP) * PANEL;
         V low = v_load(x + i), high = v_load(x + i + LANES);
         V zero = v_set(0.0f);
         float largest = v_top(v_max(v_max(low, v_sub(zero, low)), v_max(high, v_sub(zero, high))));
         float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-        int32_t sum = v_whole(v_mul(low, v_set(inverse)), q + i);
-        sum += v_whole(v_mul(high, v_set(inverse)), q + i + LANES);
+        int32_t sum = v_whole(v_mul(low, v_set(inverse)), whole);
+        sum += v_whole(v_mul(high, v_set(inverse)), whole + LANES);
+        for (int z = 0; z < GROUP / 4; z++)
+            __builtin_memcpy(q + (i / 4 + z) * 4 * PANEL, whole + 4 * z, 4);
         rows->scale[group] = largest / 127.0f;
         rows->offset[group] = rows->scale[group] * (float)sum;
         rows->minus8[group] = -8 * sum;

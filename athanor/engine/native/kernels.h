@@ -7,6 +7,7 @@
 #ifndef ATHANOR_KERNELS_H
 #define ATHANOR_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #define PRAGMA(text) _Pragma(#text)
@@ -21,7 +22,7 @@
 #define UNROLL(n) PRAGMA(GCC unroll n)
 #endif
 
-enum { LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16 };
+enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16 };
 
 enum { F32, BF16, INT8, Q8_0, Q4_0, Q4_1, FORMATS };
 
@@ -40,7 +41,10 @@ typedef struct {
     int32_t format, rows, columns, unused;
 } Matrix;
 
-/* Rows of activations: as fp32, and quantised in groups of 32 columns to value = q · scale. Strides in elements. */
+/* Rows of activations: as fp32, and quantised in groups of 32 columns to value = q · scale. Strides in elements a row.
+
+   What is quantised lies in panels of four rows, of which four columns each lie side by side: q [panel][column / 4][4][4],
+   the others [panel][group][4]. So many rows are read from few streams. */
 typedef struct {
     float *x;
     int8_t *q;
@@ -75,6 +79,11 @@ extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
+
+/* Where a row's quantised column 0, or its first group, is found. */
+INLINE size_t panel_at(int row, int stride) { return (size_t)(row / PANEL) * PANEL * (size_t)stride; }
+INLINE size_t q_at(int row, int stride) { return panel_at(row, stride) + (size_t)(row % PANEL) * 4; }
+INLINE size_t group_at(int row, int stride) { return panel_at(row, stride) + (size_t)(row % PANEL); }
 
 /* fp16 as everywhere: rounded to nearest, ties to even. */
 INLINE float from_half(uint16_t half)

@@ -93,13 +93,13 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
 {
     int groups = m->columns / GROUP, nibbles = m->format == Q4_0 || m->format == Q4_1;
     for (int i = 0; i < count; i++) {
-        const int8_t *q = rows->q + (size_t)(first + i) * (size_t)rows->q_stride;
+        const int8_t *q = rows->q + q_at(first + i, rows->q_stride);
         float *sums = out + i * LANES;
         for (int lane = 0; lane < LANES; lane++)
             sums[lane] = 0.0f;
         for (int g = 0; g < groups; g++) {
             size_t block = (size_t)tile * (size_t)groups + (size_t)g;
-            size_t at = (size_t)(first + i) * (size_t)rows->group_stride + (size_t)g;
+            size_t at = group_at(first + i, rows->group_stride) + (size_t)g * PANEL;
             const uint8_t *data = (const uint8_t *)m->data + block * (nibbles ? GROUP * LANES / 2 : GROUP * LANES);
             int32_t start = m->format == Q4_1 ? 0 : nibbles ? rows->minus8[at] : rows->minus128[at];
             float scale = rows->scale[at];
@@ -107,7 +107,7 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
                 int32_t sum = start;
                 for (int c = 0; c < GROUP; c++) {
                     int byte = nibbles ? c % 16 : c, value = data[(byte / 4 * LANES + lane) * 4 + byte % 4];
-                    sum += (!nibbles ? value : c < 16 ? value & 15 : value >> 4) * q[g * GROUP + c];
+                    sum += (!nibbles ? value : c < 16 ? value & 15 : value >> 4) * q[(g * GROUP + c) / 4 * 4 * PANEL + c % 4];
                 }
                 size_t s = block * LANES + (size_t)lane;
                 float step = m->format == INT8 ? scale : from_half(((const uint16_t *)m->scales)[s]) * scale;

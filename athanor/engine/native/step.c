@@ -106,10 +106,10 @@ static void *take(Context *context, size_t bytes)
     return memset(block, 0, bytes);
 }
 
-/* The stride of q is no power of two, so that the same column of 16 rows does not share one set of the cache. */
+/* The stride of q is no power of two, so that the same columns of several panels do not share one set of the cache. */
 static int take_rows(Context *context, Rows *rows, int32_t count, int32_t columns)
 {
-    size_t n = (size_t)count;
+    size_t n = (size_t)up_to(count, PANEL);
     rows->stride = up_to(columns, GROUP) + LANES;
     rows->q_stride = up_to(columns, 64) + 64;
     rows->group_stride = up_to(columns, GROUP) / GROUP;
