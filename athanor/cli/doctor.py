@@ -173,10 +173,11 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _kernels() -> dict[str, str | None]:
     """instructions: what the kernels in C will use; where they cannot be had, missing says why and what to install."""
-    from athanor.engine.native.library import NativeError, best_instructions
+    from athanor.engine.native.library import NativeError, best_instructions, is_compiled
 
     try:
-        return {"instructions": best_instructions(), "missing": None}
+        there = is_compiled()
+        return {"instructions": best_instructions() if there else "compiled on first use", "missing": None}
     except NativeError as error:
         return {"instructions": None, "missing": str(error)}
 

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define PRAGMA(text) _Pragma(#text)
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* would take minutes to compile */
+#if defined(SMALL) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* would take minutes to compile */
 #define INLINE static inline
 #define UNROLL(n)
 #elif defined(__clang__)

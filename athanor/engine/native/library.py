@@ -99,7 +99,12 @@ def best_instructions() -> str:
     return INSTRUCTIONS[library().athanor_best()]
 
 
-def _find() -> Path:
+def is_compiled() -> bool:
+    """Whether `library` finds one without compiling it. Raises NativeError where there is no compiler either."""
+    return _place().is_file()
+
+
+def _place() -> Path:
     name = library_name()
     built = Path(__file__).with_name(name)
     if built.is_file():
@@ -110,7 +115,13 @@ def _find() -> Path:
             "The kernels in C are not compiled, and there is no C compiler.",
             "Install gcc or clang, or `pip install ziglang`.",
         )
-    place = cache_folder() / "native" / f"{_compiler_key(commands)}-{name}"
+    return cache_folder() / "native" / f"{_compiler_key(commands)}-{name}"
+
+
+def _find() -> Path:
+    place = _place()
+    if place.parent == Path(__file__).parent:  # installed, with the rights of the package
+        return place
     if not place.is_file():
         with locked(place.parent / ".lock"):
             if not place.is_file():

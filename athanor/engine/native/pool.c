@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-enum { SPINS = 20000, YIELDS = 2000 }; /* about half a millisecond, then sleep; a caller who waits lets others run */
+enum { SPINS = 10000, YIELDS = 2000 }; /* about half a millisecond, then sleep; a caller who waits lets others run */
 
 /* The state word: phase number (24 bits, which may wrap), chunks of the phase, next chunk to be taken (20 bits each). A
    taken number below the count is a claim; until it is done the phase cannot end, so what belongs to it holds still. */
