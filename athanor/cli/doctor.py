@@ -14,7 +14,6 @@ from athanor.cli.output import AsJson, print_json
 
 _OPTIONAL = ("pyarrow", "transformers", "tensorboard", "matplotlib")
 _SETTINGS = ("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-_COMPILERS = ("cc", "gcc", "clang")
 _GB = 1_000_000_000
 
 
@@ -62,7 +61,7 @@ def findings() -> dict[str, Any]:
             "writable": _writable(folder),
             "packages": {name: cached_path(package).is_file() for name, package in sorted(PACKAGES.items())},
         },
-        "compiler": next((path for name in _COMPILERS if (path := shutil.which(name))), None),
+        "kernels": _kernels(),
         "pip": util.find_spec("pip") is not None,
         "nvidia_driver": shutil.which("nvidia-smi") is not None,
         "optional": {name: _version(name) for name in _OPTIONAL},
@@ -135,9 +134,9 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
             "Nothing to do: fp32 is used.",
         ),
         (
-            found["compiler"] is None,
-            "There is no C compiler.",
-            "Nothing to do: the operations that come with torch are used.",
+            found["kernels"]["instructions"] is None,
+            found["kernels"]["missing"] or "",
+            "Models answer several times slower with torch's operations, which are used instead.",
         ),
         (
             found["optional"]["pyarrow"] is None,
@@ -167,9 +166,20 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("settings", " ".join(f"{name}={value}" for name, value in found["process"].items() if value is not None)),
         ("cache", f"{cache['folder']}: {sum(there for _, there in packages)} of {len(packages)} packages"),
         *(("", f"{'fetched' if there else 'missing'}  {name}") for name, there in packages),
-        ("compiler", found["compiler"] or "none"),
+        ("kernels", found["kernels"]["instructions"] or "none"),
         ("optional", ", ".join(optional)),
     ]
+
+
+def _kernels() -> dict[str, str | None]:
+    """instructions: what the kernels in C will use; where they cannot be had, missing says why and what to install."""
+    from athanor.engine.native.library import NativeError, best_instructions, is_compiled
+
+    try:
+        there = is_compiled()
+        return {"instructions": best_instructions() if there else "compiled on first use", "missing": None}
+    except NativeError as error:
+        return {"instructions": None, "missing": str(error)}
 
 
 def _writable(folder: Path) -> bool:

@@ -145,13 +145,14 @@ def test_each_problem_is_found() -> None:
         "disk": {"folder": ".", "free": 9e9}, "torch": {"capability": "AVX512", "threads": 2},
         "rates": {"fp32": 1e11, "bf16": 4e11, "read": 2e10}, "precision": "bf16",
         "process": {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": None},
-        "cache": {"folder": "c", "writable": True, "packages": {"a": True}}, "compiler": "/usr/bin/cc", "pip": True,
+        "cache": {"folder": "c", "writable": True, "packages": {"a": True}}, "pip": True,
+        "kernels": {"instructions": "avx2", "missing": None},
         "nvidia_driver": False, "optional": {"pyarrow": "20"},
     }  # fmt: skip
     assert problems(healthy) == []
     ill = {
         "available_memory": 1e9, "load": 9.0, "disk": {"folder": ".", "free": 1e8}, "nvidia_driver": True,
-        "compiler": None,
+        "kernels": {"instructions": None, "missing": "There is no C compiler."},
         "torch": {"capability": "DEFAULT", "threads": 1}, "precision": "fp32",
         "cache": {"folder": "c", "writable": False, "packages": {"a": True}}, "optional": {"pyarrow": None},
     }  # fmt: skip

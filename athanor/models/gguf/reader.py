@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from athanor.base.errors import ModelError
@@ -152,6 +153,14 @@ class GgufFile:
         tensor = unpack(data, info.format, info.shape)
         self._let_go(info)
         return tensor
+
+    def read_rows(self, name: str) -> Tensor:
+        """(rows, bytes of a row) uint8, as they are."""
+        info = self.tensors[name]
+        data = bytearray(self._data[info.start : info.start + info.size])
+        return torch.frombuffer(data, dtype=torch.uint8).view(
+            -1, info.shape[-1] // info.format.numbers * info.format.size
+        )
 
     def _let_go(self, info: TensorInfo) -> None:
         """The pages of a tensor that has been read need no longer count as this process's memory."""

@@ -1,0 +1,174 @@
+/* AVX-512 with VNNI: a vector holds one value of 16 rows, or four bytes of each; bytes are multiplied and added four at a
+   time by vpdpbusd, whose signed operand, the activations, is broadcast from memory. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels.h"
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+#define SCORES 8
+#define MIXED 4
+#define AHEAD 2048 /* bytes that are fetched early */
+
+typedef __m512 V;
+
+INLINE TARGET V v_set(float x) { return _mm512_set1_ps(x); }
+INLINE TARGET V v_load(const float *x) { return _mm512_loadu_ps(x); }
+INLINE TARGET void v_store(float *x, V a) { _mm512_storeu_ps(x, a); }
+INLINE TARGET V v_half(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x)); }
+INLINE TARGET V v_add(V a, V b) { return _mm512_add_ps(a, b); }
+INLINE TARGET V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
+INLINE TARGET V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
+INLINE TARGET V v_div(V a, V b) { return _mm512_div_ps(a, b); }
+INLINE TARGET V v_max(V a, V b) { return _mm512_max_ps(a, b); }
+INLINE TARGET V v_min(V a, V b) { return _mm512_min_ps(a, b); }
+INLINE TARGET V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE TARGET V v_keep(V x, float least, V a)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(least), _CMP_GE_OQ), a);
+}
+INLINE TARGET V v_power_of_two(V x)
+{
+    __m512i n = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127 - 0x4b400000));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(n, 23));
+}
+INLINE TARGET int32_t v_whole(V a, int8_t *q)
+{
+    __m512i whole = _mm512_cvtps_epi32(a);
+    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(whole));
+    return _mm512_reduce_add_epi32(whole);
+}
+INLINE TARGET float v_top(V a) { return _mm512_reduce_max_ps(a); }
+INLINE TARGET float one_fma(float a, float b, float c)
+{
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+INLINE TARGET float root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+#include "floats.h"
+
+INLINE TARGET void plain(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+{
+    const float *x = rows->x + (size_t)first * (size_t)rows->stride;
+    size_t stride = (size_t)rows->stride, at = (size_t)tile * (size_t)m->columns * LANES;
+    const uint8_t *data = (const uint8_t *)m->data + at * (format == F32 ? 4 : 2);
+    V even[8], odd[8];
+    UNROLL(8) for (int i = 0; i < n; i++) even[i] = odd[i] = _mm512_setzero_ps();
+    for (int c = 0; c < m->columns; c += 2, data += format == F32 ? 128 : 64) {
+        V low, high;
+        _mm_prefetch((const char *)data + AHEAD, _MM_HINT_T0);
+        if (format == F32) {
+            _mm_prefetch((const char *)data + AHEAD + 64, _MM_HINT_T0);
+            low = _mm512_loadu_ps(data);
+            high = _mm512_loadu_ps(data + 64);
+        } else {
+            __m512i both = _mm512_loadu_si512(data);
+            low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+            high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
+        }
+        UNROLL(8) for (int i = 0; i < n; i++) {
+            even[i] = _mm512_fmadd_ps(low, _mm512_set1_ps(x[(size_t)i * stride + (size_t)c]), even[i]);
+            odd[i] = _mm512_fmadd_ps(high, _mm512_set1_ps(x[(size_t)i * stride + (size_t)c + 1]), odd[i]);
+        }
+    }
+    UNROLL(8) for (int i = 0; i < n; i++) _mm512_storeu_ps(out + i * LANES, _mm512_add_ps(even[i], odd[i]));
+}
+
+INLINE TARGET void whole(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+{
+    const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
+    size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
+    size_t q_stride = (size_t)rows->q_stride, group_stride = (size_t)rows->group_stride;
+    const uint8_t *data = (const uint8_t *)m->data + block * (size_t)bytes;
+    const uint16_t *scales = (const uint16_t *)m->scales + block * LANES, *minima = (const uint16_t *)m->minima;
+    const int8_t *q = rows->q + q_at(first, rows->q_stride);
+    const float *steps = rows->scale + at, *offsets = rows->offset + at;
+    const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
+    if (format == Q4_1)
+        minima += block * LANES;
+    V sums[MOST_ROWS];
+    UNROLL(16) for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
+    for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP * PANEL) {
+        __m512i w[8];
+        UNROLL(8) for (int z = 0; z < bytes / 64; z++) {
+            _mm_prefetch((const char *)data + AHEAD + 64 * z, _MM_HINT_T0);
+            w[z] = _mm512_loadu_si512(data + 64 * z);
+        }
+        if (nibbles) {
+            const __m512i low = _mm512_set1_epi8(15);
+            UNROLL(4) for (int z = 0; z < 4; z++) {
+                w[z + 4] = _mm512_and_si512(_mm512_srli_epi16(w[z], 4), low);
+                w[z] = _mm512_and_si512(w[z], low);
+            }
+        }
+        V step = format == INT8 ? _mm512_setzero_ps() : v_half(scales + g * LANES);
+        V minimum = format == Q4_1 ? v_half(minima + g * LANES) : _mm512_setzero_ps();
+        const int together = n < PANEL ? n : PANEL; /* chains of sums that run side by side, all of one panel */
+        UNROLL(4) for (int first_row = 0; first_row < n; first_row += together) {
+            __m512i sum[4];
+            UNROLL(4) for (int j = 0; j < together; j++)
+                sum[j] = format == Q4_1 ? _mm512_setzero_si512()
+                                        : _mm512_set1_epi32(starts[panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j]);
+            UNROLL(8) for (int z = 0; z < 8; z++)
+                UNROLL(4) for (int j = 0; j < together; j++) {
+                    int32_t four;
+                    __builtin_memcpy(&four, q + panel_at(first_row, (int)q_stride) + (z * PANEL + j) * 4, 4);
+                    sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], _mm512_set1_epi32(four));
+                }
+            UNROLL(4) for (int j = 0; j < together; j++) {
+                int i = first_row + j;
+                size_t s = panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j;
+                V scale = _mm512_set1_ps(steps[s]);
+                if (format != INT8)
+                    scale = _mm512_mul_ps(step, scale);
+                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), scale, sums[i]);
+                if (format == Q4_1)
+                    sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
+            }
+        }
+    }
+    V scale = format == INT8 ? _mm512_loadu_ps((const float *)m->scales + tile * LANES) : _mm512_set1_ps(1.0f);
+    UNROLL(16) for (int i = 0; i < n; i++)
+        _mm512_storeu_ps(out + i * LANES, format == INT8 ? _mm512_mul_ps(sums[i], scale) : sums[i]);
+}
+
+#define PLAIN(NAME, FORMAT)                                                                                            \
+    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
+    {                                                                                                                  \
+        int i = 0;                                                                                                     \
+        for (; i + 8 <= count; i += 8) plain(8, FORMAT, m, rows, first + i, tile, out + i * LANES);                    \
+        if (count & 4) { plain(4, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                        \
+        if (count & 2) { plain(2, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                        \
+        if (count & 1) plain(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
+    }
+
+#define WHOLE(NAME, FORMAT)                                                                                            \
+    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
+    {                                                                                                                  \
+        int i = 0;                                                                                                     \
+        for (; i + 16 <= count; i += 16) whole(16, FORMAT, m, rows, first + i, tile, out + i * LANES);                 \
+        if (count & 8) { whole(8, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 8; }                        \
+        if (count & 4) { whole(4, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                        \
+        if (count & 2) { whole(2, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                        \
+        if (count & 1) whole(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
+    }
+
+PLAIN(f32_tile, F32)
+PLAIN(bf16_tile, BF16)
+WHOLE(int8_tile, INT8)
+WHOLE(q8_0_tile, Q8_0)
+WHOLE(q4_0_tile, Q4_0)
+WHOLE(q4_1_tile, Q4_1)
+
+const Kernels avx512_kernels = {
+    .tile = {f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+    .quantise = quantise,
+    .norm = norm,
+    .turn = turn,
+    .gate = gate_up,
+    .attend = attend,
+};
+#else
+typedef int nothing_here; /* an empty translation unit is not C */
+#endif

@@ -1,0 +1,124 @@
+/* What the translation units share: the packed matrix, rows of activations, and the table of functions that each
+   instruction set fills in.
+
+   Every function has one numerical definition, written with IEEE operations in a fixed order (fused multiply-adds are
+   explicit, contraction is off), so all instruction sets give the same bits. Sums over columns run from the first to the
+   last in each output's own lane; nothing is ever summed across lanes except where `v_sum` says in which order. */
+#ifndef ATHANOR_KERNELS_H
+#define ATHANOR_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PRAGMA(text) _Pragma(#text)
+#if defined(SMALL) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* would take minutes to compile */
+#define INLINE static inline
+#define UNROLL(n)
+#elif defined(__clang__)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL(n) PRAGMA(unroll n)
+#else
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#endif
+
+enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16 };
+
+enum { F32, BF16, INT8, Q8_0, Q4_0, Q4_1, FORMATS };
+
+/* rows × columns, in tiles of 16 rows. columns is a multiple of 32; rows of the last tile that do not exist are zero.
+
+   F32   data float    [tile][column][16]
+   BF16  data uint16_t [tile][column / 2][16][2]
+   INT8  data uint8_t  [tile][column / 4][16][4], value + 128; scales float [tile][16], one a row
+   Q8_0  data as INT8; scales fp16 [tile][group][16]
+   Q4_0  data uint8_t  [tile][group][4][16][4]: byte j = 4 z + b of a group holds column j in its low half and column
+         j + 16 in its high half, value + 8; scales fp16 [tile][group][16]
+   Q4_1  as Q4_0, value without an offset; minima fp16 [tile][group][16] */
+typedef struct {
+    const void *data, *scales, *minima;
+    const float *bias; /* [rows], or null */
+    int32_t format, rows, columns, unused;
+} Matrix;
+
+/* Rows of activations: as fp32, and quantised in groups of 32 columns to value = q · scale. Strides in elements a row.
+
+   What is quantised lies in panels of four rows, of which four columns each lie side by side: q [panel][column / 4][4][4],
+   the others [panel][group][4]. So many rows are read from few streams. */
+typedef struct {
+    float *x;
+    int8_t *q;
+    float *scale, *offset; /* offset: scale · the sum of q */
+    int32_t *minus8, *minus128; /* −8 and −128 times the sum of q */
+    int32_t stride, q_stride, group_stride, unused;
+} Rows;
+
+/* Some consecutive rows of one sequence, attended by `heads` query heads of one key-value head. */
+typedef struct {
+    const float *queries; /* of the first row's first head */
+    float *out;
+    const uint8_t *cache;  /* of block 0, this layer */
+    const int32_t *blocks;
+    float *scratch; /* MOST_QUERIES × scratch_stride */
+    int64_t block_bytes;
+    int32_t query_stride, out_stride; /* floats from row to row */
+    int32_t rows, position, heads, kv_head, n_kv_heads, head_dim, window, half, scratch_stride;
+} Attention;
+
+typedef struct {
+    /* out[i][lane], for rows first … first + count of `rows` and the matrix's rows of one tile; no bias. */
+    void (*tile[FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, float *out);
+    void (*quantise)(const Rows *rows, int row, int first, int columns);
+    void (*norm)(const float *x, const float *gain, float epsilon, int size, float *out);
+    void (*turn)(float *head, const float *cosine, const float *sine, int half);
+    void (*gate)(const float *gate, const float *up, float *out, int size);
+    void (*attend)(const Attention *attention);
+} Kernels;
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+/* Where a row's quantised column 0, or its first group, is found. */
+INLINE size_t panel_at(int row, int stride) { return (size_t)(row / PANEL) * PANEL * (size_t)stride; }
+INLINE size_t q_at(int row, int stride) { return panel_at(row, stride) + (size_t)(row % PANEL) * 4; }
+INLINE size_t group_at(int row, int stride) { return panel_at(row, stride) + (size_t)(row % PANEL); }
+
+/* fp16 as everywhere: rounded to nearest, ties to even. */
+INLINE float from_half(uint16_t half)
+{
+    union { uint32_t bits; float value; } wide, magic = {113u << 23};
+    wide.bits = (half & 0x7fffu) << 13;
+    uint32_t exponent = wide.bits & (0x7c00u << 13);
+    wide.bits += (127u - 15u) << 23;
+    if (exponent == 0x7c00u << 13)
+        wide.bits += (128u - 16u) << 23;
+    else if (exponent == 0) {
+        wide.bits += 1u << 23;
+        wide.value -= magic.value;
+    }
+    wide.bits |= (half & 0x8000u) << 16;
+    return wide.value;
+}
+
+INLINE uint16_t to_half(float value)
+{
+    union { float value; uint32_t bits; } wide = {value}, small;
+    uint32_t sign = wide.bits & 0x80000000u;
+    wide.bits ^= sign;
+    uint32_t half;
+    if (wide.bits >= (127u + 16u) << 23)
+        half = wide.bits > 255u << 23 ? 0x7e00u : 0x7c00u;
+    else if (wide.bits < 113u << 23) {
+        small.bits = 126u << 23;
+        small.value += wide.value;
+        half = small.bits - (126u << 23);
+    } else {
+        uint32_t odd = (wide.bits >> 13) & 1u;
+        half = (wide.bits + ((uint32_t)(15 - 127) << 23) + 0xfffu + odd) >> 13;
+    }
+    return (uint16_t)(half | sign >> 16);
+}
+
+#endif

@@ -1,0 +1,110 @@
+"""The kernels in C against llama.cpp: SmolLM2-135M-Instruct in four bits, the same file (Q4_0) for both, in turns.
+
+One stream writing 64 tokens, a prompt of 512 tokens being read, and 16 streams together; a row's ratio is the median
+over the turns. Then the share of the measured read bandwidth that writing reaches: bytes of weights a token times
+tokens a second, in three formats. `make peers` installs llama.cpp; without it our speeds are given alone.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from _llama_cpp import READ, STREAMED, STREAMS, WRITTEN
+from _rows import row
+
+from athanor.base.machine import measure, usable_cores
+from athanor.engine.conversion import convert
+from athanor.engine.native_rung import NativeRung
+from athanor.engine.rung import Segment
+from athanor.models.gguf.blocks import read_blocks
+from athanor.models.gguf.load import load_gguf
+
+ISSUE = "D"
+TURNS = 7
+PEER = Path(".peers", "llama-cpp", "bin", "python")
+TARGETS = {"read": 2.5, "write": 2.0, "streams": 2.0}
+SHARES = {"int4": 0.6, "int8": 0.75, "bf16": 0.8}
+WHAT = {"read": f"reading {READ} tokens", "write": "writing, one stream", "streams": f"writing, {STREAMS} streams"}
+IDS = np.arange(100, 100 + READ, dtype=np.int32)
+BLOCKS = np.arange(READ // 16, dtype=np.int32)
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(usable_cores())
+    rates = measure()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "m.gguf"
+        convert("smollm2-135m-instruct", file, "gguf", "Q4_0")
+        model = load_gguf(file)
+        rung = NativeRung(model, "int8", blocks=read_blocks(file, model))
+        rung.allocate(len(BLOCKS) * 2)
+        yield from _against_the_peer(rung, file)
+    for form, target in SHARES.items():
+        rung = NativeRung(model, form)  # type: ignore[arg-type]
+        rung.allocate(len(BLOCKS))
+        speed = max(_write(rung, 1, WRITTEN) for _ in range(TURNS))
+        share = speed * rung.weights.bytes_per_token / rates.read
+        yield row(f"share of read bandwidth, writing in {form} ({speed:.0f} tokens/s)", share, "", target=target)
+
+
+def _against_the_peer(rung: NativeRung, file: Path) -> Iterator[dict[str, Any]]:
+    ours: dict[str, Callable[[], float]] = {
+        "read": lambda: _read(rung),
+        "write": lambda: _write(rung, 1, WRITTEN),
+        "streams": lambda: _write(rung, STREAMS, STREAMED),
+    }
+    peer = _start(file)
+    for what, run in ours.items():
+        run()
+        theirs = _ask(peer, what) if peer else None
+        speeds = [(run(), _ask(peer, what) if peer else None) for _ in range(TURNS)]
+        speed = median(mine for mine, _ in speeds)
+        if theirs is None:
+            yield row(WHAT[what], speed, "tokens/s")
+            continue
+        ratio = median(mine / their for mine, their in speeds if their)
+        theirs = median(their for _, their in speeds if their)
+        found = row(f"{WHAT[what]}, against llama.cpp", speed, "tokens/s", target=TARGETS[what], peer=theirs)
+        yield {**found, "ratio": ratio, "met": ratio >= TARGETS[what]}
+    if peer:
+        peer.kill()
+
+
+def _read(rung: NativeRung) -> float:
+    start = time.perf_counter()
+    rung.forward([Segment(IDS, 0, BLOCKS, 1)])
+    return READ / (time.perf_counter() - start)
+
+
+def _write(rung: NativeRung, streams: int, count: int) -> float:
+    """Tokens a second of so many sequences from their beginning, together."""
+    each = -(-count // 16)
+    start = time.perf_counter()
+    for i in range(count):
+        rung.forward([Segment(IDS[i : i + 1], i, BLOCKS[each * s : each * s + i // 16 + 1], 1) for s in range(streams)])
+    return streams * count / (time.perf_counter() - start)
+
+
+def _start(file: Path) -> subprocess.Popen[str] | None:
+    if not PEER.exists():
+        return None
+    command = [PEER, Path(__file__).with_name("_llama_cpp.py"), file, str(usable_cores())]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def _ask(peer: subprocess.Popen[str], what: str) -> float:
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    peer.stdin.write(f"{what}\n")
+    peer.stdin.flush()
+    return float(peer.stdout.readline())

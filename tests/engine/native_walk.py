@@ -1,0 +1,34 @@
+"""Walks through all that the kernels do, with the library that its argument names: run under a sanitizer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from athanor.engine.native import library
+from athanor.engine.native.library import INSTRUCTIONS
+from tests.engine.test_native_rung import CONFIGS, FORMATS, LENGTH, random_model, rung_of, some_tokens, whole
+
+
+def main() -> None:
+    opened = library.open_library(Path(sys.argv[1]))
+    library.library = lambda: opened  # type: ignore[assignment]
+    for name, config in CONFIGS.items():
+        model = random_model(config)
+        for form in FORMATS:
+            for instructions in INSTRUCTIONS[: opened.athanor_best() + 1]:
+                rung = rung_of(model, form, threads=3, instructions=instructions)
+                tokens = some_tokens(1)
+                rung.forward([whole(tokens, [5, 2, 9]), whole(tokens[:20], [0, 1], 3)])
+                for i in range(3):
+                    blocks = np.array([5, 2, 9])[: (LENGTH - 3 + i) // 16 + 1]
+                    step = whole(tokens[-1:], list(blocks), 1)
+                    rung.forward([type(step)(step.tokens, LENGTH - 3 + i, step.blocks, 1)])
+        print(name, file=sys.stderr)
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
