@@ -13,9 +13,8 @@ from pathlib import Path
 
 from athanor.base.downloads import cache_folder
 from athanor.base.errors import AthanorError
-from athanor.base.files import atomic_path
+from athanor.base.files import atomic_path, locked
 from athanor.base.progress import say
-from athanor.base.transfers import locked
 from athanor.engine.native.compiling import CompileError, compile_library, compilers, library_name
 
 INSTRUCTIONS = ("scalar", "avx2", "avx512")
