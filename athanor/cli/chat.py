@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from athanor.cli import sampling
-from athanor.cli.sampling import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
+from athanor.cli.sampling import Format, MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 
 def chat(
@@ -27,6 +27,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
+    format: Format = "auto",
 ) -> None:
     """Talk to a model. /help lists what can be done; when standard input is no terminal, each line is answered."""
     from athanor.engine.locate import find_model, latest_model
@@ -37,7 +38,7 @@ def chat(
     from athanor.engine.terminal_chat import TerminalChat, printable
     from athanor.models.build import count_parameters
 
-    lm = load(folder)
+    lm = load(folder, format=format)  # type: ignore[arg-type]
     lm.chat_prompt([{"role": "user", "content": "?"}])  # a model without a chat template is refused here
     settings = sampling.chosen(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

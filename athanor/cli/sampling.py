@@ -12,6 +12,7 @@ TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens
 MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest one's probability.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: words already there become less likely.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Length of an answer at most.")]
+Format = Annotated[str, typer.Option(help="Of the weights: auto (as they are), fp32, bf16, int8 or int4.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answers.")]
 
 

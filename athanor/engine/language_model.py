@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob
+from athanor.engine.rung import Rung
+from athanor.engine.rungs import WantedFormat, open_rung
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
@@ -69,20 +71,25 @@ class LanguageModel:
         tokenizer: Tokenizer | ForeignTokenizer,
         defaults: Sampling | None = None,
         precision: str = "fp32",
+        rung: Callable[[], Rung] | None = None,
     ) -> None:
-        """precision: as `models.precision.autocast` takes it."""
+        """precision: of torch's operations, as `models.precision.autocast` takes it. rung: makes what executes the
+        model instead of them.
+        """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}.",
                 "They belong to different models.",
             )
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults or Sampling()
-        self.precision = precision
+        self.precision, self._rung = precision, rung
 
     @cached_property
     def engine(self) -> Engine:
         """Made with the first request; after a change of the model's weights it wants its `update_weights`."""
-        return Engine.of(self.model, self.tokenizer, self.precision)
+        if self._rung is None:
+            return Engine.of(self.model, self.tokenizer, self.precision)
+        return Engine(self._rung(), self.model.config, self.tokenizer)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -216,19 +223,22 @@ class Underway:
         self._handle.cancel()
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None) -> LanguageModel:
+def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFormat = "auto") -> LanguageModel:
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
+    dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
+    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file.
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
     place = find_model(name)
     if place.suffix == ".gguf":
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))
-        return LanguageModel(model_of(file, dtype), foreign, Sampling(suppress_tokens=foreign.never_said))
+        model, defaults = model_of(file, dtype), Sampling(suppress_tokens=foreign.never_said)
+        return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place))
     model = load_decoder(place, dtype)
     tokenizer = Tokenizer.load(place) if (place / "athanor.json").is_file() else from_folder(place)
-    return LanguageModel(model, tokenizer, _defaults(place))
+    return LanguageModel(model, tokenizer, _defaults(place), rung=partial(open_rung, model, format))
 
 
 def _defaults(folder: Path) -> Sampling:

@@ -1,0 +1,57 @@
+"""Which rung executes a model, and in which number format.
+
+The kernels in C where they are compiled and know the model's shape, torch's operations otherwise. Left to itself a model
+keeps the format of its weights: the blocks of a GGUF file are computed with as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from athanor.base.errors import ModelError
+from athanor.engine.native.library import NativeError
+from athanor.engine.native.packing import Format
+from athanor.engine.native.weights import unsupported
+from athanor.engine.native_rung import NativeRung
+from athanor.engine.rung import Rung
+from athanor.engine.torch_rung import TorchRung
+from athanor.models.decoder import Decoder
+from athanor.models.gguf.blocks import read_blocks
+
+WantedFormat = Literal["auto", "fp32", "bf16", "int8", "int4"]
+_STORED: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp32", torch.float32: "fp32"}
+_BESIDE_BLOCKS: Format = "int8"  # matrices of a GGUF file in formats that the kernels do not have, such as Q6_K
+
+
+def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = None) -> Rung:
+    """file: the GGUF file that the model was read from, if it was.
+
+    Raises ModelError for a format that this model cannot have here.
+    """
+    if form not in get_args(WantedFormat):
+        raise ModelError(f"There is no number format {form!r}.", f"Accepted: {', '.join(get_args(WantedFormat))}.")
+    device = next(model.parameters()).device
+    reason = unsupported(model.config) if device.type == "cpu" else f"it is on {device}"
+    if not reason:
+        try:
+            return _native(model, form, file)
+        except NativeError as error:
+            reason = error.message
+    if form in ("int8", "int4"):
+        raise ModelError(
+            f"The format {form} needs the kernels in C, which cannot execute this model here: {reason}.",
+            "Take bf16, fp32 or auto.",
+        )
+    return TorchRung(model, "fp32" if form == "auto" else form)
+
+
+def _native(model: Decoder, form: WantedFormat, file: Path | None) -> Rung:
+    if form != "auto":
+        return NativeRung(model, form)
+    blocks = {} if file is None else read_blocks(file, model)
+    if blocks:
+        return NativeRung(model, _BESIDE_BLOCKS, blocks=blocks)
+    return NativeRung(model, _STORED[next(model.parameters()).dtype])
