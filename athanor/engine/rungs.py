@@ -1,7 +1,8 @@
 """Which rung executes a model, and in which number format.
 
-The kernels in C where they are compiled and know the model's shape, torch's operations otherwise. Left to itself a model
-keeps the format of its weights: the blocks of a GGUF file are computed with as they are.
+The kernels in C where they are compiled and know the model's shape, torch's operations otherwise. Left to itself a
+folder keeps the format of its weights, and what a GGUF file has in blocks is computed with as bf16: with the blocks
+themselves, activations are rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from athanor.models.gguf.blocks import read_blocks
 
 WantedFormat = Literal["auto", "fp32", "bf16", "int8", "int4"]
 _STORED: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp32", torch.float32: "fp32"}
-_BESIDE_BLOCKS: Format = "int8"  # matrices of a GGUF file in formats that the kernels do not have, such as Q6_K
 
 
 def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = None) -> Rung:
-    """file: the GGUF file that the model was read from, if it was.
+    """file: the GGUF file that the model was read from, if it was; for "int8" and "int4" its blocks are taken as they
+    are, whatever their bits, for quantised twice they would be worth less.
 
     Raises ModelError for a format that this model cannot have here.
     """
@@ -49,9 +50,7 @@ def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = N
 
 
 def _native(model: Decoder, form: WantedFormat, file: Path | None) -> Rung:
-    if form != "auto":
-        return NativeRung(model, form)
-    blocks = {} if file is None else read_blocks(file, model)
-    if blocks:
-        return NativeRung(model, _BESIDE_BLOCKS, blocks=blocks)
-    return NativeRung(model, _STORED[next(model.parameters()).dtype])
+    if form == "auto":
+        return NativeRung(model, _STORED[next(model.parameters()).dtype] if file is None else "bf16")
+    blocks = read_blocks(file, model) if file is not None and form in ("int8", "int4") else {}
+    return NativeRung(model, form, blocks=blocks)
