@@ -60,6 +60,7 @@ $(VENV)/.torch-$(TORCH_VERSION):
 
 $(VENV)/.installed: $(VENV)/.torch-$(TORCH_VERSION) pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[corpus]" --config-settings editable_mode=compat
+	@$(BIN)/python -c "from athanor.engine.native.library import library; library()" 2>/dev/null || true
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

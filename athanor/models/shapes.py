@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Required, TypedDict, Unpack
+from typing import Literal
 
 from athanor.base.errors import ModelError
 from athanor.models.config import (
@@ -37,15 +37,6 @@ LEARNT_POSITIONS = frozenset({"masked", "masked_pairs", "replaced"})
 Balance = Literal["loss", "bias"]
 """How experts come to be used evenly: by an auxiliary loss, or by a bias on the choice that follows the load."""
 _HEAD = 64
-
-
-class Sizes(TypedDict, total=False):
-    """n_heads: by default as many as 64 wide ones. d_ff: by default four times d_model."""
-
-    d_model: Required[int]
-    n_layers: Required[int]
-    n_heads: int | None
-    d_ff: int | None
 
 
 def config_of(objective: Objective) -> Callable[..., ModelConfig]:
@@ -134,15 +125,33 @@ def bert_config(
     )
 
 
-def paired_bert_config(vocab_size: int, max_seq_len: int, **sizes: Unpack[Sizes]) -> ModelConfig:
+def paired_bert_config(
+    vocab_size: int,
+    max_seq_len: int,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int | None = None,
+    d_ff: int | None = None,
+) -> ModelConfig:
     """BERT with its pooler and its head for the next sentence too."""
-    return replace(bert_config(vocab_size, max_seq_len, **sizes), pooler=True, next_sentence=True)
+    config = bert_config(vocab_size, max_seq_len, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff)
+    return replace(config, pooler=True, next_sentence=True)
 
 
-def electra_config(vocab_size: int, max_seq_len: int, **sizes: Unpack[Sizes]) -> ModelConfig:
+def electra_config(
+    vocab_size: int,
+    max_seq_len: int,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int | None = None,
+    d_ff: int | None = None,
+) -> ModelConfig:
     """ELECTRA's discriminator (Clark et al. 2020): a BERT with one logit a token."""
     head = HeadConfig(tied=False, bias=True, transform="gelu", transform_norm=False, outputs=1)
-    return replace(bert_config(vocab_size, max_seq_len, **sizes), head=head, family="electra")
+    config = bert_config(vocab_size, max_seq_len, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff)
+    return replace(config, head=head, family="electra")
 
 
 def electra_generator(discriminator: ModelConfig) -> ModelConfig:

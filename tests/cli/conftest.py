@@ -6,19 +6,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from athanor.base.downloads import cache_folder
 from athanor.base.randomness import generator
+from athanor.engine.native.library import NativeError, library
 
 Athanor = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session")
+def kernels() -> Path:
+    """The folder of the compiled kernels, so that not every cache needs its own; empty where there is no compiler."""
+    with suppress(NativeError):
+        library()
+    folder = cache_folder() / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @pytest.fixture
-def athanor(tmp_path: Path) -> Athanor:
-    """Runs `athanor ARGUMENTS` in an empty folder."""
+def athanor(tmp_path: Path, kernels: Path) -> Athanor:
+    """Runs `athanor ARGUMENTS` in an empty folder, with an empty cache."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "native").symlink_to(kernels, target_is_directory=True)
 
     def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"ATHANOR_CACHE": str(tmp_path / "cache"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
