@@ -21,10 +21,10 @@ from athanor.base.machine import available_memory
 from athanor.engine.handle import Handle, Stream
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob, request_keys
 from athanor.engine.rung import Rung
+from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling, draw
 from athanor.engine.scheduler import Answer, Scheduler
 from athanor.engine.text import StopText
-from athanor.engine.torch_rung import TorchRung
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.tokenizer import StreamDecoder, Tokenizer
@@ -72,7 +72,7 @@ class Engine:
         most_running: int = 256,
     ) -> Engine:
         """On the best rung for this model."""
-        rung = TorchRung(model, precision)
+        rung = rung_of(model, precision)
         return cls(rung, model.config, tokenizer, blocks=blocks, most_tokens=most_tokens, most_running=most_running)
 
     def submit(self, request: Request, on_event: Callable[[Event], None] | None = None) -> Handle:

@@ -7,6 +7,7 @@ themselves, activations are rounded to 8 bits.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -47,6 +48,16 @@ def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = N
             "Take bf16, fp32 or auto.",
         )
     return TorchRung(model, "fp32" if form == "auto" else form)
+
+
+def rung_of(model: Decoder, precision: str) -> Rung:
+    """The fastest that computes as training does. precision: of training's products; only fp32 is that of a rung of
+    the kernels, for bf16 weights alone would be another thing than `autocast`.
+    """
+    if precision == "fp32" and next(model.parameters()).device.type == "cpu" and not unsupported(model.config):
+        with suppress(NativeError):
+            return NativeRung(model, "fp32")
+    return TorchRung(model, precision)
 
 
 def _native(model: Decoder, form: WantedFormat, file: Path | None) -> Rung:

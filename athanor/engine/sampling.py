@@ -130,6 +130,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 
 # Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
 _GREEDY_BELOW = 1e-5
+_LIKELIEST = 256  # tokens that nearly always hold what top_p asks for
 _BLOCK = 128  # places of the vocabulary summed together when drawing
 
 GREEDY = Sampling(temperature=0.0)
@@ -197,15 +198,39 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     if sampling.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        above = ordered.cumsum(-1) - ordered >= sampling.top_p  # the token that crosses the bound is kept
-        above[:, 0] = False  # whatever fp32 makes of the bound
-        probabilities = probabilities.masked_fill(torch.zeros_like(above).scatter(1, order, above), 0.0)
+        probabilities = _nucleus(probabilities, sampling.top_p)
     if sampling.min_p > 0:
         least = sampling.min_p * probabilities.max(-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return _typical(probabilities, sampling.typical_p) if sampling.typical_p < 1 else probabilities
+
+
+def _nucleus(probabilities: Tensor, mass: float) -> Tensor:
+    """The likeliest that hold `mass`, in the order of their ids where they are alike; the one that crosses the bound
+    is kept. Looks at the first few, and at all only in the rows where these are not enough.
+    """
+    if probabilities.shape[-1] <= 2 * _LIKELIEST:
+        return _nucleus_of(probabilities, probabilities, None, mass)[0]
+    likeliest, where = probabilities.topk(_LIKELIEST, dim=-1, sorted=False)
+    where, back = where.sort(dim=-1)
+    kept, enough = _nucleus_of(probabilities, likeliest.gather(1, back), where, mass)
+    if not enough.all():
+        kept[~enough] = _nucleus_of(probabilities[~enough], probabilities[~enough], None, mass)[0]
+    return kept
+
+
+def _nucleus_of(probabilities: Tensor, some: Tensor, where: Tensor | None, mass: float) -> tuple[Tensor, Tensor]:
+    """What is left of (rows, vocabulary), and (rows,) whether `some` of it, at rising places `where`, said enough: the
+    bound is crossed above the least of them, whose equals may be among the others.
+    """
+    ordered, order = some.sort(dim=-1, descending=True, stable=True)
+    kept = ordered.cumsum(-1) - ordered < mass
+    kept[:, 0] = True  # whatever fp32 makes of the bound
+    last = ordered.gather(1, kept.sum(-1, keepdim=True) - 1)
+    places = order if where is None else where.gather(1, order)
+    left = torch.zeros_like(probabilities).scatter(1, places, ordered * kept)
+    return left, (last > ordered[:, -1:]).squeeze(1)
 
 
 def _typical(probabilities: Tensor, mass: float) -> Tensor:

@@ -209,3 +209,17 @@ def test_settings_that_cannot_be_used_are_named(changes: dict[str, Any]) -> None
 def test_the_likeliest_is_kept_whatever_the_bound() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     assert filtered_probabilities(logits, Sampling(temperature=1.0, top_p=1e-320)).tolist() == [[0.0, 1.0, 0.0]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([300, 513, 2000]), st.floats(0.01, 8), st.floats(0.01, 0.999))
+def test_a_nucleus_of_the_likeliest_is_that_of_all(seed: int, vocab_size: int, spread: float, mass: float) -> None:
+    logits = torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
+    logits[::2] = (2 * logits[::2]).round() / 2  # many alike
+    probabilities = logits.softmax(-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    beyond = ordered.cumsum(-1) - ordered >= mass
+    beyond[:, 0] = False
+    wanted = probabilities.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    assert torch.equal(filtered_probabilities(logits, Sampling(temperature=1.0, top_p=mass)), wanted)
