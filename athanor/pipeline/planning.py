@@ -50,6 +50,8 @@ _FEW_TOKENS = 200_000
 _BATCH_BYTES = 32  # a place of a batch: four columns of int64
 _CONVERSATIONS_A_SECOND = 50  # of the budget
 _CONTROL_SECONDS = 0.7  # of the control, a second of reinforcement learning: the same compute without the sampling
+_COUNTING_SECONDS = 1.5e-6  # a token, for its n-grams
+_COUNTING_SHARE = 0.1  # of the training, at most
 _FIXED_SIZE = (256, 6)  # d_model and layers where neither a budget nor the recipe decides
 
 
@@ -100,7 +102,8 @@ def plan_pretraining(
     if recipe.steps:
         tokens = float(recipe.steps * rows * length)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
-    counted = _counts_ngrams(life, tokens, unique_tokens if countable else math.inf)
+    training = math.inf if recipe.steps else seconds
+    counted = _counts_ngrams(life, tokens, unique_tokens if countable else math.inf, training)
     say(
         f"Pre-training: {quantity(count_parameters(config))} parameters (d_model {config.d_model}, "
         f"{config.n_layers} layers), "
@@ -126,11 +129,14 @@ def plan_pretraining(
     )
 
 
-def _counts_ngrams(life: Life, tokens: float, unique_tokens: float) -> bool:
-    """Whether n-grams are targets: in short trainings on text that can be counted, unless the recipe says otherwise."""
+def _counts_ngrams(life: Life, tokens: float, unique_tokens: float, seconds: float) -> bool:
+    """Whether n-grams are targets: where the text can be counted in a small part of the time and is read once at most,
+    unless the recipe says otherwise.
+    """
     recipe = life.recipe.pretrain
     if recipe.ngram_targets is None:
-        return recipe.objective == "next_token" and tokens <= unique_tokens <= MOST_TOKENS
+        quick = _COUNTING_SECONDS * unique_tokens <= _COUNTING_SHARE * seconds
+        return recipe.objective == "next_token" and quick and tokens <= unique_tokens <= MOST_TOKENS
     if recipe.ngram_targets and recipe.objective != "next_token":
         raise RecipeError(
             f'pretrain.ngram_targets belong to the objective "next_token", not to "{recipe.objective}".',
