@@ -121,8 +121,8 @@ class LanguageModel:
         Closing the iterator stops the work.
         """
         request = Request(self.prompt(prompt, tools), _single(self.sampling(sampling)), self.stop_ids)
-        gathered = _Gathered(len(request.prompt))
-        handle = self.engine.submit(request)
+        engine, gathered = self.engine, _Gathered(len(request.prompt))
+        handle = engine.submit(request)
         for event in handle:
             gathered.add(event)
             if event.finish_reason:
@@ -133,8 +133,8 @@ class LanguageModel:
     def submit(self, prompt: str | Sequence[Message], settings: Sampling) -> Underway:
         """Begins to answer a conversation or to continue a text, beside whatever else is under way."""
         request = Request(self.prompt(prompt), settings, self.stop_ids)
-        gathered = [_Gathered(len(request.prompt)) for _ in range(settings.n)]
-        return Underway(self.engine.submit(request, partial(_add, gathered)), gathered)
+        engine, gathered = self.engine, [_Gathered(len(request.prompt)) for _ in range(settings.n)]
+        return Underway(engine.submit(request, partial(_add, gathered)), gathered)
 
     def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
         """The ids of a text or of a conversation."""
@@ -148,17 +148,19 @@ class LanguageModel:
         return [*self.tokenizer.start_ids, *self.tokenizer.encode(text)] or [self.tokenizer.end_of_text_id]
 
     def sampling(self, changes: Mapping[str, Any]) -> Sampling:
-        """The defaults with `changes`; ids that are no tokens are never drawn, for a model's table may be longer than
-        its vocabulary. Raises AthanorError for a setting that does not exist or cannot be used.
+        """The defaults with `changes`. What the model's own defaults suppress stays suppressed, and so do ids that are
+        no tokens, for a model's table may be longer than its vocabulary.
+
+        Raises AthanorError for a setting that does not exist or cannot be used.
         """
         known = {field.name for field in dataclasses.fields(Sampling)}
         if unknown := sorted(set(changes) - known):
             raise AthanorError(f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
         settings = dataclasses.replace(self.defaults, **changes)
         beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
-        return (
-            dataclasses.replace(settings, suppress_tokens=(*settings.suppress_tokens, *beyond)) if beyond else settings
-        )
+        own = self.defaults.suppress_tokens if settings.suppress_tokens is not self.defaults.suppress_tokens else ()
+        never = dict.fromkeys([*settings.suppress_tokens, *own, *beyond])
+        return dataclasses.replace(settings, suppress_tokens=tuple(never))
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
         requests = [Request(ids, settings, self.stop_ids) for ids in prompts]

@@ -38,6 +38,20 @@ class Request:
         if self.keys is not None and len(self.keys) != self.sampling.n:
             raise AthanorError(f"{len(self.keys)} keys were given for {self.sampling.n} answers.", "Give one for each.")
         self.sampling.check(vocab_size)
+        self._check_choice(vocab_size)
+
+    def _check_choice(self, vocab_size: int) -> None:
+        """Raises AthanorError where no token could be drawn before `min_tokens`."""
+        sampling = self.sampling
+        if not sampling.min_tokens:
+            return
+        barred = {*sampling.suppress_tokens, *sampling.stop_ids, *self.stop_ids}
+        left = set(sampling.allowed_tokens) - barred if sampling.allowed_tokens else vocab_size - len(barred)
+        if not left:
+            raise AthanorError(
+                f"Nothing can be said before min_tokens = {sampling.min_tokens}: all tokens are barred or end it.",
+                "Allow more tokens, or take min_tokens = 0.",
+            )
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Sampling:
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        if isinstance(self.logit_bias, dict):
-            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
+        if isinstance(self.logit_bias, dict | list):
+            object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         for name, (kind, valid, accepted) in _ACCEPTED.items():
             value = getattr(self, name)
             if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not valid(value):
@@ -91,6 +91,17 @@ class Sampling:
                 raise AthanorError(f"{name} names ids that this model of {vocab_size} does not have.")
         if len(set(self.suppress_tokens)) >= vocab_size:
             raise AthanorError("suppress_tokens names all ids.", "Nothing could be said.")
+
+
+def _pairs(biases: dict[Any, Any] | list[Any]) -> tuple[Any, ...]:
+    """As JSON has them: an object, whose keys are texts, or a list of lists."""
+    pairs = biases.items() if isinstance(biases, dict) else biases
+    return tuple(
+        (int(pair[0]) if str(pair[0]).isdecimal() else pair[0], *pair[1:])
+        if isinstance(pair, list | tuple) and pair
+        else pair
+        for pair in pairs
+    )
 
 
 def _are_ids(value: Any) -> bool:

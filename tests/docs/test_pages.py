@@ -56,3 +56,10 @@ def test_the_page_of_performance_shows_what_was_measured(tmp_path: Path) -> None
     assert "| metric | value | unit | peer | ratio | met |" in text
     assert "| time | 1.5 | s | 4 | 0.375 | yes |" in text
     assert "| time | 2 |" not in text
+
+
+def test_the_page_of_generating_names_all_settings_as_the_help_does() -> None:
+    from athanor.cli.sampling import SETTINGS
+
+    named = re.findall(r"^\| `--(\S+)` \| (.+) \|$", (ROOT / "docs" / "generating.md").read_text(), re.M)
+    assert named == [(name.replace("_", "-"), text) for name, (_, text) in SETTINGS.items()]
