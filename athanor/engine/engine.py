@@ -53,7 +53,7 @@ class Engine:
         self.rung, self.config, self.tokenizer = rung, config, tokenizer
         blocks = _default_blocks(rung, config) if blocks is None else blocks
         rung.allocate(blocks)
-        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running)
+        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(config))
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
@@ -318,6 +318,11 @@ def _likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
         return ()
     values, ids = logprobs.topk(min(n, len(logprobs)))
     return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def _widest_window(config: ModelConfig) -> int | None:
+    windows = [layer.attention.window for layer in config.layers]
+    return None if None in windows else max(window for window in windows if window is not None)
 
 
 def _default_blocks(rung: Rung, config: ModelConfig) -> int:

@@ -3,7 +3,7 @@
 Answers that are being written go first, a token each; what is left of the step's tokens goes to prompts, in parts if
 they are long, in the order of arrival. When blocks run out, the answer that came last is put aside with its cache
 (bit for bit: nothing is computed twice) and comes back as soon as there is
-room.
+room. Where every layer has a window, blocks that no later token can see are given back while an answer goes on.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class Answer:
     """One answer under way. tokens: (n,) int32, prompt and what was said; computed: how many of them are in the cache.
 
-    stream: where its events go. saved: its blocks' contents while it is put aside. others: answers to the same prompt,
-    which start when this one has read it.
+    stream: where its events go. saved: its blocks' contents while it is put aside. passed: how many of its first blocks
+    are given back, because all windows have passed them. others: answers to the same prompt, which start when this one
+    has read it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Answer:
         self._tokens[: self.n_prompt] = request.prompt
         self.length, self.computed, self.entered = self.n_prompt, 0, 0
         self.blocks: list[int] = []
+        self.passed = 0
         self.node: Node = -1
         self.saved: np.ndarray | None = None
         self.is_running = False
@@ -75,18 +77,20 @@ class Answer:
 
 
 class Scheduler:
-    """most_tokens: computed in a step; most_running: answers in it."""
+    """most_tokens: computed in a step; most_running: answers in it. window: of the layer that sees furthest, if all
+    have one.
+    """
 
-    def __init__(self, rung: Rung, blocks: int, most_tokens: int, most_running: int) -> None:
+    def __init__(self, rung: Rung, blocks: int, most_tokens: int, most_running: int, window: int | None = None) -> None:
         self.rung, self.pool = rung, BlockPool(blocks, rung.block_size)
-        self.most_tokens, self.most_running = most_tokens, most_running
+        self.most_tokens, self.most_running, self.window = most_tokens, most_running, window
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []
         self.preemptions = 0
 
     def check(self, longest: int) -> None:
         """Raises AthanorError for an answer that would not fit even alone."""
-        if self._blocks_for(longest) > self.pool.n:
+        if self._most_blocks(longest) > self.pool.n:
             places = self.pool.n * self.pool.block_size
             raise AthanorError(
                 f"Prompt and answer may take {longest} tokens; the cache holds {places}.",
@@ -95,6 +99,13 @@ class Scheduler:
 
     def _blocks_for(self, places: int) -> int:
         return -(-places // self.pool.block_size)
+
+    def _most_blocks(self, places: int) -> int:
+        """That an answer of so many places ever has."""
+        found = self._blocks_for(places)
+        if self.window is None:
+            return found
+        return min(found, self._blocks_for(self.window + self.most_tokens) + 1)
 
     def schedule(self) -> dict[Answer, int]:
         """Answers and how many of their tokens are computed now; all of them have their blocks."""
@@ -131,7 +142,7 @@ class Scheduler:
     def _put_aside(self, answer: Answer) -> None:
         self.preemptions += 1
         if answer.computed:
-            answer.saved = self.rung.read_blocks(answer.blocks[: self._blocks_for(answer.computed)])
+            answer.saved = self.rung.read_blocks(answer.blocks[answer.passed : self._blocks_for(answer.computed)])
         self._drop_blocks(answer)
         self._stop_running(answer)
         self.wait(answer)
@@ -145,22 +156,26 @@ class Scheduler:
         """Whether there is room for all that it has so far, and a block for each that runs; then it has a beginning of
         it: what was put aside, or what others have computed.
         """
-        spare = len(self.running)
+        spare, most = len(self.running), self._most_blocks(answer.length)
         if answer.saved is not None:
-            if self._blocks_for(answer.length) + spare > self.pool.available:
+            if min(self._blocks_for(answer.length) - answer.passed, most) + spare > self.pool.available:
                 return False
-            answer.blocks = self.pool.take(len(answer.saved))
-            self.rung.write_blocks(answer.blocks, answer.saved)
+            blocks = self.pool.take(len(answer.saved))
+            self.rung.write_blocks(blocks, answer.saved)
+            answer.blocks = [-1] * answer.passed + blocks
             answer.saved = None
             return True
         node, found = self.pool.root(answer.request.salt), list[int]()
         if not answer.request.sampling.prompt_logprobs:
             node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
-        if self._blocks_for(answer.length) - len(found) + spare > self.pool.available:
-            self.pool.release(found)
-            return False
-        answer.node, answer.blocks, answer.entered = node, found, len(found)
+        answer.node, answer.blocks, answer.entered, answer.passed = node, found, len(found), 0
         answer.computed = answer.cached = len(found) * self.pool.block_size
+        self._pass(answer)
+        kept = len(found) - answer.passed
+        if min(self._blocks_for(answer.length) - len(found), most - kept) + spare > self.pool.available:
+            self._drop_blocks(answer)
+            answer.computed = answer.entered = answer.passed = 0
+            return False
         return True
 
     def advance(self, answer: Answer, n: int) -> None:
@@ -171,6 +186,17 @@ class Scheduler:
             ids = answer.tokens[end - size : end]
             answer.node = self.pool.enter(answer.node, ids, answer.blocks[answer.entered])
             answer.entered += 1
+        self._pass(answer)
+
+    def _pass(self, answer: Answer) -> None:
+        """Gives back the blocks before the first that later tokens see."""
+        if self.window is None:
+            return
+        first = min((answer.computed + 1 - self.window) // self.pool.block_size, len(answer.blocks) - 1)
+        if first > answer.passed:
+            self.pool.release(answer.blocks[answer.passed : first])
+            answer.blocks[:first] = [-1] * first
+            answer.passed = first
 
     def fork(self, answer: Answer, other: Answer) -> None:
         """Lets `other`, with the same prompt, go on where `answer` stands; it waits if there is no room."""
@@ -180,11 +206,12 @@ class Scheduler:
             self.wait(other)
             return
         other.blocks = answer.blocks[:full]
-        self.pool.share(other.blocks)
+        self.pool.share(other.blocks[answer.passed :])
         if rest:
             (block,) = self.pool.take(1)
             self.rung.copy_block(answer.blocks[full], block)
             other.blocks = [*other.blocks, block]
+        other.passed = answer.passed
         other.node, other.entered, other.computed = answer.node, answer.entered, answer.computed
         other.cached = other.computed
         other.is_running = True
@@ -204,7 +231,7 @@ class Scheduler:
         self.running.remove(answer)
 
     def _drop_blocks(self, answer: Answer) -> None:
-        self.pool.release(answer.blocks)
+        self.pool.release(answer.blocks[answer.passed :])
         answer.blocks = []
 
     def start_over(self) -> None:
@@ -212,13 +239,14 @@ class Scheduler:
         self.pool.forget()
         for answer in [*self.running, *self.waiting]:
             self._drop_blocks(answer)
-            answer.saved, answer.computed, answer.entered = None, 0, 0
+            answer.saved, answer.computed, answer.entered, answer.passed = None, 0, 0, 0
             answer.node = self.pool.root(answer.request.salt)
 
     def segment(self, answer: Answer, n: int) -> Segment:
         """The next n tokens of an answer; logits where a token follows, or everywhere in a prompt that wants them."""
         start, end = answer.computed, answer.computed + n
         blocks = np.array(answer.blocks[: self._blocks_for(end)], dtype=np.int32)
+        blocks[: answer.passed] = blocks[answer.passed]
         wanted = int(end == answer.length)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
