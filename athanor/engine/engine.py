@@ -23,10 +23,11 @@ from athanor.engine.requests import Completion, Event, Request, TokenLogprob, re
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling, draw
-from athanor.engine.scheduler import Answer, Scheduler
-from athanor.engine.text import StopText
-from athanor.models.config import ModelConfig
+from athanor.engine.scheduler import Answer, Scheduler, Source
+from athanor.engine.text import BeginningOfText, StopText
+from athanor.models.config import EncoderDecoderConfig, ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.tokenizer import StreamDecoder, Tokenizer
 from athanor.tokenizer.foreign import ForeignTokenizer
 
@@ -43,17 +44,19 @@ class Engine:
     def __init__(
         self,
         rung: Rung,
-        config: ModelConfig,
+        config: ModelConfig | EncoderDecoderConfig,
         tokenizer: Tokenizer | ForeignTokenizer | None = None,
         *,
         blocks: int | None = None,
         most_tokens: int = 512,
         most_running: int = 256,
     ) -> None:
-        self.rung, self.config, self.tokenizer = rung, config, tokenizer
-        blocks = _default_blocks(rung, config) if blocks is None else blocks
+        self._encoder = config.encoder if isinstance(config, EncoderDecoderConfig) else None
+        self.config = config.decoder if isinstance(config, EncoderDecoderConfig) else config
+        self.rung, self.tokenizer = rung, tokenizer
+        blocks = _default_blocks(rung, self.config) if blocks is None else blocks
         rung.allocate(blocks)
-        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(config))
+        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
@@ -63,7 +66,7 @@ class Engine:
     @classmethod
     def of(
         cls,
-        model: Decoder,
+        model: Decoder | EncoderDecoder,
         tokenizer: Tokenizer | ForeignTokenizer | None = None,
         precision: str = "fp32",
         *,
@@ -80,7 +83,7 @@ class Engine:
 
         Raises AthanorError for one that this model or this cache cannot answer.
         """
-        request.check(self.config)
+        request.check(self.config, self._encoder)
         sampling = request.sampling
         if sampling.stop and self.tokenizer is None:
             raise AthanorError("Stop strings need a tokenizer, which this engine does not have.")
@@ -89,14 +92,22 @@ class Engine:
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
         stream = Stream(request, on_event)
         with self._alone():
+            source = Source(request.source) if self._encoder else None
             for index, key in enumerate(keys):
-                text = StopText(StreamDecoder(self.tokenizer), sampling.stop) if self.tokenizer else None
-                stream.answers.append(Answer(request, index, int(key), stream, text, self._arrivals, limit))
+                answer = Answer(request, index, int(key), stream, self._text(request), self._arrivals, limit)
+                answer.source = source
+                stream.answers.append(answer)
                 self._arrivals += 1
             first, *others = stream.answers
             first.others = others
             self._scheduler.wait(first)
         return Handle(self, stream)
+
+    def _text(self, request: Request) -> StopText | None:
+        if self.tokenizer is None:
+            return None
+        decoder = StreamDecoder(self.tokenizer)
+        return StopText(BeginningOfText(decoder) if request.source else decoder, request.sampling.stop)
 
     def generate(self, requests: Iterable[Request]) -> list[list[Completion]]:
         """All answers to all requests."""
@@ -164,10 +175,10 @@ class Engine:
         """As `cancel`, at the next step; may be called wherever a handle is collected."""
         self._abandoned.append(stream)
 
-    def update_weights(self, model: Decoder) -> None:
+    def update_weights(self, model: Decoder | EncoderDecoder) -> None:
         """Takes over the weights of a model with the same configuration; requests under way go on with these."""
         with self._alone():
-            self.rung.update_weights(model)
+            self.rung.update_weights(model)  # type: ignore[arg-type]
             self._scheduler.start_over()
 
     @property
@@ -200,6 +211,9 @@ class Engine:
                 stream.put(Event(answer.index, -1, 0.0, finish_reason="cancelled"))
 
     def _compute(self, work: dict[Answer, int]) -> None:
+        for answer in work:
+            if answer.source is not None and answer.source.read is None:
+                answer.source.read = self.rung.encode(answer.source.tokens)  # type: ignore[attr-defined]
         segments = [self._scheduler.segment(answer, n) for answer, n in work.items()]
         logits = torch.from_numpy(self.rung.forward(segments))
         writing, rows, row = [], [], 0

@@ -15,8 +15,9 @@ from athanor.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Request:
-    """prompt: ids. stop_ids: what ends an answer, besides the sampling's. keys: of the noise, one an answer, by default
-    made from the sampling's seed. salt: requests with different ones share no prefix in the cache.
+    """prompt: ids; for an encoder–decoder, what an answer begins with, and source: what is answered. stop_ids: what
+    ends an answer, besides the sampling's. keys: of the noise, one an answer, by default made from the sampling's seed.
+    salt: requests with different ones share no prefix in the cache.
     """
 
     prompt: Sequence[int]
@@ -24,17 +25,16 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     keys: Sequence[int] | None = None
     salt: str = ""
+    source: Sequence[int] = ()
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises AthanorError for what this model cannot answer."""
-        limit, vocab_size = config.max_seq_len, config.vocab_size
-        if not 0 < len(self.prompt) < limit:
-            what = "is empty" if not self.prompt else f"has {len(self.prompt)} tokens"
-            raise AthanorError(f"The prompt {what}.", f"This model takes from 1 to {limit - 1} tokens.")
-        low, high = min(self.prompt), max(self.prompt)
-        if low < 0 or high >= vocab_size:
-            wrong = low if low < 0 else high
-            raise AthanorError(f"The prompt has id {wrong}.", f"This model has ids from 0 to {vocab_size - 1}.")
+    def check(self, config: ModelConfig, encoder: ModelConfig | None = None) -> None:
+        """Raises AthanorError for what this model cannot answer. encoder: of its sources, if it reads any."""
+        vocab_size = config.vocab_size
+        _check_ids("prompt", self.prompt, config.max_seq_len - 1, vocab_size)
+        if encoder is not None:
+            _check_ids("source", self.source, encoder.max_seq_len, encoder.vocab_size)
+        elif self.source:
+            raise AthanorError("This model reads no source.", "It continues its prompt.")
         if self.keys is not None and len(self.keys) != self.sampling.n:
             raise AthanorError(f"{len(self.keys)} keys were given for {self.sampling.n} answers.", "Give one for each.")
         self.sampling.check(vocab_size)
@@ -52,6 +52,17 @@ class Request:
                 f"Nothing can be said before min_tokens = {sampling.min_tokens}: all tokens are barred or end it.",
                 "Allow more tokens, or take min_tokens = 0.",
             )
+
+
+def _check_ids(name: str, ids: Sequence[int], longest: int, vocab_size: int) -> None:
+    if not 0 < len(ids) <= longest:
+        what = "is empty" if not ids else f"has {len(ids)} tokens"
+        raise AthanorError(f"The {name} {what}.", f"This model takes from 1 to {longest} tokens.")
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise AthanorError(
+            f"The {name} has id {low if low < 0 else high}.", f"This model has ids from 0 to {vocab_size - 1}."
+        )
 
 
 @dataclass(frozen=True)

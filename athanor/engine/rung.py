@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,14 +23,16 @@ class Segment:
 
     tokens: (n,) int32, n at least 1. start: the place of the first in its sequence; all places before it are in the
     cache. blocks: (ceil((start + n) / block_size),) int32, the sequence's blocks in order, into which the rung writes
-    the keys and values of the n tokens; for places that all windows have passed, any block of the sequence. wanted: how many of the last places need logits (0 while a prompt is read, 1
-    for the next token, k + 1 to verify k drafted tokens, n for the log-probabilities of a prompt).
+    the keys and values of the n tokens; for places that all windows have passed, any block of the sequence. wanted: how
+    many of the last places need logits (0 while a prompt is read, 1 for the next token, k + 1 to verify k drafted
+    tokens, n for the log-probabilities of a prompt). source: for an encoder–decoder, what the rung's `encode` gave.
     """
 
     tokens: np.ndarray
     start: int
     blocks: np.ndarray
     wanted: int
+    source: Any = None
 
 
 class Rung(Protocol):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +25,14 @@ from athanor.engine.text import StopText
 
 if TYPE_CHECKING:
     from athanor.engine.handle import Stream
+
+
+@dataclass
+class Source:
+    """What answers of an encoder–decoder are about. read: what the rung's `encode` gave, once one of them runs."""
+
+    tokens: Sequence[int]
+    read: Any = None
 
 
 class Answer:
@@ -54,6 +64,7 @@ class Answer:
         self.stop_ids = request.stop_ids | frozenset(sampling.stop_ids)
         self.adjustment = Adjustment(sampling, request.prompt, self.stop_ids)
         self.filters = sampling.filters
+        self.source: Source | None = None
 
     def __lt__(self, other: Answer) -> bool:
         return self.arrival < other.arrival
@@ -166,7 +177,7 @@ class Scheduler:
             answer.saved = None
             return True
         node, found = self.pool.root(answer.request.salt), list[int]()
-        if not answer.request.sampling.prompt_logprobs:
+        if not answer.request.sampling.prompt_logprobs and answer.source is None:
             node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
         answer.node, answer.blocks, answer.entered, answer.passed = node, found, len(found), 0
         answer.computed = answer.cached = len(found) * self.pool.block_size
@@ -182,7 +193,7 @@ class Scheduler:
         """Notes that n more tokens are in the cache; full blocks become known to others."""
         answer.computed += n
         size = self.pool.block_size
-        while (end := (answer.entered + 1) * size) <= answer.computed:
+        while (end := (answer.entered + 1) * size) <= answer.computed and answer.source is None:
             ids = answer.tokens[end - size : end]
             answer.node = self.pool.enter(answer.node, ids, answer.blocks[answer.entered])
             answer.entered += 1
@@ -241,6 +252,8 @@ class Scheduler:
             self._drop_blocks(answer)
             answer.saved, answer.computed, answer.entered, answer.passed = None, 0, 0, 0
             answer.node = self.pool.root(answer.request.salt)
+            if answer.source is not None:
+                answer.source.read = None
 
     def segment(self, answer: Answer, n: int) -> Segment:
         """The next n tokens of an answer; logits where a token follows, or everywhere in a prompt that wants them."""
@@ -250,4 +263,5 @@ class Scheduler:
         wanted = int(end == answer.length)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
-        return Segment(answer.tokens[start:end], start, blocks, wanted)
+        source = None if answer.source is None else answer.source.read
+        return Segment(answer.tokens[start:end], start, blocks, wanted, source)

@@ -42,6 +42,7 @@ class Decoder(Stack):
         mask: Tensor | None = None,
         cache: Cache | Sequence[LayerCache | SequencesCache] | None = None,
         attended: int | None = None,
+        source: Sequence[Any] | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).
 
@@ -49,7 +50,8 @@ class Decoder(Stack):
         default counted from the first token that is no padding. document_ids: (batch, time), for packed rows. mask:
         (batch, 1, time, time) bool of what sees what, instead of these and of the causal order; windows hold beside it.
         cache: a `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where
-        rows of different lengths go on: the key at place j is that of position j.
+        rows of different lengths go on: the key at place j is that of position j. source: for each layer what its
+        cross-attention takes, where it has one.
         """
         batch, time = batch_and_time(tokens)
         before = cache.length if isinstance(cache, Cache) else 0
@@ -72,7 +74,7 @@ class Decoder(Stack):
             mask=mask,
         )
         layers = cache.layers if isinstance(cache, Cache) else cache
-        states = super().forward(tokens, where, layers)
+        states = super().forward(tokens, where, layers, source=source)
         if isinstance(cache, Cache):
             cache.length += time
         return states
