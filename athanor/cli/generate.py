@@ -35,13 +35,17 @@ def generate(
     target: Annotated[
         Path | None, typer.Option("--output", help="Where those answers go; a file cut short is continued.")
     ] = None,
+    read: Annotated[
+        str | None, typer.Option("--from", metavar="LANGUAGE", help="Of the text, where a translator knows several.")
+    ] = None,
+    write: Annotated[str | None, typer.Option("--to", metavar="LANGUAGE", help="Of the answer.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt as a message instead.")] = False,
     format: Format = "auto",
     json: AsJson = False,
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Continue a text, answer one message, or answer a file of prompts."""
+    """Continue a text, translate or sum one up with a model that does, answer one message, or answer a file."""
     given = [value for value in (text, prompt, source) if value is not None]
     if len(given) != 1 or (source is None) != (target is None):
         raise DataError("Nothing to answer, or too much.", "Give a prompt, or --input with --output.")
@@ -57,7 +61,7 @@ def generate(
 
     from athanor.engine.language_model import load
 
-    lm = load(folder, format=format)  # type: ignore[arg-type]
+    lm = _between(load(folder, format=format), read, write)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return
@@ -69,6 +73,16 @@ def generate(
     for piece in lm.stream(question, **settings):
         print(_shown(piece.text), end="", flush=True)
     print()
+
+
+def _between(lm: LanguageModel, read: str | None, write: str | None) -> LanguageModel:
+    from athanor.engine.source_model import SourceModel
+
+    if read is None and write is None:
+        return lm
+    if not isinstance(lm, SourceModel):
+        raise DataError("This model has no languages to choose.", "--from and --to are for M2M-100 and NLLB.")
+    return lm.between(read, write)
 
 
 def _print_replies(replies: Sequence[Reply], json: bool) -> None:

@@ -22,7 +22,9 @@ from athanor.engine.rung import Rung
 from athanor.engine.rungs import WantedFormat, open_rung
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
-from athanor.models.folder import load_decoder
+from athanor.models.encoder import Encoder
+from athanor.models.encoder_decoder import EncoderDecoder
+from athanor.models.folder import load_model
 from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
 from athanor.tokenizer import Tokenizer
@@ -120,8 +122,9 @@ class LanguageModel:
 
         Closing the iterator stops the work.
         """
-        request = Request(self.prompt(prompt, tools), _single(self.sampling(sampling)), self.stop_ids)
-        engine, gathered = self.engine, _Gathered(len(request.prompt))
+        ids = self.prompt(prompt, tools)
+        request = self.request(ids, _single(self.sampling(sampling)))
+        engine, gathered = self.engine, _Gathered(len(ids))
         handle = engine.submit(request)
         for event in handle:
             gathered.add(event)
@@ -132,9 +135,14 @@ class LanguageModel:
 
     def submit(self, prompt: str | Sequence[Message], settings: Sampling) -> Underway:
         """Begins to answer a conversation or to continue a text, beside whatever else is under way."""
-        request = Request(self.prompt(prompt), settings, self.stop_ids)
-        engine, gathered = self.engine, [_Gathered(len(request.prompt)) for _ in range(settings.n)]
+        ids = self.prompt(prompt)
+        request = self.request(ids, settings)
+        engine, gathered = self.engine, [_Gathered(len(ids)) for _ in range(settings.n)]
         return Underway(engine.submit(request, partial(_add, gathered)), gathered)
+
+    def request(self, ids: Sequence[int], settings: Sampling) -> Request:
+        """To answer what `prompt` gave."""
+        return Request(ids, settings, self.stop_ids)
 
     def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
         """The ids of a text or of a conversation."""
@@ -148,8 +156,8 @@ class LanguageModel:
         return [*self.tokenizer.start_ids, *self.tokenizer.encode(text)] or [self.tokenizer.end_of_text_id]
 
     def sampling(self, changes: Mapping[str, Any]) -> Sampling:
-        """The defaults with `changes`. What the model's own defaults suppress stays suppressed, and so do ids that are
-        no tokens, for a model's table may be longer than its vocabulary.
+        """The defaults with `changes`. What the defaults suppress stays so beside other tokens, unless none is named;
+        ids that are no tokens are never drawn, for a model's table may be longer than its vocabulary.
 
         Raises AthanorError for a setting that does not exist or cannot be used.
         """
@@ -158,12 +166,12 @@ class LanguageModel:
             raise AthanorError(f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
         settings = dataclasses.replace(self.defaults, **changes)
         beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
-        own = self.defaults.suppress_tokens if settings.suppress_tokens is not self.defaults.suppress_tokens else ()
+        own = self.defaults.suppress_tokens if settings.suppress_tokens else ()
         never = dict.fromkeys([*settings.suppress_tokens, *own, *beyond])
         return dataclasses.replace(settings, suppress_tokens=tuple(never))
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
-        requests = [Request(ids, settings, self.stop_ids) for ids in prompts]
+        requests = [self.request(ids, settings) for ids in prompts]
         gathered = [[_Gathered(len(ids)) for _ in range(settings.n)] for ids in prompts]
         asked = [(request, partial(_add, into)) for request, into in zip(requests, gathered, strict=True)]
         handles = self.engine.answer(asked)
@@ -238,12 +246,25 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFo
         foreign = from_gguf(file.metadata, str(place))
         model, defaults = model_of(file, dtype), Sampling(suppress_tokens=foreign.never_said)
         return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place))
-    model = load_decoder(place, dtype)
+    loaded = load_model(place, dtype)
+    if isinstance(loaded, Encoder):
+        raise ModelError(
+            f"{place} holds no decoder but an {type(loaded).__name__}, which does not continue a text.",
+            "Take a decoder; `athanor embed` embeds texts with an encoder.",
+        )
     tokenizer = Tokenizer.load(place) if (place / "athanor.json").is_file() else from_folder(place)
-    return LanguageModel(model, tokenizer, _defaults(place), rung=partial(open_rung, model, format))
+    rung = partial(open_rung, loaded, format)
+    if isinstance(loaded, EncoderDecoder):
+        from athanor.engine.source_model import source_model
+
+        return source_model(place, loaded, tokenizer, rung)
+    return LanguageModel(loaded, tokenizer, defaults_of(place), rung=rung)
 
 
-def _defaults(folder: Path) -> Sampling:
+def defaults_of(folder: Path, samples: bool = True) -> Sampling:
+    """What `generation_config.json` says. samples: or greedy, whatever it says. Raises ModelError for what cannot be
+    used.
+    """
     path = folder / "generation_config.json"
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
@@ -252,6 +273,13 @@ def _defaults(folder: Path) -> Sampling:
     given: dict[str, Any] = {name: found[name] for name in known if found.get(name) is not None}
     if isinstance(given.get("suppress_tokens"), list):
         given["suppress_tokens"] = tuple(given["suppress_tokens"])
+    if not samples:
+        given = {name: value for name, value in given.items() if name not in ("top_k", "top_p", "min_p")}
+        given["temperature"] = 0.0
+    bad = found.get("bad_words_ids")
+    alone = [word[0] for word in bad if isinstance(word, list) and len(word) == 1] if isinstance(bad, list) else []
+    if alone:
+        given["suppress_tokens"] = (*given.get("suppress_tokens", ()), *alone)
     try:
         return Sampling(**given)
     except AthanorError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+import athanor
 import athanor.models as models
 from athanor.base.errors import AthanorError
 from athanor.engine.engine import Engine
 from athanor.engine.requests import Request
 from athanor.engine.sampling import Sampling
 from athanor.models.encoder_decoder import EncoderDecoder
+from tests.engine.conftest import TEXTS
 from tests.models.family_rows import PAIRS
 from tests.models.test_families import reference
 
@@ -148,3 +153,62 @@ def test_new_weights_count_for_sources_too(model: EncoderDecoder) -> None:
     engine.update_weights(other)  # type: ignore[arg-type]
     handle.result()
     assert engine.generate([request]) == Engine.of(other).generate([request]) != before  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As NLLB: languages are tokens, a source begins with its own, an answer with the one that is forced."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    folder = tmp_path_factory.mktemp("translator")
+    special = ["<s>", "<pad>", "</s>", "<unk>", "eng_Latn", "fra_Latn", "deu_Latn"]
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=90, special_tokens=special, show_progress=False))
+    made.add_special_tokens([AddedToken(name, special=True) for name in special])
+    template = [(name, made.token_to_id(name)) for name in ("eng_Latn", "</s>")]
+    made.post_processor = processors.TemplateProcessing("eng_Latn $A </s>", None, template)
+    architecture, settings = PAIRS["m2m_100"]
+    reference(architecture, settings).save_pretrained(folder)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"decoder_start_token_id": 2, "forced_bos_token_id": 5, "eos_token_id": 2, "max_length": 30})
+    )
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": "<pad>"}))
+    return folder
+
+
+@torch.inference_mode()
+def test_a_folder_translates(translator: Path) -> None:
+    lm = athanor.load(translator)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(translator / "tokenizer.json"))
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(translator)
+    texts = ["children read letters aloud", "the old furnace"]
+    for language, forced in ((None, 5), ("deu_Latn", 6)):
+        ours = lm if language is None else lm.between(target=language)  # type: ignore[attr-defined]
+        never = (*range(7), *range(lm.tokenizer.vocab_size, 96))  # control tokens, and what is none
+        replies = ours.generate_many(texts, max_tokens=18, suppress_tokens=never)
+        for text, reply in zip(texts, replies, strict=True):
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            begun = torch.tensor([[2, forced]])
+            wanted = theirs.generate(
+                ids, decoder_input_ids=begun, max_new_tokens=18, forced_bos_token_id=None, suppress_tokens=[*never]
+            )[0]
+            assert [2, forced, *reply.tokens] == wanted.tolist()
+            assert reply.text == tokenizer.decode(wanted, skip_special_tokens=True)
+            assert reply.timings["prompt_tokens"] == ids.shape[1]
+    assert "".join(piece.text for piece in ours.stream(texts[1], max_tokens=18, suppress_tokens=never)) == reply.text
+    source = lm.between("fra_Latn").text_prompt("the")  # type: ignore[attr-defined]
+    assert (source[0], source[-1]) == (5, 2)
+    with pytest.raises(AthanorError, match="no language 'klingon'"):
+        lm.between("klingon")  # type: ignore[attr-defined]
+    with pytest.raises(AthanorError, match="no conversations"):
+        lm.chat([{"role": "user", "content": "x"}])
+
+
+def test_the_command_translates(translator: Path) -> None:
+    words = ["generate", str(translator), "the old furnace", "--to", "deu_Latn", "--max-tokens", "9", "--json"]
+    done = subprocess.run([sys.executable, "-m", "athanor.cli.main", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lm = athanor.load(translator).between(target="deu_Latn")  # type: ignore[attr-defined]
+    assert json.loads(done.stdout)["tokens"] == lm.generate("the old furnace", max_tokens=9).tokens
