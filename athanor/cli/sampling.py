@@ -33,6 +33,12 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "stop": (list[str], "A text that ends the answer and is not part of it; may be given several times."),
     "stop_ids": (str, "Ids that end it, besides the model's own."),
     "seed": (int, "The same seed gives the same answers."),
+    "beams": (int, "Above 1: search for the likeliest answers with so many beams, and draw nothing."),
+    "length_penalty": (
+        float,
+        "Above 0 favours long answers in that search: scores are divided by length to this power.",
+    ),
+    "early_stopping": (bool, "End that search as soon as so many answers have ended."),
     "n": (int, "Answers to each prompt."),
     "logprobs": (int, "Tell each token's log-probability and the K likeliest tokens beside it."),
     "prompt_logprobs": (bool, "Tell the log-probabilities of the prompt's tokens."),

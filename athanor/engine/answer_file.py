@@ -74,6 +74,8 @@ def _lines(source: Path) -> Iterator[tuple[int, Any]]:
 def told(reply: Reply) -> dict[str, Any]:
     """What is written of an answer: its text, and the log-probabilities that were asked for."""
     said: dict[str, Any] = {"text": reply.text, "finish_reason": reply.finish_reason}
+    if reply.score is not None:
+        said |= {"score": reply.score, "logprob": sum(reply.logprobs)}
     if reply.top:
         each = zip(reply.tokens, reply.logprobs, reply.top, strict=True)
         said["logprobs"] = [

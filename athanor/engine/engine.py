@@ -18,8 +18,9 @@ from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
+from athanor.engine.beams import BeamSearch
 from athanor.engine.handle import Handle, Stream
-from athanor.engine.requests import Completion, Event, Request, TokenLogprob, request_keys
+from athanor.engine.requests import Completion, Event, Request, TokenLogprob, likeliest, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling, draw
@@ -88,18 +89,24 @@ class Engine:
         if sampling.stop and self.tokenizer is None:
             raise AthanorError("Stop strings need a tokenizer, which this engine does not have.")
         limit = self.config.max_seq_len
-        self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens))
+        self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens), sampling.beams)
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
         stream = Stream(request, on_event)
         with self._alone():
             source = Source(request.source) if self._encoder else None
-            for index, key in enumerate(keys):
-                answer = Answer(request, index, int(key), stream, self._text(request), self._arrivals, limit)
+            for number in range(max(sampling.n, sampling.beams)):
+                index = number % sampling.n
+                answer = Answer(request, index, int(keys[index]), stream, self._text(request), self._arrivals, limit)
                 answer.source = source
                 stream.answers.append(answer)
                 self._arrivals += 1
             first, *others = stream.answers
-            first.others = others
+            if sampling.beams == 1:
+                first.others = others
+            else:
+                first.beams = BeamSearch(stream.answers[:])
+                for other in others:
+                    other.beams = first.beams
             self._scheduler.wait(first)
         return Handle(self, stream)
 
@@ -207,8 +214,8 @@ class Engine:
         for answer in answers:
             self._scheduler.remove(answer)
         if stream.failure is None:
-            for answer in answers:
-                stream.put(Event(answer.index, -1, 0.0, finish_reason="cancelled"))
+            for index in dict.fromkeys(answer.index for answer in answers):
+                stream.put(Event(index, -1, 0.0, finish_reason="cancelled"))
 
     def _compute(self, work: dict[Answer, int]) -> None:
         for answer in work:
@@ -217,6 +224,7 @@ class Engine:
         segments = [self._scheduler.segment(answer, n) for answer, n in work.items()]
         logits = torch.from_numpy(self.rung.forward(segments))
         writing, rows, row = [], [], 0
+        searching: list[BeamSearch] = []
         for (answer, n), segment in zip(work.items(), segments, strict=True):
             if segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt):
                 self._note_prompt(answer, logits[row : row + n])
@@ -226,6 +234,11 @@ class Engine:
                 continue
             if not answer.said:
                 answer.stream.cached = answer.cached
+            if answer.beams is not None:
+                if answer.beams.note(answer, logits[row - 1]):
+                    searching.append(answer.beams)
+                continue
+            if not answer.said:
                 for other in answer.others:
                     self._scheduler.fork(answer, other)
                 others = [answer, *(other for other in answer.others if other.is_running)]
@@ -238,6 +251,33 @@ class Engine:
             # A whole step's logits need not be copied where each is used once.
             whole = len(rows) == len(logits) == row
             self._say(writing, logits if whole else logits[torch.tensor(rows)])
+
+        for beams in searching:
+            self._search(beams)
+
+    def _search(self, beams: BeamSearch) -> None:
+        """Goes on with all beams of a request; tells the best answers when there are no better ones."""
+        stream, sampling = beams.live[0].answer.stream, beams.sampling
+        if stream.failure is not None or not beams.advance(self._scheduler):
+            return
+        answers, stream.answers = stream.answers, []
+        for answer in answers:
+            self._scheduler.remove(answer)
+        if len(beams.finished) < sampling.n:
+            stream.failure = AthanorError(
+                f"There are only {len(beams.finished)} answers.", "Ask for fewer, or allow more."
+            )
+            return
+        for answer, found in zip(answers, beams.finished[: sampling.n], strict=False):
+            *before, last = found.said.all()
+            for said in before:
+                text = answer.text.push(said.token)[0] if answer.text else ""
+                stream.put(Event(answer.index, said.token, said.logprob, text, None, said.top))
+            stops = last.token in answer.stop_ids
+            text = "" if stops or not answer.text else answer.text.push(last.token)[0]
+            text += answer.text.finish()[0] if answer.text else ""
+            reason = "stop" if stops else "length"
+            stream.put(Event(answer.index, last.token, last.logprob, text, reason, last.top, found.score))
 
     def _note_prompt(self, answer: Answer, logits: Tensor) -> None:
         start = answer.computed + 1
@@ -257,7 +297,7 @@ class Engine:
         everything = torch.log_softmax(logits, -1)
         logprobs = everything.gather(1, tokens[:, None]).squeeze(1).tolist()
         for row, (answer, token, logprob) in enumerate(zip(answers, tokens.tolist(), logprobs, strict=True)):
-            top = _likeliest(everything[row], answer.request.sampling.logprobs)
+            top = likeliest(everything[row], answer.request.sampling.logprobs)
             self._tell(answer, token, logprob, top)
 
     def _tell(self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...]) -> None:
@@ -325,13 +365,6 @@ def _draw(answers: Sequence[Answer], logits: Tensor) -> Tensor:
         sampling = answers[rows[0]].request.sampling
         tokens[torch.tensor(rows)] = draw(logits[torch.tensor(rows)], sampling, keys[rows], said[rows])
     return tokens
-
-
-def _likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
-    if not n:
-        return ()
-    values, ids = logprobs.topk(min(n, len(logprobs)))
-    return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def _widest_window(config: ModelConfig) -> int | None:

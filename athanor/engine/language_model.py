@@ -41,8 +41,8 @@ class Reply:
     """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length".
 
     timings: prompt_tokens, cached_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the
-    first). logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the prompt's tokens from the
-    second on, where they are asked for.
+    first). score: of beam search. logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the
+    prompt's tokens from the second on, where they are asked for.
     """
 
     text: str
@@ -52,6 +52,7 @@ class Reply:
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
     prompt_logprobs: list[float] = field(default_factory=list)
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class LanguageModel:
         known = {field.name for field in dataclasses.fields(Sampling)}
         if unknown := sorted(set(changes) - known):
             raise AthanorError(f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
-        settings = dataclasses.replace(self.defaults, **changes)
+        settings = dataclasses.replace(self.defaults, **{**_searching(self.defaults, changes), **changes})
         beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
         own = self.defaults.suppress_tokens if settings.suppress_tokens else ()
         never = dict.fromkeys([*settings.suppress_tokens, *own, *beyond])
@@ -176,6 +177,25 @@ class LanguageModel:
         asked = [(request, partial(_add, into)) for request, into in zip(requests, gathered, strict=True)]
         handles = self.engine.answer(asked)
         return [each.reply(handle) for handle, into in zip(handles, gathered, strict=True) for each in into]
+
+
+def _searching(defaults: Sampling, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from wanting beams, or from wanting to draw. Raises AthanorError where both are wanted."""
+    draws = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+    drawing = [name for name, off in draws.items() if changes.get(name, off) != off]
+    beams = changes.get("beams", 1 if drawing else defaults.beams)
+    if not isinstance(beams, int) or beams <= 1:
+        for name in ("length_penalty", "early_stopping"):
+            if name in changes:
+                raise AthanorError(f"{name} belongs to beam search.", "Ask for 2 beams or more.")
+        return {"beams": beams}
+    if drawing:
+        name = drawing[0]
+        raise AthanorError(
+            f"{name} = {changes[name]} contradicts beams = {beams}: beam search draws nothing.",
+            f"Leave {name} out, or take beams = 1.",
+        )
+    return draws
 
 
 def _single(settings: Sampling) -> Sampling:
@@ -214,7 +234,14 @@ class _Gathered:
             "tokens_per_second": (len(said.tokens) - 1) / rest if len(said.tokens) > 1 else 0.0,
         }
         return Reply(
-            said.text, said.tokens, said.finish_reason, timings, said.logprobs, said.top, handle.prompt_logprobs
+            said.text,
+            said.tokens,
+            said.finish_reason,
+            timings,
+            said.logprobs,
+            said.top,
+            handle.prompt_logprobs,
+            said.score,
         )
 
 
@@ -276,6 +303,8 @@ def defaults_of(folder: Path, samples: bool = True) -> Sampling:
     if not samples:
         given = {name: value for name, value in given.items() if name not in ("top_k", "top_p", "min_p")}
         given["temperature"] = 0.0
+        searched = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
+        given |= {ours: found[theirs] for theirs, ours in searched.items() if found.get(theirs) is not None}
     bad = found.get("bad_words_ids")
     alone = [word[0] for word in bad if isinstance(word, list) and len(word) == 1] if isinstance(bad, list) else []
     if alone:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.randomness import request_key
@@ -80,7 +81,7 @@ class Event:
 
     text: what became certain with it, if the engine has a tokenizer. top: the likeliest tokens, if asked for.
     finish_reason: None, or on an answer's last event "stop" (a stop token or text), "length" or "cancelled" (then there
-    is no token, which is −1).
+    is no token, which is −1). score: on the last event of what beam search found.
     """
 
     index: int
@@ -89,17 +90,21 @@ class Event:
     text: str = ""
     finish_reason: str | None = None
     top: tuple[TokenLogprob, ...] = ()
+    score: float | None = None
 
 
 @dataclass
 class Completion:
-    """tokens: what was said, a stop token included. logprobs: one a token; top: the likeliest at each, if asked for."""
+    """tokens: what was said, a stop token included. logprobs: one a token; top: the likeliest at each, if asked for.
+    score: of beam search.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = "length"
     text: str = ""
     top: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    score: float | None = None
 
     def add(self, event: Event) -> None:
         if event.token >= 0:
@@ -108,7 +113,16 @@ class Completion:
             if event.top:
                 self.top.append(event.top)
         self.text += event.text
+        self.score = event.score
         self.finish_reason = event.finish_reason or self.finish_reason
+
+
+def likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
+    """logprobs: (vocabulary,)."""
+    if not n:
+        return ()
+    values, ids = logprobs.topk(min(n, len(logprobs)))
+    return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def gather(events: Iterable[Event], n: int) -> list[Completion]:

@@ -24,6 +24,7 @@ from athanor.engine.sampling import Adjustment
 from athanor.engine.text import StopText
 
 if TYPE_CHECKING:
+    from athanor.engine.beams import BeamSearch
     from athanor.engine.handle import Stream
 
 
@@ -65,6 +66,7 @@ class Answer:
         self.adjustment = Adjustment(sampling, request.prompt, self.stop_ids)
         self.filters = sampling.filters
         self.source: Source | None = None
+        self.beams: BeamSearch | None = None
 
     def __lt__(self, other: Answer) -> bool:
         return self.arrival < other.arrival
@@ -80,6 +82,11 @@ class Answer:
     @property
     def said(self) -> int:
         return self.length - self.n_prompt
+
+    def become(self, other: Answer) -> None:
+        """Has said what `other` has."""
+        self._tokens[: other.length] = other.tokens
+        self.length, self.adjustment = other.length, other.adjustment.branch()
 
     def push(self, token: int) -> None:
         self._tokens[self.length] = token
@@ -99,14 +106,17 @@ class Scheduler:
         self.running: list[Answer] = []
         self.preemptions = 0
 
-    def check(self, longest: int) -> None:
+    def check(self, longest: int, beams: int = 1) -> None:
         """Raises AthanorError for an answer that would not fit even alone."""
-        if self._most_blocks(longest) > self.pool.n:
+        if beams * self._most_blocks(longest) > self.pool.n:
             places = self.pool.n * self.pool.block_size
+            each = f" in each of {beams} beams" if beams > 1 else ""
             raise AthanorError(
-                f"Prompt and answer may take {longest} tokens; the cache holds {places}.",
+                f"Prompt and answer may take {longest} tokens{each}; the cache holds {places}.",
                 "Ask for fewer tokens, or give the engine more memory.",
             )
+        if beams > self.most_running:
+            raise AthanorError(f"beams = {beams}, but only {self.most_running} answers are written at a time.")
 
     def _blocks_for(self, places: int) -> int:
         return -(-places // self.pool.block_size)
@@ -124,9 +134,14 @@ class Scheduler:
         for answer in sorted(self.running, key=lambda answer: answer.pending > 1):  # those that write first
             if answer.is_running:
                 self._add(answer, work)
-        while self.waiting and len(self.running) < self.most_running and sum(work.values()) < self.most_tokens:
-            if not self._admit(self.waiting[0]):
-                break
+        while self.waiting and sum(work.values()) < self.most_tokens:
+            spare = len(self.running) if work else 0
+            if len(self.running) >= self.most_running or not self._admit(self.waiting[0], spare):
+                # Beams that wait for one that was put aside have nothing to do, and make room for it.
+                if work or not self.running or self.running[-1] < self.waiting[0]:
+                    break
+                self._put_aside(self.running[-1])
+                continue
             answer = self.waiting.popleft()
             answer.is_running = True
             insort(self.running, answer)
@@ -153,21 +168,24 @@ class Scheduler:
     def _put_aside(self, answer: Answer) -> None:
         self.preemptions += 1
         if answer.computed:
-            answer.saved = self.rung.read_blocks(answer.blocks[answer.passed : self._blocks_for(answer.computed)])
+            answer.saved = self._contents(answer)
         self._drop_blocks(answer)
         self._stop_running(answer)
         self.wait(answer)
+
+    def _contents(self, answer: Answer) -> np.ndarray:
+        return self.rung.read_blocks(answer.blocks[answer.passed : self._blocks_for(answer.computed)])
 
     def wait(self, answer: Answer) -> None:
         """Puts it among those that wait, by arrival."""
         place = bisect(self.waiting, answer)
         self.waiting.insert(place, answer)
 
-    def _admit(self, answer: Answer) -> bool:
-        """Whether there is room for all that it has so far, and a block for each that runs; then it has a beginning of
-        it: what was put aside, or what others have computed.
+    def _admit(self, answer: Answer, spare: int) -> bool:
+        """Whether there is room for all that it has so far, and `spare` blocks for those that run; then it has a
+        beginning of it: what was put aside, or what others have computed.
         """
-        spare, most = len(self.running), self._most_blocks(answer.length)
+        most = self._most_blocks(answer.length)
         if answer.saved is not None:
             if min(self._blocks_for(answer.length) - answer.passed, most) + spare > self.pool.available:
                 return False
@@ -211,11 +229,28 @@ class Scheduler:
 
     def fork(self, answer: Answer, other: Answer) -> None:
         """Lets `other`, with the same prompt, go on where `answer` stands; it waits if there is no room."""
-        full = answer.computed // self.pool.block_size
-        rest = answer.computed % self.pool.block_size
         if len(self.running) >= self.most_running or self.pool.available < 1 + len(self.running):
             self.wait(other)
             return
+        self._share(answer, other)
+        other.cached = other.computed
+
+    def branch(self, answer: Answer, other: Answer) -> None:
+        """Lets `other` be what `answer` is, whatever it was, to go on differently."""
+        self.remove(other)
+        other.become(answer)
+        if answer.is_running and self.pool.available and len(self.running) < self.most_running:
+            self._share(answer, other)
+            return
+        other.passed, other.node, other.entered, other.computed = (
+            answer.passed, answer.node, answer.entered, answer.computed
+        )  # fmt: skip
+        other.saved = self._contents(answer) if answer.is_running else answer.saved
+        self.wait(other)
+
+    def _share(self, answer: Answer, other: Answer) -> None:
+        full = answer.computed // self.pool.block_size
+        rest = answer.computed % self.pool.block_size
         other.blocks = answer.blocks[:full]
         self.pool.share(other.blocks[answer.passed :])
         if rest:
@@ -224,7 +259,6 @@ class Scheduler:
             other.blocks = [*other.blocks, block]
         other.passed = answer.passed
         other.node, other.entered, other.computed = answer.node, answer.entered, answer.computed
-        other.cached = other.computed
         other.is_running = True
         insort(self.running, other)
 
@@ -254,6 +288,8 @@ class Scheduler:
             answer.node = self.pool.root(answer.request.salt)
             if answer.source is not None:
                 answer.source.read = None
+            if answer.beams is not None:
+                answer.beams.start_over()
 
     def segment(self, answer: Answer, n: int) -> Segment:
         """The next n tokens of an answer; logits where a token follows, or everywhere in a prompt that wants them."""

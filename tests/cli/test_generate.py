@@ -103,6 +103,8 @@ def test_all_settings_are_options_with_their_names(athanor: Athanor, model_folde
         "allowed_tokens": list(range(97, 130)), "stop": ["zz", "yy"], "stop_ids": [122], "prompt_logprobs": True,
     }  # fmt: skip
     as_text = {"logit_bias": "100=3.5, 101=2"}
+    searched = ("beams", "length_penalty", "early_stopping")  # which exclude drawing
+    assert set(settings) == set(SETTINGS) - set(searched)
     words: list[object] = []
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
@@ -158,8 +160,23 @@ def test_what_contradicts_itself_has_a_sentence(athanor: Athanor, model_folder: 
             ["--allowed-tokens", "5", "--stop-ids", "5", "--min-tokens", "2"],
             "Nothing can be said before min_tokens = 2",
         ),
+        (["--beams", "3", "--top-k", "5"], "top_k = 5 contradicts beams = 3"),
+        (["--beams", "3", "--n", "4"], "n = 4 answers are more than beams = 3"),
+        (["--beams", "3", "--stop", "x"], "stop does not go with beams"),
+        (["--length-penalty", "2"], "length_penalty belongs to beam search"),
         (["--prompt", "another"], "Nothing to answer, or too much"),
     ]:
         done = athanor("generate", model_folder, "the old", *words)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_beams_are_told_with_their_scores(athanor: Athanor, model_folder: Path) -> None:
+    done = athanor("generate", model_folder, "the old", "--beams", "4", "--n", "2", "--max-tokens", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["answers"]
+    replies = package.load(model_folder).generate_many(["the old"], beams=4, n=2, max_tokens=5)
+    assert [answer["tokens"] for answer in found] == [reply.tokens for reply in replies]
+    assert [answer["score"] for answer in found] == [reply.score for reply in replies]
+    assert found[0]["logprob"] == sum(replies[0].logprobs)
+    assert found[0]["score"] >= found[1]["score"]
