@@ -194,6 +194,8 @@ class Scheduler:
             answer.blocks = [-1] * answer.passed + blocks
             answer.saved = None
             return True
+        if not self._has_room_for(answer.source):
+            return False
         node, found = self.pool.root(answer.request.salt), list[int]()
         if not answer.request.sampling.prompt_logprobs and answer.source is None:
             node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
@@ -206,6 +208,15 @@ class Scheduler:
             answer.computed = answer.entered = answer.passed = 0
             return False
         return True
+
+    def _has_room_for(self, source: Source | None) -> bool:
+        """Whether all sources that are kept have no more tokens than the cache has places; one is always kept."""
+        if source is None or source.read is not None:
+            return True
+        running = [answer.source for answer in self.running]
+        waiting = [answer.source for answer in self.waiting if answer.source is not None and answer.source.read]
+        held = {id(one): len(one.tokens) for one in [*running, *waiting] if one is not None}
+        return not held or sum(held.values()) + len(source.tokens) <= self.pool.n * self.pool.block_size
 
     def advance(self, answer: Answer, n: int) -> None:
         """Notes that n more tokens are in the cache; full blocks become known to others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,7 +72,7 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> EncoderDeco
 
 def requests(model: EncoderDecoder) -> list[Request]:
     rng = np.random.default_rng(2)
-    lengths = tuple(rng.integers(1, 40, 15).tolist())
+    lengths = tuple(rng.integers(1, 40, 6).tolist())
     some = sources(model, lengths)
     some.append(some[0])
     return [
@@ -85,7 +86,7 @@ def requests(model: EncoderDecoder) -> list[Request]:
 def test_what_is_said_is_the_same_as_alone(model: EncoderDecoder) -> None:
     some = requests(model)
     alone = [Engine.of(model).generate([request])[0] for request in some]
-    for settings in ({}, {"most_running": 3}, {"blocks": 9}):
+    for settings in ({}, {"most_running": 3}, {"blocks": 7}):
         engine = Engine.of(model, **settings)
         for _ in range(2):
             said = engine.generate(some)
@@ -134,6 +135,16 @@ def test_sources_are_read_once_and_forgotten(model: EncoderDecoder, monkeypatch:
     assert read[0]() is None
 
 
+def test_no_more_sources_are_kept_than_the_cache_has_places(model: EncoderDecoder) -> None:
+    engine, most = Engine.of(model, blocks=6), 0
+    handles = [engine.submit(request) for request in requests(model)]
+    while engine.step():
+        about = {id(a.source): a.source for a in [*engine._scheduler.running, *engine._scheduler.waiting] if a.source}
+        most = max(most, sum(len(source.tokens) for source in about.values() if source.read))
+    assert 60 < most <= 6 * 16
+    assert all(handle.is_done for handle in handles)
+
+
 def test_what_cannot_be_read_is_refused(model: EncoderDecoder) -> None:
     engine, start = Engine.of(model), [model.config.start_id]
     with pytest.raises(AthanorError, match="The source is empty"):
@@ -176,6 +187,31 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": "<pad>"}))
     return folder
+
+
+@torch.inference_mode()
+def test_a_folder_searches_as_it_says(translator: Path, tmp_path: Path) -> None:
+    """As Marian's and NLLB's do; the token that is forced counts for the length."""
+    folder = shutil.copytree(translator, tmp_path / "searching")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    searching = {"num_beams": 4, "length_penalty": 1.5, "early_stopping": True, "bad_words_ids": [[90], [91, 92]]}
+    (folder / "generation_config.json").write_text(json.dumps(settings | searching))
+    lm = athanor.load(folder)
+    assert (lm.defaults.beams, lm.defaults.length_penalty, lm.defaults.early_stopping) == (4, 1.5, True)
+    assert lm.defaults.suppress_tokens == (90,)
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    for text in ("children read letters aloud", "the old furnace"):
+        ids = torch.tensor([lm.text_prompt(text)])
+        never = list(range(lm.tokenizer.vocab_size, 96))
+        wanted = theirs.generate(
+            ids, max_new_tokens=13, num_return_sequences=3, suppress_tokens=never, bad_words_ids=None,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        replies = lm.generate_many([text], n=3, max_tokens=12)
+        for reply, tokens, score in zip(replies, wanted.sequences.tolist(), wanted.sequences_scores, strict=True):
+            assert [2, 5, *reply.tokens] == tokens[: 2 + len(reply.tokens)]
+            assert reply.score == pytest.approx(float(score), abs=2e-5)
+    assert lm.generate("the", temperature=1.0, seed=1).score is None, "who wants to draw wants no beams"
 
 
 @torch.inference_mode()
