@@ -227,7 +227,8 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFo
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
     dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
-    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file.
+    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. The last two
+    also round activations to 8 bits.
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
     place = find_model(name)

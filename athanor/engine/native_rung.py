@@ -37,7 +37,8 @@ class NativeRung:
     """A model's kernels, packed weights and cache.
 
     form: of the matrices. blocks: those of a GGUF file that are computed with as they are
-    (`athanor.models.gguf.blocks`). threads: as many as there are cores by default. instructions: the best by default.
+    (`athanor.models.gguf.blocks`). wide: activations have 16 bits instead of 8 where weights have 8 or 4. threads: as
+    many as there are cores by default. instructions: the best by default.
     """
 
     block_size = LANES
@@ -48,12 +49,13 @@ class NativeRung:
         form: Format = "bf16",
         *,
         blocks: Mapping[str, Blocks] | None = None,
+        wide: bool = False,
         threads: int | None = None,
         instructions: str | None = None,
     ) -> None:
         """Raises NativeError where there are no kernels, ModelError for a model that they cannot execute."""
         self._library = library.library()
-        self.weights = NativeWeights(model, form, blocks)
+        self.weights = NativeWeights(model, form, blocks, wide=wide)
         self.instructions = _instructions(instructions)
         self.threads = threads or usable_cores()
         config, attention = model.config, model.config.layers[0].attention

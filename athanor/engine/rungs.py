@@ -1,8 +1,8 @@
 """Which rung executes a model, and in which number format.
 
 The kernels in C where they are compiled and know the model's shape, torch's operations otherwise. Left to itself a
-folder keeps the format of its weights, and what a GGUF file has in blocks is computed with as bf16: with the blocks
-themselves, activations are rounded to 8 bits.
+folder keeps the format of its weights; the blocks of a GGUF file are computed with as they are, with activations of 16
+bits, and its other matrices as bf16.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _STORED: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp
 
 
 def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = None) -> Rung:
-    """file: the GGUF file that the model was read from, if it was; for "int8" and "int4" its blocks are taken as they
-    are, whatever their bits, for quantised twice they would be worth less.
+    """file: the GGUF file that the model was read from, if it was; its blocks are taken as they are but for "fp32" and
+    "bf16", whatever their bits, for quantised twice they would be worth less. "int8" and "int4" round activations to 8
+    bits, which reads prompts twice as fast.
 
     Raises ModelError for a format that this model cannot have here.
     """
@@ -61,7 +62,9 @@ def rung_of(model: Decoder, precision: str) -> Rung:
 
 
 def _native(model: Decoder, form: WantedFormat, file: Path | None) -> Rung:
+    if file is None or form in ("fp32", "bf16"):
+        return NativeRung(model, _STORED[next(model.parameters()).dtype] if form == "auto" else form)
+    blocks = read_blocks(file, model)
     if form == "auto":
-        return NativeRung(model, _STORED[next(model.parameters()).dtype] if file is None else "bf16")
-    blocks = read_blocks(file, model) if file is not None and form in ("int8", "int4") else {}
+        return NativeRung(model, "bf16", blocks=blocks, wide=True)
     return NativeRung(model, form, blocks=blocks)

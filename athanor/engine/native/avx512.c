@@ -39,6 +39,13 @@ INLINE TARGET int32_t v_whole(V a, int8_t *q)
     _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(whole));
     return _mm512_reduce_add_epi32(whole);
 }
+INLINE TARGET int32_t v_halves(V a, int8_t *high, int8_t *low)
+{
+    __m512i whole = _mm512_cvtps_epi32(a), upper = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+    _mm_storeu_si128((__m128i *)(void *)high, _mm512_cvtepi32_epi8(upper));
+    _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(whole)); /* its last eight bits */
+    return _mm512_reduce_add_epi32(whole);
+}
 INLINE TARGET float v_top(V a) { return _mm512_reduce_max_ps(a); }
 INLINE TARGET float one_fma(float a, float b, float c)
 {
@@ -75,14 +82,22 @@ INLINE TARGET void plain(const int n, const int format, const Matrix *m, const R
     UNROLL(8) for (int i = 0; i < n; i++) _mm512_storeu_ps(out + i * LANES, _mm512_add_ps(even[i], odd[i]));
 }
 
-INLINE TARGET void whole(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+/* The same four bytes in every lane. */
+INLINE TARGET __m512i four_of(const int8_t *q)
+{
+    int32_t four;
+    __builtin_memcpy(&four, q, 4);
+    return _mm512_set1_epi32(four);
+}
+
+INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
     size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
     size_t q_stride = (size_t)rows->q_stride, group_stride = (size_t)rows->group_stride;
     const uint8_t *data = (const uint8_t *)m->data + block * (size_t)bytes;
     const uint16_t *scales = (const uint16_t *)m->scales + block * LANES, *minima = (const uint16_t *)m->minima;
-    const int8_t *q = rows->q + q_at(first, rows->q_stride);
+    const int8_t *q = rows->q + q_at(first, rows->q_stride), *low = wide ? rows->low + q_at(first, rows->q_stride) : NULL;
     const float *steps = rows->scale + at, *offsets = rows->offset + at;
     const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
     if (format == Q4_1)
@@ -107,15 +122,21 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         const int together = n < PANEL ? n : PANEL; /* chains of sums that run side by side, all of one panel */
         UNROLL(4) for (int first_row = 0; first_row < n; first_row += together) {
             __m512i sum[4];
-            UNROLL(4) for (int j = 0; j < together; j++)
-                sum[j] = format == Q4_1 ? _mm512_setzero_si512()
-                                        : _mm512_set1_epi32(starts[panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j]);
+            UNROLL(4) for (int j = 0; j < together; j++) sum[j] = _mm512_setzero_si512();
+            if (wide) {
+                const int8_t *upper = q + panel_at(first_row, (int)q_stride);
+                UNROLL(8) for (int z = 0; z < 8; z++)
+                    UNROLL(4) for (int j = 0; j < together; j++)
+                        sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], four_of(upper + (z * PANEL + j) * 4));
+                UNROLL(4) for (int j = 0; j < together; j++) sum[j] = _mm512_slli_epi32(sum[j], 8);
+            }
+            const int8_t *last = (wide ? low + g * GROUP * PANEL : q) + panel_at(first_row, (int)q_stride);
+            const int32_t *start = starts + panel_at(first_row, (int)group_stride) + g * PANEL;
+            if (format != Q4_1)
+                UNROLL(4) for (int j = 0; j < together; j++) sum[j] = _mm512_add_epi32(sum[j], _mm512_set1_epi32(start[j]));
             UNROLL(8) for (int z = 0; z < 8; z++)
-                UNROLL(4) for (int j = 0; j < together; j++) {
-                    int32_t four;
-                    __builtin_memcpy(&four, q + panel_at(first_row, (int)q_stride) + (z * PANEL + j) * 4, 4);
-                    sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], _mm512_set1_epi32(four));
-                }
+                UNROLL(4) for (int j = 0; j < together; j++)
+                    sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], four_of(last + (z * PANEL + j) * 4));
             UNROLL(4) for (int j = 0; j < together; j++) {
                 int i = first_row + j;
                 size_t s = panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j;
@@ -143,26 +164,31 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         if (count & 1) plain(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
     }
 
-#define WHOLE(NAME, FORMAT)                                                                                            \
+#define WHOLE(NAME, WIDE, FORMAT)                                                                                      \
     static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
     {                                                                                                                  \
         int i = 0;                                                                                                     \
-        for (; i + 16 <= count; i += 16) whole(16, FORMAT, m, rows, first + i, tile, out + i * LANES);                 \
-        if (count & 8) { whole(8, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 8; }                        \
-        if (count & 4) { whole(4, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                        \
-        if (count & 2) { whole(2, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                        \
-        if (count & 1) whole(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
+        for (; i + 16 <= count; i += 16) whole(16, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);           \
+        if (count & 8) { whole(8, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 8; }                  \
+        if (count & 4) { whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                  \
+        if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                  \
+        if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);                              \
     }
 
 PLAIN(f32_tile, F32)
 PLAIN(bf16_tile, BF16)
-WHOLE(int8_tile, INT8)
-WHOLE(q8_0_tile, Q8_0)
-WHOLE(q4_0_tile, Q4_0)
-WHOLE(q4_1_tile, Q4_1)
+WHOLE(int8_tile, 0, INT8)
+WHOLE(q8_0_tile, 0, Q8_0)
+WHOLE(q4_0_tile, 0, Q4_0)
+WHOLE(q4_1_tile, 0, Q4_1)
+WHOLE(wide_int8_tile, 1, INT8)
+WHOLE(wide_q8_0_tile, 1, Q8_0)
+WHOLE(wide_q4_0_tile, 1, Q4_0)
+WHOLE(wide_q4_1_tile, 1, Q4_1)
 
 const Kernels avx512_kernels = {
-    .tile = {f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+    .tile = {{f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+             {f32_tile, bf16_tile, wide_int8_tile, wide_q8_0_tile, wide_q4_0_tile, wide_q4_1_tile}},
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

@@ -43,26 +43,41 @@ static TARGET void norm(const float *x, const float *gain, float epsilon, int si
         v_store(out + i, v_mul(v_mul(v_load(x + i), v_set(scale)), v_load(gain + i)));
 }
 
-/* Columns first … first + columns of a row, both multiples of 32: scale = largest / 127, q = x / scale to nearest. */
-static TARGET void quantise(const Rows *rows, int row, int first, int columns)
+/* Columns first … first + columns of a row, both multiples of 32: scale = largest / 127, q = x / scale to nearest; where
+   they are wide, 256 times as fine. */
+INLINE TARGET void quantise_as(const Rows *rows, const int wide, int row, int first, int columns)
 {
-    const float *x = rows->x + (size_t)row * (size_t)rows->stride;
-    int8_t *q = rows->q + q_at(row, rows->q_stride), whole[GROUP];
+    const float *x = rows->x + (size_t)row * (size_t)rows->stride, steps = wide ? 32512.0f : 127.0f;
+    int8_t *q = rows->q + q_at(row, rows->q_stride), *fine = wide ? rows->low + q_at(row, rows->q_stride) : NULL;
+    int8_t whole[GROUP], rest[GROUP];
     for (int i = first; i < first + columns; i += GROUP) {
         size_t group = group_at(row, rows->group_stride) + (size_t)(i / GROUP) * PANEL;
         V low = v_load(x + i), high = v_load(x + i + LANES);
         V zero = v_set(0.0f);
         float largest = v_top(v_max(v_max(low, v_sub(zero, low)), v_max(high, v_sub(zero, high))));
-        float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-        int32_t sum = v_whole(v_mul(low, v_set(inverse)), whole);
-        sum += v_whole(v_mul(high, v_set(inverse)), whole + LANES);
-        for (int z = 0; z < GROUP / 4; z++)
+        float inverse = largest > 1e-30f ? steps / largest : 0.0f;
+        low = v_mul(low, v_set(inverse));
+        high = v_mul(high, v_set(inverse));
+        int32_t sum = wide ? v_halves(low, whole, rest) : v_whole(low, whole);
+        sum += wide ? v_halves(high, whole + LANES, rest + LANES) : v_whole(high, whole + LANES);
+        for (int z = 0; z < GROUP / 4; z++) {
             __builtin_memcpy(q + (i / 4 + z) * 4 * PANEL, whole + 4 * z, 4);
-        rows->scale[group] = largest / 127.0f;
+            if (wide)
+                __builtin_memcpy(fine + (i / 4 + z) * 4 * PANEL, rest + 4 * z, 4);
+        }
+        rows->scale[group] = largest / steps;
         rows->offset[group] = rows->scale[group] * (float)sum;
         rows->minus8[group] = -8 * sum;
         rows->minus128[group] = -128 * sum;
     }
+}
+
+static TARGET void quantise(const Rows *rows, int row, int first, int columns)
+{
+    if (rows->wide)
+        quantise_as(rows, 1, row, first, columns);
+    else
+        quantise_as(rows, 0, row, first, columns);
 }
 
 /* Rotary positions: the halves of a head's first 2 · half numbers are turned against each other. */

@@ -42,15 +42,16 @@ typedef struct {
 } Matrix;
 
 /* Rows of activations: as fp32, and quantised in groups of 32 columns to value = q · scale. Strides in elements a row.
+   Where they are wide, that is of 16 bits, value = (256 · q + low) · scale.
 
    What is quantised lies in panels of four rows, of which four columns each lie side by side: q [panel][column / 4][4][4],
    the others [panel][group][4]. So many rows are read from few streams. */
 typedef struct {
     float *x;
-    int8_t *q;
-    float *scale, *offset; /* offset: scale · the sum of q */
-    int32_t *minus8, *minus128; /* −8 and −128 times the sum of q */
-    int32_t stride, q_stride, group_stride, unused;
+    int8_t *q, *low; /* low: null unless wide */
+    float *scale, *offset; /* offset: scale · the sum of the whole numbers */
+    int32_t *minus8, *minus128; /* −8 and −128 times that sum */
+    int32_t stride, q_stride, group_stride, wide;
 } Rows;
 
 /* Some consecutive rows of one sequence, attended by `heads` query heads of one key-value head. */
@@ -66,8 +67,8 @@ typedef struct {
 } Attention;
 
 typedef struct {
-    /* out[i][lane], for rows first … first + count of `rows` and the matrix's rows of one tile; no bias. */
-    void (*tile[FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, float *out);
+    /* [wide]: out[i][lane], for rows first … first + count of `rows` and the matrix's rows of one tile; no bias. */
+    void (*tile[2][FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, float *out);
     void (*quantise)(const Rows *rows, int row, int first, int columns);
     void (*norm)(const float *x, const float *gain, float epsilon, int size, float *out);
     void (*turn)(float *head, const float *cosine, const float *sine, int half);

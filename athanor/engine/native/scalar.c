@@ -48,6 +48,18 @@ INLINE int32_t v_whole(V a, int8_t *q)
     }
     return sum;
 }
+/* the same of 16 bits each, as 256 · high + low */
+INLINE int32_t v_halves(V a, int8_t *high, int8_t *low)
+{
+    int32_t sum = 0;
+    EACH {
+        int32_t whole = (int32_t)lrintf(a.f[i]), upper = (whole + 32768 + 128) / 256 - 128;
+        high[i] = (int8_t)upper;
+        low[i] = (int8_t)(whole - 256 * upper);
+        sum += whole;
+    }
+    return sum;
+}
 INLINE float v_top(V a)
 {
     float top = a.f[0];
@@ -95,6 +107,7 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
     int groups = m->columns / GROUP, nibbles = m->format == Q4_0 || m->format == Q4_1;
     for (int i = 0; i < count; i++) {
         const int8_t *q = rows->q + q_at(first + i, rows->q_stride);
+        const int8_t *low = rows->wide ? rows->low + q_at(first + i, rows->q_stride) : NULL;
         float *sums = out + i * LANES;
         for (int lane = 0; lane < LANES; lane++)
             sums[lane] = 0.0f;
@@ -108,7 +121,8 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
                 int32_t sum = start;
                 for (int c = 0; c < GROUP; c++) {
                     int byte = nibbles ? c % 16 : c, value = data[(byte / 4 * LANES + lane) * 4 + byte % 4];
-                    sum += (!nibbles ? value : c < 16 ? value & 15 : value >> 4) * q[(g * GROUP + c) / 4 * 4 * PANEL + c % 4];
+                    int at_q = (g * GROUP + c) / 4 * 4 * PANEL + c % 4, given = low ? 256 * q[at_q] + low[at_q] : q[at_q];
+                    sum += (!nibbles ? value : c < 16 ? value & 15 : value >> 4) * given;
                 }
                 size_t s = block * LANES + (size_t)lane;
                 float step = m->format == INT8 ? scale : from_half(((const uint16_t *)m->scales)[s]) * scale;
@@ -124,7 +138,8 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
 }
 
 const Kernels scalar_kernels = {
-    .tile = {plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile},
+    .tile = {{plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile},
+             {plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile}},
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

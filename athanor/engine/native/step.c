@@ -107,19 +107,21 @@ static void *take(Context *context, size_t bytes)
 }
 
 /* The stride of q is no power of two, so that the same columns of several panels do not share one set of the cache. */
-static int take_rows(Context *context, Rows *rows, int32_t count, int32_t columns)
+static int take_rows(Context *context, Rows *rows, int32_t count, int32_t columns, int32_t wide)
 {
     size_t n = (size_t)up_to(count, PANEL);
     rows->stride = up_to(columns, GROUP) + LANES;
     rows->q_stride = up_to(columns, 64) + 64;
     rows->group_stride = up_to(columns, GROUP) / GROUP;
     rows->x = take(context, n * (size_t)rows->stride * 4);
+    rows->wide = wide;
     rows->q = take(context, n * (size_t)rows->q_stride);
+    rows->low = wide ? take(context, n * (size_t)rows->q_stride) : NULL;
     rows->scale = take(context, n * (size_t)rows->group_stride * 4);
     rows->offset = take(context, n * (size_t)rows->group_stride * 4);
     rows->minus8 = take(context, n * (size_t)rows->group_stride * 4);
     rows->minus128 = take(context, n * (size_t)rows->group_stride * 4);
-    return rows->x && rows->q && rows->scale && rows->offset && rows->minus8 && rows->minus128;
+    return rows->x && rows->q && (rows->low || !wide) && rows->scale && rows->offset && rows->minus8 && rows->minus128;
 }
 
 static int take_all(Context *context)
@@ -145,9 +147,9 @@ static int take_all(Context *context)
         if (!context->scratch[i])
             return 0;
     }
-    return take_rows(context, &context->normed, context->max_rows, model->d_model) &&
-           take_rows(context, &context->attended, context->max_rows, model->n_heads * model->head_dim) &&
-           take_rows(context, &context->inner, context->max_rows, model->d_ff);
+    return take_rows(context, &context->normed, context->max_rows, model->d_model, model->wide) &&
+           take_rows(context, &context->attended, context->max_rows, model->n_heads * model->head_dim, model->wide) &&
+           take_rows(context, &context->inner, context->max_rows, model->d_ff, model->wide);
 }
 
 Context *athanor_open(const Model *model, int32_t threads, int32_t level, int32_t max_rows)
@@ -199,7 +201,7 @@ static void product(const Kernels *kernels, const Matrix *m, const Rows *rows, i
     int valid = least(LANES, m->rows - tile * LANES);
     for (int first = 0; first < count; first += MOST_ROWS) {
         int together = least(MOST_ROWS, count - first);
-        kernels->tile[m->format](m, rows, first, together, tile, found);
+        kernels->tile[rows->wide][m->format](m, rows, first, together, tile, found);
         for (int i = 0; i < together; i++) {
             float *target = out + (first + i) * stride, *from = found + i * LANES;
             if (m->bias)
@@ -277,6 +279,8 @@ static void gate(const Context *context, const Layer *layer, int chunk)
             Rows part = context->normed;
             part.x += (int64_t)first * part.stride;
             part.q += (int64_t)first * part.q_stride;
+            if (part.wide)
+                part.low += (int64_t)first * part.q_stride;
             part.scale += (int64_t)first * part.group_stride;
             part.offset += (int64_t)first * part.group_stride;
             part.minus8 += (int64_t)first * part.group_stride;
@@ -551,10 +555,10 @@ void athanor_forward(Context *context, const Job *job)
     restore_arithmetic(before);
 }
 
-int32_t athanor_product(int32_t level, const Matrix *matrix, const float *x, int32_t rows, float *out)
+int32_t athanor_product(int32_t level, const Matrix *matrix, int32_t wide, const float *x, int32_t rows, float *out)
 {
     Context *context = calloc(1, sizeof(Context));
-    int found = context && take_rows(context, &context->normed, rows, matrix->columns);
+    int found = context && take_rows(context, &context->normed, rows, matrix->columns, wide);
     if (found) {
         const Kernels *kernels = kernels_of(level);
         unsigned before = usual_arithmetic();
