@@ -25,7 +25,7 @@ from athanor.engine.native.weights import NativeWeights
 from athanor.engine.rung import Segment
 from athanor.models.config import AttentionConfig, ModelConfig
 from athanor.models.decoder import Decoder
-from athanor.models.gguf.blocks import Blocks
+from athanor.models.gguf.blocks import Blocks, conversions
 from athanor.models.position_config import RopeConfig
 from athanor.models.rope import rotary_angles
 
@@ -38,7 +38,8 @@ class NativeRung:
 
     form: of the matrices. blocks: those of a GGUF file that are computed with as they are
     (`athanor.models.gguf.blocks`). wide: activations have 16 bits instead of 8 where weights have 8 or 4. threads: as
-    many as there are cores by default. instructions: the best by default.
+    many as there are cores by default. instructions: the best by default. conversions: what became of blocks in formats
+    that the kernels do not know.
     """
 
     block_size = LANES
@@ -55,6 +56,7 @@ class NativeRung:
     ) -> None:
         """Raises NativeError where there are no kernels, ModelError for a model that they cannot execute."""
         self._library = library.library()
+        self.conversions = conversions((blocks or {}).values())
         self.weights = NativeWeights(model, form, blocks, wide=wide)
         self.instructions = _instructions(instructions)
         self.threads = threads or usable_cores()

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from athanor.base.errors import ModelError
+from athanor.base.progress import say
 from athanor.engine.native.library import NativeError
 from athanor.engine.native.packing import Format
 from athanor.engine.native.weights import unsupported
@@ -29,7 +30,8 @@ _STORED: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp
 
 def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = None) -> Rung:
     """file: the GGUF file that the model was read from, if it was; its blocks are taken as they are but for "fp32" and
-    "bf16", whatever their bits, for quantised twice they would be worth less. "int8" and "int4" round activations to 8
+    "bf16", whatever their bits, for quantised twice they would be worth less; of formats that no kernel knows they are
+    converted, and how much that changes is said. "int8" and "int4" round activations to 8
     bits, which reads prompts twice as fast.
 
     Raises ModelError for a format that this model cannot have here.
@@ -64,7 +66,7 @@ def rung_of(model: Decoder, precision: str) -> Rung:
 def _native(model: Decoder, form: WantedFormat, file: Path | None) -> Rung:
     if file is None or form in ("fp32", "bf16"):
         return NativeRung(model, _STORED[next(model.parameters()).dtype] if form == "auto" else form)
-    blocks = read_blocks(file, model)
-    if form == "auto":
-        return NativeRung(model, "bf16", blocks=blocks, wide=True)
-    return NativeRung(model, form, blocks=blocks)
+    rung = NativeRung(model, "bf16" if form == "auto" else form, blocks=read_blocks(file, model), wide=form == "auto")
+    if rung.conversions:
+        say(f"{file.name}: matrices are converted, {', '.join(map(str, rung.conversions))}.")
+    return rung
