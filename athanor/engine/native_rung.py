@@ -2,7 +2,7 @@
 
 Each number format has one definition, in which a place's numbers do not depend on what else is in a call; all
 instruction sets give the same bits (`native/kernels.h`). Keys and values are kept in fp16, in fp32 where the weights
-are.
+are, or in 8 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from athanor.engine.native import library
 from athanor.engine.native.library import INSTRUCTIONS
 from athanor.engine.native.packing import LANES, Format, padded
 from athanor.engine.native.weights import NativeWeights
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Cache, Segment
 from athanor.models.config import AttentionConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.gguf.blocks import Blocks, conversions
@@ -51,21 +51,22 @@ class NativeRung:
         *,
         blocks: Mapping[str, Blocks] | None = None,
         wide: bool = False,
+        cache: Cache = "auto",
         threads: int | None = None,
         instructions: str | None = None,
     ) -> None:
         """Raises NativeError where there are no kernels, ModelError for a model that they cannot execute."""
         self._library = library.library()
         self.conversions = conversions((blocks or {}).values())
-        self.weights = NativeWeights(model, form, blocks, wide=wide)
+        self.weights = NativeWeights(model, form, blocks, wide=wide, cache=cache)
         self.instructions = _instructions(instructions)
         self.threads = threads or usable_cores()
         config, attention = model.config, model.config.layers[0].attention
         assert isinstance(attention, AttentionConfig)
         self.config = config
         width = attention.head_dim + padded(attention.head_dim, LANES)
-        size = 4 if form == "fp32" else 2
-        self.bytes_per_block = config.n_layers * attention.n_kv_heads * LANES * width * size
+        each = {"fp32": 4 * width, "fp16": 2 * width, "int8": width + 8}[self.weights.cache]
+        self.bytes_per_block = config.n_layers * attention.n_kv_heads * LANES * each
         self._angles = _Angles(config)
         self._cache = np.empty((0, self.bytes_per_block), np.uint8)
         self._lock = threading.Lock()

@@ -17,9 +17,9 @@ def main() -> None:
     library.library = lambda: opened  # type: ignore[assignment]
     for name, config in CONFIGS.items():
         model = random_model(config)
-        for form, wide in VARIANTS:
+        for form, more in VARIANTS:
             for instructions in INSTRUCTIONS[: opened.athanor_best() + 1]:
-                rung = rung_of(model, form, wide=wide, threads=3, instructions=instructions)
+                rung = rung_of(model, form, **more, threads=3, instructions=instructions)
                 tokens = some_tokens(1)
                 rung.forward([whole(tokens, [5, 2, 9]), whole(tokens[:20], [0, 1], 3)])
                 for i in range(3):

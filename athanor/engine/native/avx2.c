@@ -18,6 +18,11 @@ INLINE TARGET V v_load(const float *x) { V r = {_mm256_loadu_ps(x), _mm256_loadu
 INLINE TARGET void v_store(float *x, V v) { _mm256_storeu_ps(x, v.a); _mm256_storeu_ps(x + 8, v.b); }
 INLINE TARGET __m256 eight_halves(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)x)); }
 INLINE TARGET V v_half(const uint16_t *x) { V r = {eight_halves(x), eight_halves(x + 8)}; return r; }
+INLINE TARGET __m256 eight_bytes(const int8_t *x)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)x)));
+}
+INLINE TARGET V v_bytes(const int8_t *x) { V r = {eight_bytes(x), eight_bytes(x + 8)}; return r; }
 #define BOTH(NAME, OPERATION)                                                                                          \
     INLINE TARGET V NAME(V x, V y) { V r = {OPERATION(x.a, y.a), OPERATION(x.b, y.b)}; return r; }
 BOTH(v_add, _mm256_add_ps)

@@ -17,6 +17,10 @@ INLINE TARGET V v_set(float x) { return _mm512_set1_ps(x); }
 INLINE TARGET V v_load(const float *x) { return _mm512_loadu_ps(x); }
 INLINE TARGET void v_store(float *x, V a) { _mm512_storeu_ps(x, a); }
 INLINE TARGET V v_half(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x)); }
+INLINE TARGET V v_bytes(const int8_t *x)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
+}
 INLINE TARGET V v_add(V a, V b) { return _mm512_add_ps(a, b); }
 INLINE TARGET V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
 INLINE TARGET V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }

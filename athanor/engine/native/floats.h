@@ -106,42 +106,47 @@ static TARGET void gate_up(const float *gate, const float *up, float *out, int s
     }
 }
 
-INLINE TARGET V v_cached(const uint8_t *place, int index, int half)
+INLINE TARGET V v_cached(const uint8_t *place, int index, const int kind)
 {
-    return half ? v_half((const uint16_t *)(const void *)place + index)
-                : v_load((const float *)(const void *)place + index);
+    return kind == CACHE_INT8  ? v_bytes((const int8_t *)place + index)
+           : kind == CACHE_F16 ? v_half((const uint16_t *)(const void *)place + index)
+                               : v_load((const float *)(const void *)place + index);
 }
 
-/* The scores of `n` queries with a block's 16 keys, stored dimension by dimension. */
-INLINE TARGET void score(const int n, const int half, const uint8_t *keys, const float *const *queries, int head_dim,
-                         float *out, int stride)
+/* The scores of `n` queries with a block's 16 keys, stored dimension by dimension. scales: of keys of 8 bits. */
+INLINE TARGET void score(const int n, const int kind, const uint8_t *keys, const float *scales, const float *const *queries,
+                         int head_dim, float *out, int stride)
 {
     V sums[8];
     UNROLL(8) for (int i = 0; i < n; i++) sums[i] = v_set(0.0f);
     for (int d = 0; d < head_dim; d++) {
-        V key = v_cached(keys, d * PLACES, half);
+        V key = v_cached(keys, d * PLACES, kind);
         UNROLL(8) for (int i = 0; i < n; i++) sums[i] = v_fma(key, v_set(queries[i][d]), sums[i]);
     }
-    UNROLL(8) for (int i = 0; i < n; i++) v_store(out + (size_t)i * (size_t)stride, sums[i]);
+    UNROLL(8) for (int i = 0; i < n; i++)
+        v_store(out + (size_t)i * (size_t)stride, kind == CACHE_INT8 ? v_mul(sums[i], v_load(scales)) : sums[i]);
 }
 
-/* Sums of values weighted for `n` queries, `d` vectors of each value. weights: the first query's at the first place. */
-INLINE TARGET void mix(const int n, const int d, const int half, const Attention *a, int first, int last, int dim,
-                       int64_t values, const float *weights, float (*out)[LANES * 4])
+/* Sums of values weighted for `n` queries, `d` vectors of each value. weights: the first query's at the first place.
+   values, scales: where they begin in a block; weights are multiplied with the scales of values of 8 bits. */
+INLINE TARGET void mix(const int n, const int d, const int kind, const Attention *a, int first, int last, int dim,
+                       int64_t values, int64_t scales, const float *weights, float (*out)[LANES * 4])
 {
     V sums[4][4];
     int padded = (a->head_dim + LANES - 1) / LANES * LANES;
     UNROLL(4) for (int i = 0; i < n; i++)
         UNROLL(4) for (int j = 0; j < d; j++) sums[i][j] = v_set(0.0f);
     for (int block = first; block <= last / PLACES; block++) {
-        const uint8_t *base = a->cache + (int64_t)a->blocks[block] * a->block_bytes + values;
+        const uint8_t *whole = a->cache + (int64_t)a->blocks[block] * a->block_bytes, *base = whole + values;
+        const float *scale = (const float *)(const void *)(whole + scales);
         int end = last - block * PLACES < PLACES - 1 ? last - block * PLACES : PLACES - 1;
         for (int place = 0; place <= end; place++) {
             const float *weight = weights + (block - first) * PLACES + place;
             V value[4];
-            UNROLL(4) for (int j = 0; j < d; j++) value[j] = v_cached(base, place * padded + dim + j * LANES, half);
+            UNROLL(4) for (int j = 0; j < d; j++) value[j] = v_cached(base, place * padded + dim + j * LANES, kind);
             UNROLL(4) for (int i = 0; i < n; i++) {
-                V w = v_set(weight[(size_t)i * (size_t)a->scratch_stride]);
+                float given = weight[(size_t)i * (size_t)a->scratch_stride];
+                V w = v_set(kind == CACHE_INT8 ? given * scale[place] : given);
                 UNROLL(4) for (int j = 0; j < d; j++) sums[i][j] = v_fma(value[j], w, sums[i][j]);
             }
         }
@@ -166,10 +171,10 @@ INLINE TARGET float exponents(float *scores, int count)
     return v_sum(sum);
 }
 
-INLINE TARGET void attend_as(const Attention *a, const int half)
+INLINE TARGET void attend_as(const Attention *a, const int kind)
 {
     const float *queries[MOST_QUERIES];
-    int position[MOST_QUERIES], n = a->rows * a->heads, size = half ? 2 : 4;
+    int position[MOST_QUERIES], n = a->rows * a->heads, size = (int)cached_bytes(kind);
     for (int i = 0; i < n; i++) {
         queries[i] = a->queries + (size_t)(i / a->heads) * (size_t)a->query_stride + (i % a->heads) * a->head_dim;
         position[i] = a->position + i / a->heads;
@@ -178,11 +183,13 @@ INLINE TARGET void attend_as(const Attention *a, const int half)
     int first = lowest / PLACES, padded = (a->head_dim + LANES - 1) / LANES * LANES;
     int64_t key_bytes = (int64_t)a->head_dim * PLACES * size, value_bytes = (int64_t)padded * PLACES * size;
     int64_t keys = a->kv_head * key_bytes, values = a->n_kv_heads * key_bytes + a->kv_head * value_bytes;
+    int64_t scales = kind == CACHE_INT8 ? scales_at(kind, a->n_kv_heads, a->head_dim) + a->kv_head * 2 * PLACES * 4 : 0;
     for (int block = first; block <= last / PLACES; block++) {
-        const uint8_t *base = a->cache + (int64_t)a->blocks[block] * a->block_bytes + keys;
+        const uint8_t *whole = a->cache + (int64_t)a->blocks[block] * a->block_bytes, *base = whole + keys;
+        const float *scale = (const float *)(const void *)(whole + scales);
         float *out = a->scratch + (block - first) * PLACES;
         int i = 0;
-#define SCORE(N) score(N, half, base, queries + i, a->head_dim, out + (size_t)i * (size_t)a->scratch_stride, a->scratch_stride)
+#define SCORE(N) score(N, kind, base, scale, queries + i, a->head_dim, out + (size_t)i * (size_t)a->scratch_stride, a->scratch_stride)
         for (; i + SCORES <= n; i += SCORES)
             SCORE(SCORES);
         switch (n - i) {
@@ -212,7 +219,7 @@ INLINE TARGET void attend_as(const Attention *a, const int half)
         const float *weights = a->scratch + (size_t)i * (size_t)a->scratch_stride;
         for (int dim = 0; dim < padded;) {
             int d = padded - dim >= 4 * LANES ? 4 : padded - dim >= 2 * LANES ? 2 : 1;
-#define MIX(N, D) case N * 8 + D: mix(N, D, half, a, first, last, dim, values, weights, out); break
+#define MIX(N, D) case N * 8 + D: mix(N, D, kind, a, first, last, dim, values, scales + PLACES * 4, weights, out); break
             switch (together * 8 + d) {
                 MIX(1, 1); MIX(1, 2); MIX(1, 4); MIX(2, 1); MIX(2, 2); MIX(2, 4);
                 MIX(3, 1); MIX(3, 2); MIX(3, 4); MIX(4, 1); MIX(4, 2); MIX(4, 4);
@@ -234,8 +241,10 @@ INLINE TARGET void attend_as(const Attention *a, const int half)
 
 static TARGET void attend(const Attention *a)
 {
-    if (a->half)
-        attend_as(a, 1);
+    if (a->cached == CACHE_F16)
+        attend_as(a, CACHE_F16);
+    else if (a->cached == CACHE_INT8)
+        attend_as(a, CACHE_INT8);
     else
-        attend_as(a, 0);
+        attend_as(a, CACHE_F32);
 }

@@ -50,7 +50,7 @@ class Model(Structure):
         ("epsilon", c_float),
         ("score_scale", c_float),
         *((name, c_int32) for name in ("d_model", "d_ff", "n_layers", "n_heads", "n_kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("vocab_size", "half_cache", "max_seq_len", "wide")),
+        *((name, c_int32) for name in ("vocab_size", "cached", "max_seq_len", "wide")),
     )
 
 

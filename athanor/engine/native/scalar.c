@@ -16,6 +16,7 @@ INLINE V v_set(float x) { V r; EACH r.f[i] = x; return r; }
 INLINE V v_load(const float *x) { V r; memcpy(r.f, x, sizeof r.f); return r; }
 INLINE void v_store(float *x, V a) { memcpy(x, a.f, sizeof a.f); }
 INLINE V v_half(const uint16_t *x) { V r; EACH r.f[i] = from_half(x[i]); return r; }
+INLINE V v_bytes(const int8_t *x) { V r; EACH r.f[i] = x[i]; return r; }
 INLINE V v_add(V a, V b) { V r; EACH r.f[i] = a.f[i] + b.f[i]; return r; }
 INLINE V v_sub(V a, V b) { V r; EACH r.f[i] = a.f[i] - b.f[i]; return r; }
 INLINE V v_mul(V a, V b) { V r; EACH r.f[i] = a.f[i] * b.f[i]; return r; }

@@ -17,7 +17,7 @@ typedef struct {
     const Layer *layers;
     const float *norm;
     float epsilon, score_scale;
-    int32_t d_model, d_ff, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, half_cache, max_seq_len;
+    int32_t d_model, d_ff, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, cached, max_seq_len; /* cached: CACHE_… */
     int32_t wide; /* activations of 16 bits instead of 8 */
 } Model;
 
