@@ -87,12 +87,16 @@ INLINE TARGET void plain(const int n, const int format, const Matrix *m, const R
 }
 
 /* The same four bytes in every lane. */
-INLINE TARGET __m512i four_of(const int8_t *q)
+INLINE TARGET __m512i same(const void *four)
 {
-    int32_t four;
-    __builtin_memcpy(&four, q, 4);
-    return _mm512_set1_epi32(four);
+    int32_t value;
+    __builtin_memcpy(&value, four, 4);
+    return _mm512_set1_epi32(value);
 }
+
+/* Where row i of those that are multiplied together has its group, and four columns of it. */
+#define GROUP_OF(i) (panel_at(i, (int)group_stride) + (size_t)(i) % PANEL)
+#define Q_OF(i, z) (panel_at(i, (int)q_stride) + (size_t)((z) * PANEL + (i) % PANEL) * 4)
 
 INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
@@ -106,8 +110,8 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
     const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
     if (format == Q4_1)
         minima += block * LANES;
-    V sums[MOST_ROWS];
-    UNROLL(16) for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
+    V sums[8];
+    UNROLL(8) for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
     for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP * PANEL) {
         __m512i w[8];
         UNROLL(8) for (int z = 0; z < bytes / 64; z++) {
@@ -123,38 +127,32 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
         }
         V step = format == INT8 ? _mm512_setzero_ps() : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : _mm512_setzero_ps();
-        const int together = n < PANEL ? n : PANEL; /* chains of sums that run side by side, all of one panel */
-        UNROLL(4) for (int first_row = 0; first_row < n; first_row += together) {
-            __m512i sum[4];
-            UNROLL(4) for (int j = 0; j < together; j++) sum[j] = _mm512_setzero_si512();
-            if (wide) {
-                const int8_t *upper = q + panel_at(first_row, (int)q_stride);
-                UNROLL(8) for (int z = 0; z < 8; z++)
-                    UNROLL(4) for (int j = 0; j < together; j++)
-                        sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], four_of(upper + (z * PANEL + j) * 4));
-                UNROLL(4) for (int j = 0; j < together; j++) sum[j] = _mm512_slli_epi32(sum[j], 8);
-            }
-            const int8_t *last = (wide ? low + g * GROUP * PANEL : q) + panel_at(first_row, (int)q_stride);
-            const int32_t *start = starts + panel_at(first_row, (int)group_stride) + g * PANEL;
-            if (format != Q4_1)
-                UNROLL(4) for (int j = 0; j < together; j++) sum[j] = _mm512_add_epi32(sum[j], _mm512_set1_epi32(start[j]));
+        /* so many chains of sums run side by side that one need not wait for another's last product */
+        __m512i sum[8];
+        const int8_t *last = wide ? low + g * GROUP * PANEL : q;
+        const int32_t *start = starts + g * PANEL;
+        UNROLL(8) for (int i = 0; i < n; i++) sum[i] = wide || format == Q4_1 ? _mm512_setzero_si512() : same(start + GROUP_OF(i));
+        if (wide) {
             UNROLL(8) for (int z = 0; z < 8; z++)
-                UNROLL(4) for (int j = 0; j < together; j++)
-                    sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], four_of(last + (z * PANEL + j) * 4));
-            UNROLL(4) for (int j = 0; j < together; j++) {
-                int i = first_row + j;
-                size_t s = panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j;
-                V scale = _mm512_set1_ps(steps[s]);
-                if (format != INT8)
-                    scale = _mm512_mul_ps(step, scale);
-                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), scale, sums[i]);
-                if (format == Q4_1)
-                    sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
-            }
+                UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(q + Q_OF(i, z)));
+            UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_slli_epi32(sum[i], 8);
+            if (format != Q4_1)
+                UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_add_epi32(sum[i], same(start + GROUP_OF(i)));
+        }
+        UNROLL(8) for (int z = 0; z < 8; z++)
+            UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(last + Q_OF(i, z)));
+        UNROLL(8) for (int i = 0; i < n; i++) {
+            size_t s = g * PANEL + GROUP_OF(i);
+            V scale = _mm512_set1_ps(steps[s]);
+            if (format != INT8)
+                scale = _mm512_mul_ps(step, scale);
+            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), scale, sums[i]);
+            if (format == Q4_1)
+                sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
         }
     }
     V scale = format == INT8 ? _mm512_loadu_ps((const float *)m->scales + tile * LANES) : _mm512_set1_ps(1.0f);
-    UNROLL(16) for (int i = 0; i < n; i++)
+    UNROLL(8) for (int i = 0; i < n; i++)
         _mm512_storeu_ps(out + i * LANES, format == INT8 ? _mm512_mul_ps(sums[i], scale) : sums[i]);
 }
 
@@ -172,8 +170,7 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
     static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
     {                                                                                                                  \
         int i = 0;                                                                                                     \
-        for (; i + 16 <= count; i += 16) whole(16, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);           \
-        if (count & 8) { whole(8, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 8; }                  \
+        for (; i + 8 <= count; i += 8) whole(8, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);              \
         if (count & 4) { whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                  \
         if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                  \
         if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);                              \

@@ -193,7 +193,7 @@ INLINE TARGET void attend_as(const Attention *a, const int kind)
         for (; i + SCORES <= n; i += SCORES)
             SCORE(SCORES);
         switch (n - i) {
-        case 7: SCORE(4); i += 4; SCORE(3); break;
+        case 7: SCORE(7); break;
         case 6: SCORE(6); break;
         case 5: SCORE(5); break;
         case 4: SCORE(4); break;
