@@ -12,7 +12,7 @@ import typer
 from athanor.base.errors import DataError
 from athanor.cli import sampling
 from athanor.cli.output import AsJson, print_json
-from athanor.cli.sampling import Format, MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
+from athanor.cli.sampling import Cache, Format, MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 if TYPE_CHECKING:
     from athanor.engine.language_model import LanguageModel
@@ -36,6 +36,7 @@ def generate(
     max_tokens: MaxTokens = None,
     seed: Seed = None,
     format: Format = "auto",
+    cache: Cache = "auto",
     json: AsJson = False,
 ) -> None:
     """Continue a text, answer one message, or answer a file of prompts."""
@@ -54,7 +55,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
-    lm = load(folder, format=format)  # type: ignore[arg-type]
+    lm = load(folder, format=format, cache=cache)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return

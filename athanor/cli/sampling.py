@@ -13,6 +13,7 @@ MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share o
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: words already there become less likely.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Length of an answer at most.")]
 Format = Annotated[str, typer.Option(help="Of the weights: auto (as they are), fp32, bf16, int8 or int4.")]
+Cache = Annotated[str, typer.Option(help="Of keys and values: auto, or int8 in half the memory.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answers.")]
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from athanor.models.decoder import Decoder
 
+Cache = Literal["auto", "int8"]
+"""Number format of keys and values: as a rung has it, or 8 bits with a scale for each place and head."""
 LOOKBACK = 16
 """Tokens before a segment that a rung is told of, since an n-gram memory reads them with each token."""
 

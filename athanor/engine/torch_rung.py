@@ -17,7 +17,7 @@ from torch import Tensor
 
 from athanor.engine.packed_model import packed
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Cache, Segment
 from athanor.engine.same_bits import SIZES
 from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
@@ -31,11 +31,13 @@ _GRAIN = 32_768  # elements below which torch does not use another thread
 
 
 class TorchRung:
-    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does."""
+    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does. Keys and values are
+    kept in the type of the products, or in 8 bits.
+    """
 
     block_size = _BLOCK
 
-    def __init__(self, model: Decoder, precision: str = "fp32") -> None:
+    def __init__(self, model: Decoder, precision: str = "fp32", cache: Cache = "auto") -> None:
         self.config, self.precision = model.config, precision
         self.device = next(model.parameters()).device
         with autocast(precision, self.device):
@@ -48,16 +50,19 @@ class TorchRung:
         self._stretches = any(_depends_on_length(layer) for layer in self.config.layers)
         self._layers: list[PagedLayer] = []
         self._blocks = 0
-        element = torch.empty((), dtype=self._cached).element_size()
-        numbers = sum(
-            a.n_kv_heads * (a.key_dim + a.value_dim) for a in (layer.attention for layer in self.config.layers)
+        self._eight_bits = cache == "int8"
+        element = 1 if self._eight_bits else torch.empty((), dtype=self._cached).element_size()
+        scales = 8 if self._eight_bits else 0
+        place = sum(
+            a.n_kv_heads * ((a.key_dim + a.value_dim) * element + scales)
+            for a in (layer.attention for layer in self.config.layers)
         )
-        self.bytes_per_block = self.block_size * numbers * element
+        self.bytes_per_block = self.block_size * place
 
     def allocate(self, blocks: int) -> None:
         self._blocks, scratch = blocks, Scratch(self.device)
         self._layers = [
-            PagedLayer(layer.attention, blocks, self.block_size, self._cached, scratch, self.device)
+            PagedLayer(layer.attention, blocks, self.block_size, self._cached, scratch, self.device, self._eight_bits)
             for layer in self.config.layers
         ]
 
@@ -106,25 +111,30 @@ class TorchRung:
 
     def copy_block(self, source: int, target: int) -> None:
         for layer in self._layers:
-            for part in (layer.keys, layer.values):
+            for part in layer.parts:
                 part[:, target] = part[:, source]
 
     @torch.inference_mode()
     def read_blocks(self, blocks: Sequence[int]) -> np.ndarray:
         chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
-        parts = [part.index_select(1, chosen).transpose(0, 1).flatten(1) for part in self._parts()]
-        return torch.cat(parts, 1).cpu().contiguous().view(torch.uint8).numpy()
+        parts = [_as_bytes(part.index_select(1, chosen).transpose(0, 1).flatten(1)) for part in self._parts()]
+        return torch.cat(parts, 1).cpu().numpy()
 
     @torch.inference_mode()
     def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
         chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
-        rows = torch.from_numpy(data).view(self._cached).to(self.device)
-        parts = self._parts()
-        for part, new in zip(parts, rows.split([part.shape[0] * part.shape[2] for part in parts], 1), strict=True):
-            part.index_copy_(1, chosen, new.view(len(rows), part.shape[0], -1).transpose(0, 1))
+        rows, parts = torch.from_numpy(data).to(self.device), self._parts()
+        sizes = [part.shape[0] * part.shape[2] * part.element_size() for part in parts]
+        for part, new in zip(parts, rows.split(sizes, 1), strict=True):
+            numbers = new.contiguous().view(part.dtype).view(len(rows), part.shape[0], -1)
+            part.index_copy_(1, chosen, numbers.transpose(0, 1))
 
     def _parts(self) -> list[Tensor]:
-        return [part for layer in self._layers for part in (layer.keys, layer.values)]
+        return [part for layer in self._layers for part in layer.parts]
+
+
+def _as_bytes(numbers: Tensor) -> Tensor:
+    return numbers.contiguous().view(torch.uint8)
 
 
 def _followers(memory: NGramMemory, segments: Sequence[Segment], rows: int, device: torch.device) -> Followers:
