@@ -12,7 +12,7 @@ import typer
 
 from athanor.base.errors import DataError
 from athanor.cli.output import AsJson, print_json
-from athanor.cli.sampling import TOLD_IN_JSON, Format, with_sampling
+from athanor.cli.sampling import TOLD_IN_JSON, Cache, Format, with_sampling
 
 if TYPE_CHECKING:
     from athanor.engine.language_model import LanguageModel, Reply
@@ -41,6 +41,7 @@ def generate(
     write: Annotated[str | None, typer.Option("--to", metavar="LANGUAGE", help="Of the answer.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt as a message instead.")] = False,
     format: Format = "auto",
+    cache: Cache = "auto",
     json: AsJson = False,
     *,
     settings: dict[str, Any],
@@ -61,7 +62,7 @@ def generate(
 
     from athanor.engine.language_model import load
 
-    lm = _between(load(folder, format=format), read, write)  # type: ignore[arg-type]
+    lm = _between(load(folder, format=format, cache=cache), read, write)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return

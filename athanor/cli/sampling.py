@@ -15,6 +15,7 @@ import typer
 from athanor.base.errors import AthanorError
 
 Format = Annotated[str, typer.Option(help="Of the weights: auto (as they are), fp32, bf16, int8 or int4.")]
+Cache = Annotated[str, typer.Option(help="Of keys and values: auto, or int8 in half the memory.")]
 
 SETTINGS: dict[str, tuple[Any, str]] = {
     "temperature": (float, "0 is greedy; higher is freer. Default: the model's."),

@@ -18,7 +18,7 @@ from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob
-from athanor.engine.rung import Rung
+from athanor.engine.rung import Cache, Rung
 from athanor.engine.rungs import WantedFormat, open_rung
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
@@ -260,11 +260,18 @@ class Underway:
         self._handle.cancel()
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFormat = "auto") -> LanguageModel:
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    format: WantedFormat = "auto",
+    cache: Cache = "auto",
+) -> LanguageModel:
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
     dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
-    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file.
+    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. The last two
+    also round activations to 8 bits. cache: of keys and values; "int8" takes half the memory of "auto".
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
     place = find_model(name)
@@ -272,7 +279,7 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFo
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))
         model, defaults = model_of(file, dtype), Sampling(suppress_tokens=foreign.never_said)
-        return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place))
+        return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place, cache))
     loaded = load_model(place, dtype)
     if isinstance(loaded, Encoder):
         raise ModelError(
@@ -280,7 +287,7 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFo
             "Take a decoder; `athanor embed` embeds texts with an encoder.",
         )
     tokenizer = Tokenizer.load(place) if (place / "athanor.json").is_file() else from_folder(place)
-    rung = partial(open_rung, loaded, format)
+    rung = partial(open_rung, loaded, format, cache=cache)
     if isinstance(loaded, EncoderDecoder):
         from athanor.engine.source_model import source_model
 

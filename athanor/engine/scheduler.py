@@ -19,7 +19,7 @@ import numpy as np
 from athanor.base.errors import AthanorError
 from athanor.engine.blocks import BlockPool, Node
 from athanor.engine.requests import Request
-from athanor.engine.rung import Rung, Segment
+from athanor.engine.rung import LOOKBACK, Rung, Segment
 from athanor.engine.sampling import Adjustment
 from athanor.engine.text import StopText
 
@@ -310,5 +310,6 @@ class Scheduler:
         wanted = int(end == answer.length)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
+        before = answer.tokens[max(0, start - LOOKBACK) : start]
         source = None if answer.source is None else answer.source.read
-        return Segment(answer.tokens[start:end], start, blocks, wanted, source)
+        return Segment(answer.tokens[start:end], start, blocks, wanted, before, source)

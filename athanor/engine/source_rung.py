@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from athanor.engine.cross_attention import ReadSource, StepSources, kept
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Cache, Segment
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.config import ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
@@ -22,8 +22,8 @@ from athanor.models.precision import autocast
 
 
 class SourceRung(TorchRung):
-    def __init__(self, model: EncoderDecoder, precision: str = "fp32") -> None:
-        super().__init__(decoder_of(model), precision)
+    def __init__(self, model: EncoderDecoder, precision: str = "fp32", cache: Cache = "auto") -> None:
+        super().__init__(decoder_of(model), precision, cache)
         self._whole = model
 
     @torch.inference_mode()
