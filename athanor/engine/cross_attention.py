@@ -1,11 +1,12 @@
 """What the decoder of an encoder–decoder sees of its sources: read once, kept as long as anyone writes about them.
 
-Keys and values lie in whole steps of keys, the rest masked, so that few shapes occur; each sequence is multiplied with
-its own source alone, row by row (`same_bits`), so its numbers do not depend on who writes beside it.
+Keys and values lie in whole steps of keys, the rest masked, so that few shapes occur; what has the same shape is one
+product, row by row (`same_bits`), so a sequence's numbers do not depend on who writes beside it.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from athanor.engine.paged_attention import attended, product
 from athanor.models.attention import CrossAttention
+
+_LONG = 128  # places
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,45 @@ def kept(read: Sequence[tuple[Tensor, Tensor]]) -> ReadSource:
     return ReadSource(layers, torch.arange(places, device=read[0][0].device) >= length)
 
 
+class SourceGroup:
+    """Sequences that write n tokens each about sources that take equally many places: one batched product.
+
+    rows: of the first token of each.
+    """
+
+    def __init__(self, rows: Sequence[int], n: int, reads: Sequence[ReadSource]) -> None:
+        self.n, self.reads = n, reads
+        device = reads[0].hidden.device
+        self.rows = (torch.tensor(rows)[:, None] + torch.arange(n)).flatten().to(device)
+        self.hidden = torch.stack([read.hidden for read in reads])[:, None, None]
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (sequences · heads, places, head_dim)."""
+        if len(self.reads) == 1:
+            return self.reads[0].layers[layer]
+        keys, values = zip(*(read.layers[layer] for read in self.reads), strict=True)
+        return torch.cat(keys), torch.cat(values)
+
+
+def source_groups(pieces: Sequence[tuple[int, int, ReadSource]]) -> list[SourceGroup]:
+    """pieces: first row, tokens and source of each sequence. Long sources stay alone: to lay them side by side costs
+    more than a product for each.
+    """
+    together: defaultdict[tuple[int, int, int], list[tuple[int, ReadSource]]] = defaultdict(list)
+    for row, n, read in pieces:
+        places = len(read.hidden)
+        together[n, places, row if places > _LONG else -1].append((row, read))
+    return [
+        SourceGroup([row for row, _ in some], n, [read for _, read in some]) for (n, _, _), some in together.items()
+    ]
+
+
 @dataclass(frozen=True)
 class StepSources:
-    """What one layer reads in a step. pieces: first row, rows, and their source."""
+    """What one layer reads in a step."""
 
     layer: int
-    pieces: Sequence[tuple[int, int, ReadSource]]
+    groups: Sequence[SourceGroup]
 
 
 class PagedCrossAttention(nn.Module):
@@ -57,12 +93,15 @@ class PagedCrossAttention(nn.Module):
     def forward(self, x: Tensor, source: Any, mask: None) -> Tensor:
         """x: (1, rows, d_model). source: a `StepSources`; the rows that it does not name are padding."""
         layer = self.layer
-        queries = layer.query(x)[0].unflatten(-1, (-1, layer.config.head_dim)).transpose(0, 1).float()
-        mixed = x.new_zeros(x.shape[1], queries.shape[0] * queries.shape[2])
-        for first, n, read in source.pieces:
-            keys, values = read.layers[source.layer]
-            scores = product(queries[:, first : first + n].contiguous(), keys.mT).mul_(layer.scale)
-            weights = scores.masked_fill_(read.hidden, -torch.inf).softmax(-1)
-            mixed[first : first + n] = product(weights, values).transpose(0, 1).flatten(1).to(mixed.dtype)
-        found: Tensor = layer.output(mixed[None])
-        return found
+        queries = layer.query(x)[0].unflatten(-1, (-1, layer.config.head_dim)).float()
+        mixed = x.new_zeros(x.shape[1], queries.shape[1] * queries.shape[2])
+        for group in source.groups:
+            keys, values = group.of(source.layer)
+            asked = queries[group.rows].unflatten(0, (-1, group.n)).transpose(1, 2)
+            shape = (*asked.shape[:3], keys.shape[1])
+            scores = product(asked.flatten(0, 1), keys.mT).view(shape).mul_(layer.scale)
+            weights = scores.masked_fill_(group.hidden, -torch.inf).softmax(-1)
+            found = product(weights.flatten(0, 1), values).view(asked.shape).transpose(1, 2).reshape(-1, mixed.shape[1])
+            mixed.index_copy_(0, group.rows, found.to(mixed.dtype))
+        output: Tensor = layer.output(mixed[None])
+        return output

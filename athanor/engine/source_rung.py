@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from athanor.engine.cross_attention import ReadSource, StepSources, kept
+from athanor.engine.cross_attention import ReadSource, StepSources, kept, source_groups
 from athanor.engine.rung import Cache, Segment
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.config import ModelConfig, MoeConfig
@@ -42,7 +42,8 @@ class SourceRung(TorchRung):
         for segment in segments:
             pieces.append((row, len(segment.tokens), segment.source))
             row += len(segment.tokens)
-        return [StepSources(layer, pieces) for layer in range(self.config.n_layers)]
+        groups = source_groups(pieces)
+        return [StepSources(layer, groups) for layer in range(self.config.n_layers)]
 
 
 def decoder_of(model: EncoderDecoder) -> Decoder:
