@@ -17,7 +17,7 @@ import numpy as np
 from athanor.base.errors import AthanorError
 from athanor.engine.blocks import BlockPool, Node
 from athanor.engine.requests import Request
-from athanor.engine.rung import Rung, Segment
+from athanor.engine.rung import LOOKBACK, Rung, Segment
 from athanor.engine.sampling import Adjustment
 from athanor.engine.text import StopText
 
@@ -222,4 +222,4 @@ class Scheduler:
         wanted = int(end == answer.length)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
-        return Segment(answer.tokens[start:end], start, blocks, wanted)
+        return Segment(answer.tokens[start:end], start, blocks, wanted, answer.tokens[max(0, start - LOOKBACK) : start])

@@ -21,6 +21,7 @@ from athanor.engine.rung import Cache, Segment
 from athanor.engine.same_bits import SIZES
 from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
+from athanor.models.ngram_memory import Followers, NGramMemory
 from athanor.models.position_config import RopeConfig
 from athanor.models.precision import autocast
 
@@ -82,12 +83,13 @@ class TorchRung:
         last = self.config.max_seq_len - 1 if self._stretches else 0
         padded_tokens, padded_places = np.zeros(rows, dtype=np.int64), np.full(rows, last)
         padded_tokens[:n], padded_places[:n] = tokens, places
-        wanted = _wanted(segments)
+        wanted, memory = _wanted(segments), self._model.embedding.memory
         with autocast(self.precision, self.device):
             hidden = self._model.hidden(
                 torch.from_numpy(padded_tokens)[None].to(self.device),
                 positions=torch.from_numpy(padded_places)[None].to(self.device),
                 cache=self._layers,
+                followers=_followers(memory, segments, rows, self.device) if memory else None,
             )[0]
             if not len(wanted):
                 return np.empty((0, self.config.vocab_size), dtype=np.float32)
@@ -133,6 +135,18 @@ class TorchRung:
 
 def _as_bytes(numbers: Tensor) -> Tensor:
     return numbers.contiguous().view(torch.uint8)
+
+
+def _followers(memory: NGramMemory, segments: Sequence[Segment], rows: int, device: torch.device) -> Followers:
+    """(1, rows, width): of the segments' tokens, and nothing for the rows behind them."""
+    tokens = np.concatenate([part for segment in segments for part in (segment.before, segment.tokens)])
+    lengths = [len(segment.before) + len(segment.tokens) for segment in segments]
+    documents = np.repeat(np.arange(len(segments)), lengths)
+    asked = np.concatenate([np.arange(n) >= len(s.before) for n, s in zip(lengths, segments, strict=True)])
+    words, shares = memory.counted.look_up(tokens[None].astype(np.int64), documents[None])
+    spare = ((0, 0), (0, rows - int(asked.sum())), (0, 0))
+    found = (torch.from_numpy(np.pad(part[:, asked], spare)).to(device) for part in (words, shares))
+    return Followers(*found)
 
 
 def _wanted(segments: Sequence[Segment]) -> np.ndarray:

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from athanor.base.errors import ModelError
 from athanor.engine.paged_attention import attended
-from athanor.engine.rung import Cache, Segment
+from athanor.engine.rung import LOOKBACK, Cache, Segment
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.build import build
 from athanor.models.config import (
     AttentionConfig,
+    EmbeddingConfig,
     HeadConfig,
     LatentAttentionConfig,
     LayerConfig,
@@ -29,6 +30,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.decoder import Decoder
+from athanor.models.ngrams import NGrams
 from athanor.models.position_config import Alibi, RelativeBias, RopeConfig, RopeScaling
 from athanor.models.precision import autocast
 
@@ -47,6 +49,7 @@ LAYERS: dict[str, LayerConfig] = {
     ),
     "parallel": LayerConfig(PLAIN, MlpConfig(48), norm=NormConfig(1e-5, "layer", True), placement="parallel"),
 }
+NAMES = [*LAYERS, "memory"]
 TOKENS = np.random.default_rng(0).integers(0, 384, (8, 300)).astype(np.int32)
 
 
@@ -57,6 +60,15 @@ def made(layer: LayerConfig, **changes: Any) -> Decoder:
         for number, parameter in enumerate(model.parameters()):
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     return model.eval()
+
+
+def named(name: str) -> Decoder:
+    if name in LAYERS:
+        return made(LAYERS[name])
+    model = made(LAYERS["grouped"], embedding=EmbeddingConfig(ngrams=3), head=HeadConfig())
+    assert model.embedding.memory is not None
+    model.embedding.memory.table = NGrams.count(TOKENS[:3].ravel(), 384, 3)
+    return model
 
 
 def rung_of(model: Decoder, precision: str = "fp32", cache: Cache = "auto") -> TorchRung:
@@ -72,16 +84,17 @@ def places(number: int, seed: int = 0) -> np.ndarray:
 
 def segment(number: int, start: int, n: int, seed: int, wanted: int) -> Segment:
     blocks = places(number, seed)[: -(-(start + n) // 16)]
-    return Segment(TOKENS[number, start : start + n], start, blocks, wanted)
+    before = TOKENS[number, max(0, start - LOOKBACK) : start]
+    return Segment(TOKENS[number, start : start + n], start, blocks, wanted, before)
 
 
 def whole(rung: TorchRung, number: int, n: int) -> np.ndarray:
     return rung.forward([segment(number, 0, n, 0, n)]).copy()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_the_whole_forward_pass(name: str) -> None:
-    model = made(LAYERS[name])
+    model = named(name)
     with torch.no_grad():
         expected = model(torch.from_numpy(TOKENS[:1].astype(np.int64)))[0].numpy()
     np.testing.assert_allclose(whole(rung_of(model), 0, 300), expected, atol=2e-3, rtol=1e-3)
@@ -97,9 +110,9 @@ def test_keys_and_values_of_eight_bits_change_little(name: str) -> None:
 
 
 @pytest.mark.parametrize(("precision", "cache"), [("fp32", "auto"), ("bf16", "auto"), ("fp32", "int8")])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_bits_do_not_depend_on_cuts_company_or_blocks(name: str, precision: str, cache: Cache) -> None:
-    rung = rung_of(made(LAYERS[name]), precision, cache)
+    rung = rung_of(named(name), precision, cache)
     alone = [whole(rung, number, 150) for number in range(6)]
     rng = np.random.default_rng(1)
     starts = [0] * 6
