@@ -33,10 +33,10 @@ _STORED: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp
 def open_rung(
     model: Decoder | EncoderDecoder, form: WantedFormat = "auto", file: Path | None = None, cache: Cache = "auto"
 ) -> Rung:
-    """file: the GGUF file that the model was read from, if it was; its blocks are taken as they are but for "fp32" and
-    "bf16", whatever their bits, for quantised twice they would be worth less; of formats that no kernel knows they are
-    converted, and how much that changes is said. "int8" and "int4" round activations to 8
-    bits, which reads prompts twice as fast. cache: of keys and values; "int8" takes half the memory.
+    """file: the GGUF file that the model was read from, if it was. Its blocks are computed with but for "fp32" and
+    "bf16", whatever their bits, for quantised twice they would be worth less; those of formats that no kernel knows are
+    converted, and how much that changes is said. "int8" and "int4" round activations to 8 bits. cache: of keys and
+    values; "int8" takes half the memory.
 
     Raises ModelError for a format that this model cannot have here.
     """
