@@ -59,6 +59,13 @@ def test_the_page_of_performance_shows_what_was_measured(tmp_path: Path) -> None
     assert "| time | 2 |" not in text
 
 
+def test_the_page_of_generating_names_all_settings_as_the_help_does() -> None:
+    from athanor.cli.sampling import SETTINGS
+
+    named = re.findall(r"^\| `--(\S+)` \| (.+) \|$", (ROOT / "docs" / "generating.md").read_text(), re.M)
+    assert named == [(name.replace("_", "-"), text) for name, (_, text) in SETTINGS.items()]
+
+
 def test_metrics_of_one_thing_share_a_line_where_the_benchmark_says_so(tmp_path: Path) -> None:
     row = {"bench": "format_quality", "target": None, "peer": None, "ratio": None, "met": None}
     rows = [
