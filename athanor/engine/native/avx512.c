@@ -128,19 +128,29 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
         V step = format == INT8 ? _mm512_setzero_ps() : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : _mm512_setzero_ps();
         /* so many chains of sums run side by side that one need not wait for another's last product */
-        __m512i sum[8];
+        __m512i sum[8], upper[4];
         const int8_t *last = wide ? low + g * GROUP * PANEL : q;
         const int32_t *start = starts + g * PANEL;
-        UNROLL(8) for (int i = 0; i < n; i++) sum[i] = wide || format == Q4_1 ? _mm512_setzero_si512() : same(start + GROUP_OF(i));
-        if (wide) {
+        const int apart = wide && n <= 4; /* few rows: both halves have chains of their own */
+        UNROLL(8) for (int i = 0; i < n; i++)
+            sum[i] = (wide && !apart) || format == Q4_1 ? _mm512_setzero_si512() : same(start + GROUP_OF(i));
+        if (wide && !apart) {
             UNROLL(8) for (int z = 0; z < 8; z++)
                 UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(q + Q_OF(i, z)));
             UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_slli_epi32(sum[i], 8);
             if (format != Q4_1)
                 UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_add_epi32(sum[i], same(start + GROUP_OF(i)));
         }
+        if (apart)
+            UNROLL(4) for (int i = 0; i < n; i++) upper[i] = _mm512_setzero_si512();
         UNROLL(8) for (int z = 0; z < 8; z++)
-            UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(last + Q_OF(i, z)));
+            UNROLL(8) for (int i = 0; i < n; i++) {
+                sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(last + Q_OF(i, z)));
+                if (apart)
+                    upper[i] = _mm512_dpbusd_epi32(upper[i], w[z], same(q + Q_OF(i, z)));
+            }
+        if (apart)
+            UNROLL(4) for (int i = 0; i < n; i++) sum[i] = _mm512_add_epi32(sum[i], _mm512_slli_epi32(upper[i], 8));
         UNROLL(8) for (int i = 0; i < n; i++) {
             size_t s = g * PANEL + GROUP_OF(i);
             V scale = _mm512_set1_ps(steps[s]);
