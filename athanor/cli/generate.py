@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from athanor.base.errors import DataError
-from athanor.cli import sampling
+from athanor.cli import constraints, sampling
+from athanor.cli.constraints import AnyJson, Choices, Grammar, Regex, Schema
 from athanor.cli.output import AsJson, print_json
 from athanor.cli.sampling import Format, MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
@@ -35,6 +36,11 @@ def generate(
     repetition_penalty: RepetitionPenalty = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
+    any_json: AnyJson = False,
+    json_schema: Schema = None,
+    regex: Regex = None,
+    choice: Choices = None,
+    grammar: Grammar = None,
     format: Format = "auto",
     json: AsJson = False,
 ) -> None:
@@ -54,6 +60,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
+    settings |= constraints.chosen(any_json, json_schema, regex, choice, grammar)
     lm = load(folder, format=format)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)

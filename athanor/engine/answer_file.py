@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from athanor.base.errors import AthanorError, DataError
 from athanor.base.files import fingerprint, read_jsonl
 from athanor.base.progress import progress
+from athanor.engine.constraint import KEYWORDS, constraint_of
 from athanor.engine.language_model import LanguageModel, Underway
 from athanor.engine.sampling import Sampling
 
+_Line = tuple[int, Any, Any, dict[str, Any]]  # its number, id, prompt and constraint
 _AHEAD = 256  # prompts that are submitted before the first of them is answered
 
 
@@ -37,13 +39,14 @@ def answer_file(
 ) -> Answered:
     """Answers every line of `source` in `target`.
 
-    A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id". chat:
-    texts are messages to be answered. name: of the model. Raises DataError for lines that are nothing of this, or a
+    A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id" and a
+    constraint of its own ("any_json", "json_schema", "regex", "choices" or "grammar"). chat: texts are messages to be
+    answered. name: of the model. Raises DataError for lines that are nothing of this, or a
     target that belongs to something else.
     """
     settings = lm.sampling(changes)
     lines = [_read(line, number, source, chat) for number, line in _lines(source)]
-    prints = [fingerprint([name, prompt, asdict(settings)]) for _, prompt in lines]
+    prints = [fingerprint([name, prompt, own, asdict(settings)]) for _, prompt, own in lines]
     done = _answered(target, prints)
     tokens, refused = sum(line.get("tokens", 0) for line in done), sum("error" in line for line in done)
     rest = [(i, *lines[i]) for i in range(len(done), len(lines))]
@@ -71,8 +74,8 @@ def _lines(source: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"Line {number} of {source} is not JSON ({error}).", "Write a JSON value a line.") from None
 
 
-def _read(line: Any, number: int, source: Path, chat: bool) -> tuple[Any, Any]:
-    """The id and the prompt of a line."""
+def _read(line: Any, number: int, source: Path, chat: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The id, the prompt and the constraint of a line."""
     found = line if isinstance(line, dict) else {"prompt": line}
     prompt = found.get("messages", found.get("prompt"))
     if not (isinstance(prompt, str) and "messages" not in found) and not (
@@ -84,7 +87,7 @@ def _read(line: Any, number: int, source: Path, chat: bool) -> tuple[Any, Any]:
         )
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
-    return found.get("id"), prompt
+    return found.get("id"), prompt, {name: found[name] for name in KEYWORDS if name in found}
 
 
 def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _answers(lm: LanguageModel, lines: Sequence[tuple[int, Any, Any]], settings: Sampling) -> Iterator[dict[str, Any]]:
+def _answers(lm: LanguageModel, lines: Sequence[_Line], settings: Sampling) -> Iterator[dict[str, Any]]:
     """In order; what the model cannot read gives an error in place of an answer."""
     under_way: deque[tuple[dict[str, Any], Underway | None]] = deque()
     rest = iter(lines)
@@ -131,10 +134,10 @@ def _answers(lm: LanguageModel, lines: Sequence[tuple[int, Any, Any]], settings:
                 work.cancel()
 
 
-def _begin(lm: LanguageModel, line: tuple[int, Any, Any], settings: Sampling) -> tuple[dict[str, Any], Underway | None]:
-    number, name, prompt = line
+def _begin(lm: LanguageModel, line: _Line, settings: Sampling) -> tuple[dict[str, Any], Underway | None]:
+    number, name, prompt, own = line
     head: dict[str, Any] = {"index": number} if name is None else {"index": number, "id": name}
     try:
-        return head, lm.submit(prompt, settings)
+        return head, lm.submit(prompt, replace(settings, constraint=constraint_of(own)) if own else settings)
     except AthanorError as error:
         return {**head, "error": str(error)}, None

@@ -6,10 +6,10 @@ depends on nothing but itself: the rung's bits do not depend on company, and the
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from threading import RLock
 
 import numpy as np
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
+from athanor.engine.constraint import Guidance
+from athanor.engine.drawing import NOTHING, Place, draw_places
 from athanor.engine.handle import Handle, Stream
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
-from athanor.engine.sampling import Sampling, draw
+from athanor.engine.sampling import Sampling
 from athanor.engine.scheduler import Answer, Scheduler
 from athanor.engine.text import StopText
 from athanor.models.config import ModelConfig
@@ -84,6 +86,7 @@ class Engine:
         sampling = request.sampling
         if sampling.stop and self.tokenizer is None:
             raise AthanorError("Stop strings need a tokenizer, which this engine does not have.")
+        guide = self.guidance.guide(sampling.constraint) if sampling.constraint else None
         limit = self.config.max_seq_len
         self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens))
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
@@ -93,6 +96,8 @@ class Engine:
                 text = StopText(StreamDecoder(self.tokenizer), sampling.stop) if self.tokenizer else None
                 stream.answers.append(Answer(request, index, int(key), stream, text, self._arrivals, limit))
                 self._arrivals += 1
+                if guide is not None:
+                    stream.answers[-1].follow(guide.copy())
             first, *others = stream.answers
             first.others = others
             self._scheduler.wait(first)
@@ -170,6 +175,12 @@ class Engine:
             self.rung.update_weights(model)
             self._scheduler.start_over()
 
+    @cached_property
+    def guidance(self) -> Guidance:
+        if self.tokenizer is None:
+            raise AthanorError("Constraints need a tokenizer, which this engine does not have.")
+        return Guidance(self.tokenizer, self.config.vocab_size)
+
     @property
     def free_blocks(self) -> int:
         """Blocks of the cache that no request has."""
@@ -233,22 +244,42 @@ class Engine:
 
     def _say(self, answers: Sequence[Answer], logits: Tensor) -> None:
         """Draws a token for each answer from its row of logits, and tells it."""
-        wanted = logits
-        adjusted = [(row, a) for row, a in enumerate(answers) if a.adjustment.acts(a.said)]
-        if adjusted:
-            wanted = logits.clone()
-            for row, answer in adjusted:
-                answer.adjustment.apply(wanted[row], answer.said)
-        tokens = _draw(answers, wanted)
+        tokens = draw_places([Place(answer, guide=answer.guide) for answer in answers], logits)
         everything = torch.log_softmax(logits, -1)
-        logprobs = everything.gather(1, tokens[:, None]).squeeze(1).tolist()
-        for row, (answer, token, logprob) in enumerate(zip(answers, tokens.tolist(), logprobs, strict=True)):
-            top = _likeliest(everything[row], answer.request.sampling.logprobs)
-            self._tell(answer, token, logprob, top)
+        logprobs = everything.gather(1, torch.tensor(tokens).clamp(min=0)[:, None]).squeeze(1).tolist()
+        for row, (answer, token, logprob) in enumerate(zip(answers, tokens, logprobs, strict=True)):
+            if token == NOTHING:
+                self._end_silent(answer)
+                continue
+            self._tell(answer, token, logprob, _likeliest(everything[row], answer.request.sampling.logprobs))
+            if not answer.request.sampling.logprobs:  # what is forced is certain, so its logits need not be computed
+                while answer.forced and not answer.is_done:
+                    self._tell(answer, answer.forced[0], 0.0, ())
+
+    def _end_silent(self, answer: Answer) -> None:
+        """Ends an answer whose constraint, under the other settings, leaves nothing to be said."""
+        stream = answer.stream
+        if answer.guide is None or not answer.guide.accepts:
+            stream.failure = AthanorError(
+                "Nothing is left to be said: what the constraint needs next is among the banned tokens, or the "
+                "vocabulary cannot write it.",
+                "Change one of suppress_tokens, allowed_tokens, stop_ids and the constraint.",
+            )
+            self._ended.append(stream)
+            return
+        text = answer.text.finish()[0] if answer.text else ""
+        self._finish(answer)
+        stream.put(Event(answer.index, -1, 0.0, text, "stop"))
+
+    def _finish(self, answer: Answer) -> None:
+        self._scheduler.remove(answer)
+        answer.stream.answers.remove(answer)
+        answer.is_done = True
 
     def _tell(self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...]) -> None:
         stream, sampling = answer.stream, answer.request.sampling
         if stream.failure is not None:
+            answer.is_done = True
             return
         answer.push(token)
         long_enough = answer.said >= sampling.min_tokens
@@ -258,17 +289,31 @@ class Engine:
         elif answer.text is not None:
             text, stopped = answer.text.push(token, long_enough)
             reason = "stop" if stopped else None
-        if reason is None and (answer.said >= sampling.max_tokens or answer.length >= self.config.max_seq_len):
+        ends = reason is None and self._follow(answer, token)
+        if ends:
+            reason = "stop"
+        elif reason is None and (answer.said >= sampling.max_tokens or answer.length >= self.config.max_seq_len):
             reason = "length"
-        if reason is not None and answer.text is not None and (token in answer.stop_ids or reason == "length"):
+        if answer.text is not None and reason is not None and (ends or token in answer.stop_ids or reason == "length"):
             rest, stopped = answer.text.finish(long_enough)
             text, reason = text + rest, "stop" if stopped else reason
         if reason is not None:
-            self._scheduler.remove(answer)
-            stream.answers.remove(answer)
+            self._finish(answer)
         stream.put(Event(answer.index, token, logprob, text, reason, top))
         if stream.failure is not None:
+            answer.is_done = True
             self._ended.append(stream)
+
+    def _follow(self, answer: Answer, token: int) -> bool:
+        """Notes a token within the answer's constraint, if it has one; whether nothing more may come."""
+        if answer.guide is None:
+            return False
+        try:
+            answer.follow_token(token)
+        except AthanorError as error:
+            answer.stream.failure = error
+            return False
+        return answer.guide.is_complete
 
 
 def _as_exception(error: BaseException) -> Exception:
@@ -295,22 +340,6 @@ def complete(
         Request(prompt, sampling, stop_ids, keys[i * n : i * n + n].tolist()) for i, prompt in enumerate(prompts)
     )
     return [answer for group in answers for answer in group]
-
-
-def _draw(answers: Sequence[Answer], logits: Tensor) -> Tensor:
-    """One token a row, (rows,) int64; rows with the same filters together."""
-    keys = np.array([answer.key for answer in answers], dtype=np.uint64)
-    said = np.array([answer.said for answer in answers])
-    kinds: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
-    for row, answer in enumerate(answers):
-        kinds[answer.filters].append(row)
-    if len(kinds) == 1:
-        return draw(logits, answers[0].request.sampling, keys, said)
-    tokens = torch.empty(len(answers), dtype=torch.int64)
-    for rows in kinds.values():
-        sampling = answers[rows[0]].request.sampling
-        tokens[torch.tensor(rows)] = draw(logits[torch.tensor(rows)], sampling, keys[rows], said[rows])
-    return tokens
 
 
 def _likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:

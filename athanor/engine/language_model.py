@@ -14,6 +14,7 @@ import torch
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.files import read_json
+from athanor.engine.constraint import KEYWORDS, constraint_of
 from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
@@ -36,7 +37,8 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length".
+    """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length"; with
+    "length", what a constraint asks for may be incomplete.
 
     timings: prompt_tokens, cached_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the
     first). logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the prompt's tokens from the
@@ -62,7 +64,9 @@ class Piece:
 
 class LanguageModel:
     """Sampling settings are keywords of every method (see `engine.sampling.Sampling`); the model folder gives their
-    defaults. The `_many` methods give `n` replies to each prompt, one prompt's after the other's.
+    defaults. So is what an answer may look like: any_json=True, json_schema, regex, choices or grammar
+    (`engine.constraint.constraint_of`). The `_many` methods give `n` replies to each prompt, one prompt's after the
+    other's.
     """
 
     def __init__(
@@ -151,9 +155,14 @@ class LanguageModel:
         """The defaults with `changes`; ids that are no tokens are never drawn, for a model's table may be longer than
         its vocabulary. Raises AthanorError for a setting that does not exist or cannot be used.
         """
+        if constraint := constraint_of({name: changes[name] for name in KEYWORDS if name in changes}):
+            changes = {**changes, "constraint": constraint}
+        changes = {name: value for name, value in changes.items() if name not in KEYWORDS}
         known = {field.name for field in dataclasses.fields(Sampling)}
         if unknown := sorted(set(changes) - known):
-            raise AthanorError(f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
+            raise AthanorError(
+                f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted({*known, *KEYWORDS}))}."
+            )
         settings = dataclasses.replace(self.defaults, **changes)
         beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
         return (

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections import deque
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from athanor.base.errors import AthanorError
 from athanor.engine.blocks import BlockPool, Node
+from athanor.engine.constraint import Guide
 from athanor.engine.requests import Request
 from athanor.engine.rung import Rung, Segment
 from athanor.engine.sampling import Adjustment
@@ -29,7 +31,8 @@ class Answer:
     """One answer under way. tokens: (n,) int32, prompt and what was said; computed: how many of them are in the cache.
 
     stream: where its events go. saved: its blocks' contents while it is put aside. others: answers to the same prompt,
-    which start when this one has read it.
+    which start when this one has read it. guide: where it stands within its constraint; forced: what
+    it has to say next.
     """
 
     def __init__(
@@ -52,6 +55,9 @@ class Answer:
         self.stop_ids = request.stop_ids | frozenset(sampling.stop_ids)
         self.adjustment = Adjustment(sampling, request.prompt, self.stop_ids)
         self.filters = sampling.filters
+        self.guide: Guide | None = None
+        self.forced: deque[int] = deque()
+        self.is_done = False
 
     def __lt__(self, other: Answer) -> bool:
         return self.arrival < other.arrival
@@ -72,6 +78,25 @@ class Answer:
         self._tokens[self.length] = token
         self.length += 1
         self.adjustment.push(token)
+
+    def follow(self, guide: Guide) -> None:
+        """Lets a constraint decide, from the first token on."""
+        self.guide = guide
+        self._force()
+
+    def follow_token(self, token: int) -> None:
+        """Notes within the constraint what was said. Raises AthanorError when it becomes too complex."""
+        assert self.guide is not None
+        self.guide.push(token)
+        if self.forced:
+            self.forced.popleft()
+        if not self.forced:
+            self._force()
+
+    def _force(self) -> None:
+        """A forced token that the settings ban is left to drawing, which finds nothing to be drawn."""
+        assert self.guide is not None
+        self.forced.extend(takewhile(lambda token: not self.adjustment.bans(token), self.guide.forced()))
 
 
 class Scheduler:

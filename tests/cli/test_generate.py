@@ -86,3 +86,33 @@ def test_prompts_that_cannot_be_answered_have_a_sentence(athanor: Athanor, model
     assert not (tmp_path / "out.jsonl").exists()
     done = athanor("generate", model_folder, "--input", source)
     assert "--output" in done.stderr
+
+
+def test_what_answers_may_look_like(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}')
+    grammar.write_text('start: ("a" | "b") "!"')
+    command = ["generate", model_folder, "--prompt", "x", "--seed", "1"]
+    assert len(json.loads(athanor(*command, "--json-schema", schema).stdout)) == 2
+    assert athanor(*command, "--grammar", grammar).stdout in ("a!\n", "b!\n")
+    for wrong, message in [
+        (["--any-json", "--regex", "a"], "error: any_json and regex cannot both hold."),
+        (["--json-schema", tmp_path], f"error: {tmp_path} cannot be read"),
+    ]:
+        done = athanor(*command, *wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith(message), done.stderr
+
+
+def test_lines_may_have_constraints_of_their_own(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    asked = [{"prompt": "a", "regex": "[0-9]{3}"}, {"prompt": "b"}, {"prompt": "c", "regex": "("}]
+    asked.append({"prompt": "d", "json_schema": {"const": [1]}})
+    source.write_text("\n".join(map(json.dumps, asked)))
+    done = athanor("generate", model_folder, "--input", source, "--output", target, "--choice", "yes", "--seed", "2")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert lines[0]["text"].isdigit()
+    assert lines[1]["text"] == "yes"
+    assert "unclosed group" in lines[2]["error"]
+    assert lines[3]["text"] == "[1]"
