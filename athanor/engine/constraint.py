@@ -166,6 +166,9 @@ class Guide:
         tokens = self._matcher.compute_ff_tokens()
         return tokens[: self._matcher.validate_tokens(tokens)] if tokens else []
 
+    def takes(self, token: int) -> bool:
+        return self._matcher.validate_tokens([token]) == 1
+
     def push(self, token: int) -> None:
         self._matcher.consume_token(token)
         self._raise_error()

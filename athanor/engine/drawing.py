@@ -6,7 +6,7 @@ before it had been said: that they were not is found out by comparing, afterward
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,24 +23,22 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class Place:
-    """drafted: the tokens between what the answer has said and this one. guide: the answer's, after these."""
+    """drafted: the tokens between what the answer has said and this one. guide: the answer's, after these. forced: the
+    only token that its constraint allows here, if it is known.
+    """
 
     answer: Answer
-    drafted: Sequence[int] = ()
+    drafted: tuple[int, ...] = ()
     guide: Guide | None = None
+    forced: int | None = None
 
     @property
     def said(self) -> int:
         return self.answer.said + len(self.drafted)
 
     @property
-    def is_forced(self) -> bool:
-        """Whether there is nothing to be drawn."""
-        return len(self.answer.forced) > len(self.drafted)
-
-    @property
     def is_adjusted(self) -> bool:
-        return not self.is_forced and (self.guide is not None or self.answer.adjustment.acts(self.said))
+        return self.forced is None and (self.guide is not None or self.answer.adjustment.acts(self.said))
 
     def adjust(self, row: Tensor) -> bool:
         """Changes (vocabulary,) logits in place; whether they leave anything to be said."""
@@ -52,6 +50,31 @@ class Place:
         values = row.numpy()  # four times as fast as torch's own filling
         np.copyto(values, -np.inf, where=~allowed)
         return bool(values.max() > -np.inf)
+
+
+def places_of(answer: Answer, guess: Sequence[int] = (), most: int = 0) -> list[Place]:
+    """The place after what was said, and one after each of at most `most` drafted tokens: of the guess, as far as the
+    constraint goes along, or forced ones whose log-probabilities are wanted.
+    """
+    guide = answer.guide
+    if guide is None:
+        return [Place(answer, (*guess[:n],)) for n in range(min(most, len(guess)) + 1)]
+    forced, rest, drafted = answer.forced, deque(guess), tuple[int, ...]()
+    places = [Place(answer, (), guide, forced[0] if forced else None)]
+    while len(drafted) < most and (rest or (forced and answer.request.sampling.logprobs)):
+        token = forced[0] if forced else rest[0]
+        if rest and rest.popleft() != token:
+            rest.clear()
+            continue
+        guide = guide.copy()
+        if token in answer.stop_ids or not guide.takes(token):
+            break
+        forced = answer.forced_after(token, guide, forced)
+        if guide.is_complete:
+            break
+        drafted = (*drafted, token)
+        places.append(Place(answer, drafted, guide, forced[0] if forced else None))
+    return places
 
 
 def draw_places(places: Sequence[Place], logits: Tensor) -> list[int]:
@@ -68,8 +91,8 @@ def draw_places(places: Sequence[Place], logits: Tensor) -> list[int]:
     for row in silent:
         tokens[row] = NOTHING
     for row, place in enumerate(places):
-        if place.is_forced:
-            tokens[row] = place.answer.forced[len(place.drafted)]
+        if place.forced is not None:
+            tokens[row] = place.forced
     return tokens
 
 

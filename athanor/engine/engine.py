@@ -6,6 +6,7 @@ depends on nothing but itself: the rung's bits do not depend on company, and the
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,14 @@ from torch import Tensor
 from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
 from athanor.engine.constraint import Guidance
-from athanor.engine.drawing import NOTHING, Place, draw_places
+from athanor.engine.drawing import NOTHING, Place, draw_places, places_of
 from athanor.engine.handle import Handle, Stream
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling
 from athanor.engine.scheduler import Answer, Scheduler
+from athanor.engine.speculation import MOST_GUESSED, Drafter, Speculation
 from athanor.engine.text import StopText
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
@@ -39,7 +41,8 @@ _MOST_PLACES = 32_768  # unless one context takes more
 class Engine:
     """tokenizer: needed for events with text and for stop strings. blocks: of the cache, by default for 32,768 tokens
     or one context, if that is longer, but for no more than fit into a quarter of the free memory. most_tokens: computed
-    in a step, which is how long a token may wait for others' prompts; most_running: answers at a time.
+    in a step, which is how long a token may wait for others' prompts; most_running: answers at a time. drafter:
+    guesses tokens, to verify several at once where that pays.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class Engine:
         blocks: int | None = None,
         most_tokens: int = 512,
         most_running: int = 256,
+        drafter: Drafter | None = None,
     ) -> None:
         self.rung, self.config, self.tokenizer = rung, config, tokenizer
         blocks = _default_blocks(rung, config) if blocks is None else blocks
         rung.allocate(blocks)
         self._scheduler = Scheduler(rung, blocks, most_tokens, most_running)
+        self.speculation = Speculation(drafter) if drafter else None
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
@@ -72,10 +77,14 @@ class Engine:
         blocks: int | None = None,
         most_tokens: int = 512,
         most_running: int = 256,
+        drafter: Drafter | None = None,
     ) -> Engine:
         """On the best rung for this model."""
         rung = rung_of(model, precision)
-        return cls(rung, model.config, tokenizer, blocks=blocks, most_tokens=most_tokens, most_running=most_running)
+        return cls(
+            rung, model.config, tokenizer, blocks=blocks, most_tokens=most_tokens, most_running=most_running,
+            drafter=drafter,
+        )  # fmt: skip
 
     def submit(self, request: Request, on_event: Callable[[Event], None] | None = None) -> Handle:
         """Takes a request; its events come to the handle, or to `on_event`.
@@ -211,15 +220,26 @@ class Engine:
                 stream.put(Event(answer.index, -1, 0.0, finish_reason="cancelled"))
 
     def _compute(self, work: dict[Answer, int]) -> None:
-        segments = [self._scheduler.segment(answer, n) for answer, n in work.items()]
+        started = time.perf_counter()
+        drafts = self._drafts(work)
+        segments = [
+            self._scheduler.segment(answer, n, drafts[answer][-1].drafted if answer in drafts else ())
+            for answer, n in work.items()
+        ]
         logits = torch.from_numpy(self.rung.forward(segments))
-        writing, rows, row = [], [], 0
+        writing, rows, row = list[list[Place]](), list[int](), 0
         for (answer, n), segment in zip(work.items(), segments, strict=True):
-            if segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt):
+            if answer not in drafts and (
+                segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt)
+            ):
                 self._note_prompt(answer, logits[row : row + n])
             row += segment.wanted
             self._scheduler.advance(answer, n)
             if answer.pending:
+                continue
+            if answer in drafts:
+                writing.append(drafts[answer])
+                rows += range(row - segment.wanted, row)
                 continue
             if not answer.said:
                 answer.stream.cached = answer.cached
@@ -229,12 +249,31 @@ class Engine:
                 answer.others = []
             else:
                 others = [answer]
-            writing += others
+            writing += [places_of(other) for other in others]
             rows += [row - 1] * len(others)
         if writing:
             # A whole step's logits need not be copied where each is used once.
             whole = len(rows) == len(logits) == row
             self._say(writing, logits if whole else logits[torch.tensor(rows)])
+        if self.speculation and all(answer.said for answer in work):
+            self.speculation.note_step(sum(len(segment.tokens) for segment in segments), time.perf_counter() - started)
+
+    def _drafts(self, work: dict[Answer, int]) -> dict[Answer, list[Place]]:
+        """Of answers for which tokens are verified in this step: the places that are drawn."""
+        writing = [answer for answer, n in work.items() if answer.said and answer.computed + n == answer.length]
+        rows = sum(work.values())
+        guesses = self.speculation.guesses(writing, rows) if self.speculation and writing else {}
+        drafts = {}
+        for answer in writing:
+            if not (answer in guesses or (answer.forced and answer.request.sampling.logprobs)):
+                continue
+            room = min(MOST_GUESSED, answer.longest - answer.length - 1, self._scheduler.most_tokens - rows)
+            places = places_of(answer, guesses.get(answer, ()), room)
+            room = self._scheduler.extend(answer, len(places) - 1)
+            if room > 0:
+                drafts[answer] = places[: room + 1]
+                rows += room
+        return drafts
 
     def _note_prompt(self, answer: Answer, logits: Tensor) -> None:
         start = answer.computed + 1
@@ -242,19 +281,30 @@ class Engine:
         known = torch.log_softmax(logits[: len(following)], -1).gather(1, torch.from_numpy(following)[:, None])
         answer.stream.prompt_logprobs += known.squeeze(1).tolist()
 
-    def _say(self, answers: Sequence[Answer], logits: Tensor) -> None:
-        """Draws a token for each answer from its row of logits, and tells it."""
-        tokens = draw_places([Place(answer, guide=answer.guide) for answer in answers], logits)
+    def _say(self, writing: Sequence[list[Place]], logits: Tensor) -> None:
+        """Draws a token for each place from its row of logits, and tells them as far as drafts came true."""
+        tokens = draw_places([place for places in writing for place in places], logits)
         everything = torch.log_softmax(logits, -1)
         logprobs = everything.gather(1, torch.tensor(tokens).clamp(min=0)[:, None]).squeeze(1).tolist()
-        for row, (answer, token, logprob) in enumerate(zip(answers, tokens, logprobs, strict=True)):
-            if token == NOTHING:
-                self._end_silent(answer)
-                continue
-            self._tell(answer, token, logprob, _likeliest(everything[row], answer.request.sampling.logprobs))
-            if not answer.request.sampling.logprobs:  # what is forced is certain, so its logits need not be computed
-                while answer.forced and not answer.is_done:
-                    self._tell(answer, answer.forced[0], 0.0, ())
+        row = 0
+        for places in writing:
+            answer, drafted, said = places[0].answer, places[-1].drafted, list[int]()
+            for n, place in enumerate(places):
+                token, wanted = tokens[row + n], answer.request.sampling.logprobs
+                if token == NOTHING:
+                    self._end_silent(answer)
+                    break
+                logprob = logprobs[row + n] if wanted or place.forced is None else 0.0
+                came_true = n < len(drafted) and drafted[n] == token
+                said.append(token)
+                self._tell(answer, token, logprob, _likeliest(everything[row + n], wanted), came_true)
+                if answer.is_done or not came_true:
+                    break
+            row += len(places)
+            if self.speculation:
+                self.speculation.note_tokens(answer, said, len(drafted))
+            while answer.forced and not answer.is_done and not answer.request.sampling.logprobs:
+                self._tell(answer, answer.forced[0], 0.0, ())  # certain, so its logits need not be computed
 
     def _end_silent(self, answer: Answer) -> None:
         """Ends an answer whose constraint, under the other settings, leaves nothing to be said."""
@@ -276,12 +326,17 @@ class Engine:
         answer.stream.answers.remove(answer)
         answer.is_done = True
 
-    def _tell(self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...]) -> None:
+    def _tell(
+        self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...], computed: bool = False
+    ) -> None:
+        """computed: whether the token's keys and values are in the cache already."""
         stream, sampling = answer.stream, answer.request.sampling
-        if stream.failure is not None:
+        if stream.failure is not None or stream in self._ended:
             answer.is_done = True
             return
         answer.push(token)
+        if computed:
+            self._scheduler.advance(answer, 1)
         long_enough = answer.said >= sampling.min_tokens
         reason, text = None, ""
         if token in answer.stop_ids and long_enough:
@@ -309,7 +364,7 @@ class Engine:
         if answer.guide is None:
             return False
         try:
-            answer.follow_token(token)
+            answer.forced = answer.forced_after(token, answer.guide, answer.forced)
         except AthanorError as error:
             answer.stream.failure = error
             return False

@@ -15,13 +15,15 @@ import torch
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.files import read_json
 from athanor.engine.constraint import KEYWORDS, constraint_of
+from athanor.engine.draft_model import DraftModel, check_vocabularies
 from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob
 from athanor.engine.rung import Rung
-from athanor.engine.rungs import WantedFormat, open_rung
+from athanor.engine.rungs import WantedFormat, open_rung, rung_of
 from athanor.engine.sampling import Sampling
+from athanor.engine.speculation import Drafter, Lookup
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
 from athanor.models.gguf.load import model_of
@@ -76,9 +78,10 @@ class LanguageModel:
         defaults: Sampling | None = None,
         precision: str = "fp32",
         rung: Callable[[], Rung] | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """precision: of torch's operations, as `models.precision.autocast` takes it. rung: makes what executes the
-        model instead of them.
+        model instead of them. drafter: guesses tokens, which changes speed alone.
         """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
@@ -86,14 +89,14 @@ class LanguageModel:
                 "They belong to different models.",
             )
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults or Sampling()
-        self.precision, self._rung = precision, rung
+        self.precision, self._rung, self.drafter = precision, rung, drafter
 
     @cached_property
     def engine(self) -> Engine:
         """Made with the first request; after a change of the model's weights it wants its `update_weights`."""
         if self._rung is None:
-            return Engine.of(self.model, self.tokenizer, self.precision)
-        return Engine(self._rung(), self.model.config, self.tokenizer)
+            return Engine.of(self.model, self.tokenizer, self.precision, drafter=self.drafter)
+        return Engine(self._rung(), self.model.config, self.tokenizer, drafter=self.drafter)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -169,6 +172,12 @@ class LanguageModel:
             dataclasses.replace(settings, suppress_tokens=(*settings.suppress_tokens, *beyond)) if beyond else settings
         )
 
+    def as_drafter(self, target: LanguageModel) -> Drafter:
+        """This model as one that guesses for a larger one. Raises ModelError for another vocabulary."""
+        check_vocabularies(self.tokenizer, target.tokenizer)
+        rung = self._rung() if self._rung else rung_of(self.model, self.precision)
+        return DraftModel(rung, self.model.config.max_seq_len)
+
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
         requests = [Request(ids, settings, self.stop_ids) for ids in prompts]
         gathered = [[_Gathered(len(ids)) for _ in range(settings.n)] for ids in prompts]
@@ -232,14 +241,40 @@ class Underway:
         self._handle.cancel()
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None, format: WantedFormat = "auto") -> LanguageModel:
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    format: WantedFormat = "auto",
+    speculate: str | Path | LanguageModel = "lookup",
+) -> LanguageModel:
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
     dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
-    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file.
+    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. speculate:
+    how tokens are guessed, to verify several at once where that is faster: "lookup" in the text so far, by a smaller
+    model with the same vocabulary, or "off".
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
-    place = find_model(name)
+    lm = _load(find_model(name), dtype, format)
+    if isinstance(speculate, LanguageModel):
+        lm.drafter = speculate.as_drafter(lm)
+    elif speculate == "lookup":
+        lm.drafter = Lookup()
+    elif speculate != "off":
+        lm.drafter = _draft_model(find_model(speculate), lm)
+    return lm
+
+
+def _draft_model(place: Path, target: LanguageModel) -> Drafter:
+    """In the fastest format that it can have; what it says is verified anyway."""
+    try:
+        return _load(place, None, "int4").as_drafter(target)
+    except ModelError:
+        return _load(place, None, "auto").as_drafter(target)
+
+
+def _load(place: Path, dtype: torch.dtype | None, format: WantedFormat) -> LanguageModel:
     if place.suffix == ".gguf":
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))

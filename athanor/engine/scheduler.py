@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections import deque
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ class Answer:
 
     stream: where its events go. saved: its blocks' contents while it is put aside. others: answers to the same prompt,
     which start when this one has read it. guide: where it stands within its constraint; forced: what
-    it has to say next.
+    it has to say next. chance: that a token guessed for it comes true, as far as that is known.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class Answer:
         self.adjustment = Adjustment(sampling, request.prompt, self.stop_ids)
         self.filters = sampling.filters
         self.guide: Guide | None = None
-        self.forced: deque[int] = deque()
+        self.forced: Sequence[int] = ()
+        self.chance: float | None = None
         self.is_done = False
 
     def __lt__(self, other: Answer) -> bool:
@@ -81,22 +83,16 @@ class Answer:
 
     def follow(self, guide: Guide) -> None:
         """Lets a constraint decide, from the first token on."""
-        self.guide = guide
-        self._force()
+        self.guide, self.forced = guide, self._forced_by(guide)
 
-    def follow_token(self, token: int) -> None:
-        """Notes within the constraint what was said. Raises AthanorError when it becomes too complex."""
-        assert self.guide is not None
-        self.guide.push(token)
-        if self.forced:
-            self.forced.popleft()
-        if not self.forced:
-            self._force()
+    def forced_after(self, token: int, guide: Guide, forced: Sequence[int]) -> Sequence[int]:
+        """What is forced next, where `forced` was and `token` was said; `guide` goes along."""
+        guide.push(token)
+        return forced[1:] or self._forced_by(guide)
 
-    def _force(self) -> None:
+    def _forced_by(self, guide: Guide) -> Sequence[int]:
         """A forced token that the settings ban is left to drawing, which finds nothing to be drawn."""
-        assert self.guide is not None
-        self.forced.extend(takewhile(lambda token: not self.adjustment.bans(token), self.guide.forced()))
+        return [*takewhile(lambda token: not self.adjustment.bans(token), guide.forced())]
 
 
 class Scheduler:
@@ -240,11 +236,23 @@ class Scheduler:
             answer.saved, answer.computed, answer.entered = None, 0, 0
             answer.node = self.pool.root(answer.request.salt)
 
-    def segment(self, answer: Answer, n: int) -> Segment:
-        """The next n tokens of an answer; logits where a token follows, or everywhere in a prompt that wants them."""
-        start, end = answer.computed, answer.computed + n
+    def extend(self, answer: Answer, n: int) -> int:
+        """Takes blocks for n tokens after those that are known, as far as nobody else will miss them; for how many."""
+        spare = max(0, self.pool.available - len(self.running))
+        needed = self._blocks_for(answer.length + n) - len(answer.blocks)
+        answer.blocks += self.pool.take(min(needed, spare))
+        return min(n, len(answer.blocks) * self.pool.block_size - answer.length)
+
+    def segment(self, answer: Answer, n: int, drafted: Sequence[int] = ()) -> Segment:
+        """The next n tokens of an answer, and those drafted; logits where a token follows, or everywhere in a prompt
+        that wants them.
+        """
+        start, end = answer.computed, answer.computed + n + len(drafted)
         blocks = np.array(answer.blocks[: self._blocks_for(end)], dtype=np.int32)
-        wanted = int(end == answer.length)
+        wanted = int(answer.computed + n == answer.length) + len(drafted)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
-        return Segment(answer.tokens[start:end], start, blocks, wanted)
+        tokens = answer.tokens[start : start + n]
+        if drafted:
+            tokens = np.append(tokens, np.array(drafted, dtype=np.int32))
+        return Segment(tokens, start, blocks, wanted)
