@@ -13,6 +13,10 @@ MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share o
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: words already there become less likely.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Length of an answer at most.")]
 Format = Annotated[str, typer.Option(help="Of the weights: auto (as they are), fp32, bf16, int8 or int4.")]
+Speculate = Annotated[
+    str,
+    typer.Option(help="Guess tokens, for speed alone: lookup (in the text so far), a smaller model, or off."),
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answers.")]
 
 

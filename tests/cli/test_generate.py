@@ -24,6 +24,8 @@ def test_json_is_one_object_with_what_python_gives(athanor: Athanor, model_folde
         "3",
         "--temperature",
         "1.2",
+        "--speculate",
+        model_folder,
         "--json",
     )
     assert done.returncode == 0, done.stderr
