@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from athanor.cli import sampling
-from athanor.cli.sampling import Format, MaxTokens, MinP, RepetitionPenalty, Seed, Speculate, Temperature, TopK, TopP
+from athanor.cli.sampling import (
+    Cache,
+    Format,
+    MaxTokens,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Speculate,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def chat(
@@ -28,6 +39,7 @@ def chat(
     max_tokens: MaxTokens = None,
     seed: Seed = None,
     format: Format = "auto",
+    cache: Cache = "auto",
     speculate: Speculate = "lookup",
 ) -> None:
     """Talk to a model. /help lists what can be done; when standard input is no terminal, each line is answered."""
@@ -39,7 +51,7 @@ def chat(
     from athanor.engine.terminal_chat import TerminalChat, printable
     from athanor.models.build import count_parameters
 
-    lm = load(folder, format=format, speculate=speculate)  # type: ignore[arg-type]
+    lm = load(folder, format=format, cache=cache, speculate=speculate)  # type: ignore[arg-type]
     lm.chat_prompt([{"role": "user", "content": "?"}])  # a model without a chat template is refused here
     settings = sampling.chosen(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

@@ -13,7 +13,18 @@ from athanor.base.errors import DataError
 from athanor.cli import constraints, sampling
 from athanor.cli.constraints import AnyJson, Choices, Grammar, Regex, Schema
 from athanor.cli.output import AsJson, print_json
-from athanor.cli.sampling import Format, MaxTokens, MinP, RepetitionPenalty, Seed, Speculate, Temperature, TopK, TopP
+from athanor.cli.sampling import (
+    Cache,
+    Format,
+    MaxTokens,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Speculate,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 if TYPE_CHECKING:
     from athanor.engine.language_model import LanguageModel
@@ -42,6 +53,7 @@ def generate(
     choice: Choices = None,
     grammar: Grammar = None,
     format: Format = "auto",
+    cache: Cache = "auto",
     speculate: Speculate = "lookup",
     json: AsJson = False,
 ) -> None:
@@ -62,7 +74,7 @@ def generate(
         max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
     settings |= constraints.chosen(any_json, json_schema, regex, choice, grammar)
-    lm = load(folder, format=format, speculate=speculate)  # type: ignore[arg-type]
+    lm = load(folder, format=format, cache=cache, speculate=speculate)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return

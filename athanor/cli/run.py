@@ -12,7 +12,8 @@ def run(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A shipped recipe (default, smoke, bert, electra, t5, ul2, fim) or a .toml file. [default: default]"
+            help="A shipped recipe (default, memory, smoke, bert, electra, t5, ul2, fim, moe, distill) or a .toml "
+            "file. [default: default]"
         ),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 4m, 2h or 1d (from 2m).")] = None,
@@ -31,7 +32,7 @@ def run(
 ) -> None:
     """Make a model: corpus, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report card.
 
-    The recipes bert, electra, t5, ul2 and fim end after pre-training, with their objective's held-out figure.
+    The recipes from bert to distill end after pre-training, with their objective's held-out figure.
     """
     from athanor.base.errors import RecipeError
     from athanor.base.files import to_json

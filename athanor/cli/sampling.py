@@ -17,6 +17,7 @@ Speculate = Annotated[
     str,
     typer.Option(help="Guess tokens, for speed alone: lookup (in the text so far), a smaller model, or off."),
 ]
+Cache = Annotated[str, typer.Option(help="Of keys and values: auto, or int8 in half the memory.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answers.")]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from athanor.base.errors import ModelError
 from athanor.engine.blocks import BlockPool
-from athanor.engine.rung import Rung, Segment
+from athanor.engine.rung import LOOKBACK, Rung, Segment
 from athanor.engine.sampling import Adjustment, draw
 from athanor.engine.speculation import Text
 from athanor.tokenizer import Tokenizer
@@ -64,7 +64,9 @@ class DraftModel:
         """(1, vocabulary) logits after all tokens."""
         start = len(kept.tokens)
         blocks = np.array(kept.blocks[: -(-len(tokens) // self._rung.block_size)], dtype=np.int32)
-        logits = self._rung.forward([Segment(tokens[start:], start, blocks, 1)])
+        logits = self._rung.forward(
+            [Segment(tokens[start:], start, blocks, 1, tokens[max(0, start - LOOKBACK) : start])]
+        )
         kept.tokens = tokens
         return torch.from_numpy(logits.copy())
 

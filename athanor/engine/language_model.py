@@ -20,7 +20,7 @@ from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob
-from athanor.engine.rung import Rung
+from athanor.engine.rung import Cache, Rung
 from athanor.engine.rungs import WantedFormat, open_rung, rung_of
 from athanor.engine.sampling import Sampling
 from athanor.engine.speculation import Drafter, Lookup
@@ -246,17 +246,19 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     format: WantedFormat = "auto",
+    cache: Cache = "auto",
     speculate: str | Path | LanguageModel = "lookup",
 ) -> LanguageModel:
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
     dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
-    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. speculate:
+    "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. The last two
+    also round activations to 8 bits. cache: of keys and values; "int8" takes half the memory of "auto". speculate:
     how tokens are guessed, to verify several at once where that is faster: "lookup" in the text so far, by a smaller
     model with the same vocabulary, or "off".
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
-    lm = _load(find_model(name), dtype, format)
+    lm = _load(find_model(name), dtype, format, cache)
     if isinstance(speculate, LanguageModel):
         lm.drafter = speculate.as_drafter(lm)
     elif speculate == "lookup":
@@ -274,15 +276,15 @@ def _draft_model(place: Path, target: LanguageModel) -> Drafter:
         return _load(place, None, "auto").as_drafter(target)
 
 
-def _load(place: Path, dtype: torch.dtype | None, format: WantedFormat) -> LanguageModel:
+def _load(place: Path, dtype: torch.dtype | None, format: WantedFormat, cache: Cache = "auto") -> LanguageModel:
     if place.suffix == ".gguf":
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))
         model, defaults = model_of(file, dtype), Sampling(suppress_tokens=foreign.never_said)
-        return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place))
+        return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place, cache))
     model = load_decoder(place, dtype)
     tokenizer = Tokenizer.load(place) if (place / "athanor.json").is_file() else from_folder(place)
-    return LanguageModel(model, tokenizer, _defaults(place), rung=partial(open_rung, model, format))
+    return LanguageModel(model, tokenizer, _defaults(place), rung=partial(open_rung, model, format, cache=cache))
 
 
 def _defaults(folder: Path) -> Sampling:

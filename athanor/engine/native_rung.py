@@ -2,7 +2,7 @@
 
 Each number format has one definition, in which a place's numbers do not depend on what else is in a call; all
 instruction sets give the same bits (`native/kernels.h`). Keys and values are kept in fp16, in fp32 where the weights
-are.
+are, or in 8 bits.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from athanor.engine.native import library
 from athanor.engine.native.library import INSTRUCTIONS
 from athanor.engine.native.packing import LANES, Format, padded
 from athanor.engine.native.weights import NativeWeights
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Cache, Segment
 from athanor.models.config import AttentionConfig, ModelConfig
 from athanor.models.decoder import Decoder
-from athanor.models.gguf.blocks import Blocks
+from athanor.models.gguf.blocks import Blocks, conversions
 from athanor.models.position_config import RopeConfig
 from athanor.models.rope import rotary_angles
 
@@ -37,7 +37,9 @@ class NativeRung:
     """A model's kernels, packed weights and cache.
 
     form: of the matrices. blocks: those of a GGUF file that are computed with as they are
-    (`athanor.models.gguf.blocks`). threads: as many as there are cores by default. instructions: the best by default.
+    (`athanor.models.gguf.blocks`). wide: activations have 16 bits instead of 8 where weights have 8 or 4. threads: as
+    many as there are cores by default. instructions: the best by default. conversions: what became of blocks in formats
+    that the kernels do not know.
     """
 
     block_size = LANES
@@ -48,20 +50,23 @@ class NativeRung:
         form: Format = "bf16",
         *,
         blocks: Mapping[str, Blocks] | None = None,
+        wide: bool = False,
+        cache: Cache = "auto",
         threads: int | None = None,
         instructions: str | None = None,
     ) -> None:
         """Raises NativeError where there are no kernels, ModelError for a model that they cannot execute."""
         self._library = library.library()
-        self.weights = NativeWeights(model, form, blocks)
+        self.conversions = conversions((blocks or {}).values())
+        self.weights = NativeWeights(model, form, blocks, wide=wide, cache=cache)
         self.instructions = _instructions(instructions)
         self.threads = threads or usable_cores()
         config, attention = model.config, model.config.layers[0].attention
         assert isinstance(attention, AttentionConfig)
         self.config = config
         width = attention.head_dim + padded(attention.head_dim, LANES)
-        size = 4 if form == "fp32" else 2
-        self.bytes_per_block = config.n_layers * attention.n_kv_heads * LANES * width * size
+        each = {"fp32": 4 * width, "fp16": 2 * width, "int8": width + 8}[self.weights.cache]
+        self.bytes_per_block = config.n_layers * attention.n_kv_heads * LANES * each
         self._angles = _Angles(config)
         self._cache = np.empty((0, self.bytes_per_block), np.uint8)
         self._lock = threading.Lock()

@@ -88,8 +88,10 @@ class Group:
         """Whether its rows are those of the whole step, in order."""
         return rows == len(self.rows) and self._in_order
 
-    def gather(self, cached: Tensor, scratch: Scratch) -> Tensor:
-        """cached: (kv_heads, blocks, block_size · size) → (kv_heads, pieces, keys, size) fp32, until the next one."""
+    def gather(self, cached: Tensor, scratch: Scratch, scales: Tensor | None = None) -> Tensor:
+        """cached: (kv_heads, blocks, block_size · size) → (kv_heads, pieces, keys, size) fp32, until the next one.
+        scales: (kv_heads, blocks, block_size), which the numbers are multiplied with.
+        """
         heads, blocks, size = cached.shape
         if heads not in self._blocks:
             firsts = torch.arange(heads, device=cached.device)[:, None] * blocks
@@ -99,7 +101,10 @@ class Group:
         torch.index_select(cached.flatten(0, 1), 0, index, out=found)
         if cached.dtype != torch.float32:
             found = scratch.of(len(index), size, torch.float32).copy_(found)
-        return found.view(heads, self.size, self.keys, -1)
+        found = found.view(heads, self.size, self.keys, -1)
+        if scales is not None:
+            found *= scales.flatten(0, 1).index_select(0, index).view(heads, self.size, self.keys, 1)
+        return found
 
     def hidden(self, window: int | None) -> Tensor:
         """(pieces, n, 1, keys) bool: what is not seen."""
@@ -139,7 +144,8 @@ def groups(segments: Sequence[Segment], heads: int, block_size: int, nowhere: in
 class PagedLayer:
     """One layer's cache: keys and values (kv_heads, blocks + 1, block_size · size).
 
-    The last block stays zero; it stands where a sequence has none.
+    The last block stays zero; it stands where a sequence has none. With `eight_bits` they are int8, and there are fp32
+    scales of each place, (kv_heads, blocks + 1, block_size).
     """
 
     def __init__(
@@ -150,11 +156,18 @@ class PagedLayer:
         dtype: torch.dtype,
         scratch: Scratch,
         device: torch.device,
+        eight_bits: bool = False,
     ) -> None:
         self.block_size, self._scratch = block_size, scratch
+        dtype = torch.int8 if eight_bits else dtype
         shape = config.n_kv_heads, blocks + 1
         self.keys = _untouched_zeros((*shape, block_size * config.key_dim), dtype, device)
         self.values = _untouched_zeros((*shape, block_size * config.value_dim), dtype, device)
+        self.key_scales = self.value_scales = None
+        if eight_bits:
+            self.key_scales, self.value_scales = (
+                _untouched_zeros((*shape, block_size), torch.float32, device) for _ in range(2)
+            )
         self._key_places = self.keys.view(config.n_kv_heads, -1, config.key_dim)
         self._value_places = self.values.view(config.n_kv_heads, -1, config.value_dim)
         self.groups: list[Group] = []
@@ -176,9 +189,11 @@ class PagedLayer:
     ) -> Tensor:
         n = len(self.slots)
         if len(self.fresh):  # a masked value is added zero times, and zero times what is no number is none
-            self.values.index_fill_(1, self.fresh, 0)
-        self._key_places.index_copy_(1, self.slots, keys[0, :, :n].to(self.keys.dtype))
-        self._value_places.index_copy_(1, self.slots, values[0, :, :n].to(self.values.dtype))
+            for part in (self.values, self.value_scales):
+                if part is not None:
+                    part.index_fill_(1, self.fresh, 0)
+        self._keep(keys[0, :, :n], self._key_places, self.key_scales)
+        self._keep(values[0, :, :n], self._value_places, self.value_scales)
         rows = queries[0].transpose(0, 1)
         if len(self.groups) == 1 and self.groups[0].is_everything(len(rows)):
             mixed = self._of_group(rows, self.groups[0], config, scale).to(rows.dtype)
@@ -188,6 +203,20 @@ class PagedLayer:
             mixed.index_copy_(0, group.rows, self._of_group(rows[group.rows], group, config, scale).to(mixed.dtype))
         return mixed.transpose(0, 1)[None]
 
+    @property
+    def parts(self) -> list[Tensor]:
+        """All that is kept, (kv_heads, blocks + 1, …) each."""
+        return [part for part in (self.keys, self.values, self.key_scales, self.value_scales) if part is not None]
+
+    def _keep(self, numbers: Tensor, places: Tensor, scales: Tensor | None) -> None:
+        """numbers: (kv_heads, tokens, size). Of 8 bits, the largest of a place and head becomes 127."""
+        if scales is not None:
+            numbers = numbers.float()
+            found = numbers.abs().amax(-1) / 127
+            scales.view(len(scales), -1).index_copy_(1, self.slots, found)
+            numbers = (numbers / torch.where(found > 0, found, 1)[..., None]).round_()
+        places.index_copy_(1, self.slots, numbers.to(places.dtype))
+
     def _of_group(
         self, queries: Tensor, group: Group, config: AttentionConfig | LatentAttentionConfig, scale: float
     ) -> Tensor:
@@ -196,8 +225,10 @@ class PagedLayer:
         bias = _bias(group, config, scale, kv_heads)
         hidden = group.hidden(config.window)
         queries = queries.float().view(group.size, n, kv_heads, -1, queries.shape[-1])
-        weights = _weights(queries, group.gather(self.keys, self._scratch), hidden, bias, scale, config)
-        mixed = _mixed(weights, group.gather(self.values, self._scratch))
+        weights = _weights(
+            queries, group.gather(self.keys, self._scratch, self.key_scales), hidden, bias, scale, config
+        )
+        mixed = _mixed(weights, group.gather(self.values, self._scratch, self.value_scales))
         return mixed.reshape(group.size * n, -1, config.value_dim)
 
 

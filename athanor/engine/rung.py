@@ -9,12 +9,17 @@ whatever else is in the call, however the sequence was cut into segments, and wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
 from athanor.models.decoder import Decoder
+
+Cache = Literal["auto", "int8"]
+"""Number format of keys and values: as a rung has it, or 8 bits with a scale for each place and head."""
+LOOKBACK = 16
+"""Tokens before a segment that a rung is told of, since an n-gram memory reads them with each token."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,15 @@ class Segment:
     tokens: (n,) int32, n at least 1. start: the place of the first in its sequence; all places before it are in the
     cache. blocks: (ceil((start + n) / block_size),) int32, the sequence's blocks in order, into which the rung writes
     the keys and values of the n tokens. wanted: how many of the last places need logits (0 while a prompt is read, 1
-    for the next token, k + 1 to verify k drafted tokens, n for the log-probabilities of a prompt).
+    for the next token, k + 1 to verify k drafted tokens, n for the log-probabilities of a prompt). before: the last
+    `LOOKBACK` tokens before them, or all where there are fewer.
     """
 
     tokens: np.ndarray
     start: int
     blocks: np.ndarray
     wanted: int
+    before: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
 
 
 class Rung(Protocol):

@@ -20,7 +20,7 @@ from athanor.base.errors import AthanorError
 from athanor.engine.blocks import BlockPool, Node
 from athanor.engine.constraint import Guide
 from athanor.engine.requests import Request
-from athanor.engine.rung import Rung, Segment
+from athanor.engine.rung import LOOKBACK, Rung, Segment
 from athanor.engine.sampling import Adjustment
 from athanor.engine.text import StopText
 
@@ -255,4 +255,4 @@ class Scheduler:
         tokens = answer.tokens[start : start + n]
         if drafted:
             tokens = np.append(tokens, np.array(drafted, dtype=np.int32))
-        return Segment(tokens, start, blocks, wanted)
+        return Segment(tokens, start, blocks, wanted, answer.tokens[max(0, start - LOOKBACK) : start])

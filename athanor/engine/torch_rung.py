@@ -17,10 +17,11 @@ from torch import Tensor
 
 from athanor.engine.packed_model import packed
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Cache, Segment
 from athanor.engine.same_bits import SIZES
 from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
+from athanor.models.ngram_memory import Followers, NGramMemory
 from athanor.models.position_config import RopeConfig
 from athanor.models.precision import autocast
 
@@ -30,11 +31,13 @@ _GRAIN = 32_768  # elements below which torch does not use another thread
 
 
 class TorchRung:
-    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does."""
+    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does. Keys and values are
+    kept in the type of the products, or in 8 bits.
+    """
 
     block_size = _BLOCK
 
-    def __init__(self, model: Decoder, precision: str = "fp32") -> None:
+    def __init__(self, model: Decoder, precision: str = "fp32", cache: Cache = "auto") -> None:
         self.config, self.precision = model.config, precision
         self.device = next(model.parameters()).device
         with autocast(precision, self.device):
@@ -47,16 +50,19 @@ class TorchRung:
         self._stretches = any(_depends_on_length(layer) for layer in self.config.layers)
         self._layers: list[PagedLayer] = []
         self._blocks = 0
-        element = torch.empty((), dtype=self._cached).element_size()
-        numbers = sum(
-            a.n_kv_heads * (a.key_dim + a.value_dim) for a in (layer.attention for layer in self.config.layers)
+        self._eight_bits = cache == "int8"
+        element = 1 if self._eight_bits else torch.empty((), dtype=self._cached).element_size()
+        scales = 8 if self._eight_bits else 0
+        place = sum(
+            a.n_kv_heads * ((a.key_dim + a.value_dim) * element + scales)
+            for a in (layer.attention for layer in self.config.layers)
         )
-        self.bytes_per_block = self.block_size * numbers * element
+        self.bytes_per_block = self.block_size * place
 
     def allocate(self, blocks: int) -> None:
         self._blocks, scratch = blocks, Scratch(self.device)
         self._layers = [
-            PagedLayer(layer.attention, blocks, self.block_size, self._cached, scratch, self.device)
+            PagedLayer(layer.attention, blocks, self.block_size, self._cached, scratch, self.device, self._eight_bits)
             for layer in self.config.layers
         ]
 
@@ -77,12 +83,13 @@ class TorchRung:
         last = self.config.max_seq_len - 1 if self._stretches else 0
         padded_tokens, padded_places = np.zeros(rows, dtype=np.int64), np.full(rows, last)
         padded_tokens[:n], padded_places[:n] = tokens, places
-        wanted = _wanted(segments)
+        wanted, memory = _wanted(segments), self._model.embedding.memory
         with autocast(self.precision, self.device):
             hidden = self._model.hidden(
                 torch.from_numpy(padded_tokens)[None].to(self.device),
                 positions=torch.from_numpy(padded_places)[None].to(self.device),
                 cache=self._layers,
+                followers=_followers(memory, segments, rows, self.device) if memory else None,
             )[0]
             if not len(wanted):
                 return np.empty((0, self.config.vocab_size), dtype=np.float32)
@@ -104,25 +111,42 @@ class TorchRung:
 
     def copy_block(self, source: int, target: int) -> None:
         for layer in self._layers:
-            for part in (layer.keys, layer.values):
+            for part in layer.parts:
                 part[:, target] = part[:, source]
 
     @torch.inference_mode()
     def read_blocks(self, blocks: Sequence[int]) -> np.ndarray:
         chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
-        parts = [part.index_select(1, chosen).transpose(0, 1).flatten(1) for part in self._parts()]
-        return torch.cat(parts, 1).cpu().contiguous().view(torch.uint8).numpy()
+        parts = [_as_bytes(part.index_select(1, chosen).transpose(0, 1).flatten(1)) for part in self._parts()]
+        return torch.cat(parts, 1).cpu().numpy()
 
     @torch.inference_mode()
     def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
         chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
-        rows = torch.from_numpy(data).view(self._cached).to(self.device)
-        parts = self._parts()
-        for part, new in zip(parts, rows.split([part.shape[0] * part.shape[2] for part in parts], 1), strict=True):
-            part.index_copy_(1, chosen, new.view(len(rows), part.shape[0], -1).transpose(0, 1))
+        rows, parts = torch.from_numpy(data).to(self.device), self._parts()
+        sizes = [part.shape[0] * part.shape[2] * part.element_size() for part in parts]
+        for part, new in zip(parts, rows.split(sizes, 1), strict=True):
+            numbers = new.contiguous().view(part.dtype).view(len(rows), part.shape[0], -1)
+            part.index_copy_(1, chosen, numbers.transpose(0, 1))
 
     def _parts(self) -> list[Tensor]:
-        return [part for layer in self._layers for part in (layer.keys, layer.values)]
+        return [part for layer in self._layers for part in layer.parts]
+
+
+def _as_bytes(numbers: Tensor) -> Tensor:
+    return numbers.contiguous().view(torch.uint8)
+
+
+def _followers(memory: NGramMemory, segments: Sequence[Segment], rows: int, device: torch.device) -> Followers:
+    """(1, rows, width): of the segments' tokens, and nothing for the rows behind them."""
+    tokens = np.concatenate([part for segment in segments for part in (segment.before, segment.tokens)])
+    lengths = [len(segment.before) + len(segment.tokens) for segment in segments]
+    documents = np.repeat(np.arange(len(segments)), lengths)
+    asked = np.concatenate([np.arange(n) >= len(s.before) for n, s in zip(lengths, segments, strict=True)])
+    words, shares = memory.counted.look_up(tokens[None].astype(np.int64), documents[None])
+    spare = ((0, 0), (0, rows - int(asked.sum())), (0, 0))
+    found = (torch.from_numpy(np.pad(part[:, asked], spare)).to(device) for part in (words, shares))
+    return Followers(*found)
 
 
 def _wanted(segments: Sequence[Segment]) -> np.ndarray:

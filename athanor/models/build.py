@@ -18,6 +18,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.embedding import Embedding
 from athanor.models.encoder import Encoder
 from athanor.models.encoder_decoder import EncoderDecoder
+from athanor.models.ngram_memory import NGramMemory
 from athanor.models.norm import HeadNorm, LayerNorm, RMSNorm
 from athanor.models.positions import RelativeBiasTable
 from athanor.models.stack import Stack
@@ -85,6 +86,8 @@ def _adjust(module: nn.Module) -> None:
         module.query.weight /= module.scale * module.config.head_dim**0.5  # T5 does not scale its scores
     elif isinstance(module, Embedding) and "tokens" in dict(module.named_children()):  # else they are another's
         module.tokens.weight /= module.config.scale
+    elif isinstance(module, NGramMemory):
+        nn.init.eye_(module.project.weight)
     elif isinstance(module, Decoder | Encoder | EncoderDecoder):
         _quiet_tied_head(module)
 

@@ -15,6 +15,7 @@ class Cache:
 
     def __init__(self, n_layers: int) -> None:
         self.length = 0
+        self.tokens: Tensor | None = None  # the last ones, for a model with an n-gram memory
         self.layers = [_Layer() for _ in range(n_layers)]
 
 

@@ -8,7 +8,7 @@ memory is taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from athanor.base.errors import ModelError
@@ -16,6 +16,7 @@ from athanor.models.position_config import Disentangled, Position, RelativeBias,
 from athanor.models.sizes import MOST_LAYERS, count, positive, positive_real, word
 
 _MOST_EXPERTS = 1 << 16  # beyond it a file is damaged or hostile
+_MOST_NGRAMS = 16  # tokens of a context; longer ones are hardly ever seen twice
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "quick_gelu", "tanh"]
 NormKind = Literal["rms", "layer"]
@@ -293,7 +294,8 @@ class EmbeddingConfig:
     not count; padding_id: this token does not count wherever it stands, and is itself placed before the first
     (RoBERTa). sinusoidal: fixed sines and cosines instead (Vaswani et al. 2017); sinusoids_to_end: the slowest turns
     10,000 times as slowly as the first (tensor2tensor, fairseq), and not the one that would follow it. token_types:
-    rows of a table of segments. norm: of the sum.
+    rows of a table of segments. norm: of the sum. ngrams: tokens of the longest context that an `NGramMemory` looks up,
+    0 for none.
     """
 
     size: int | None = None
@@ -308,12 +310,17 @@ class EmbeddingConfig:
     sinusoids_to_end: bool = False
     token_types: int = 0
     norm: NormConfig | None = None
+    ngrams: int = 0
 
     def __post_init__(self) -> None:
         if self.size is not None:
             positive("embedding size", self.size)
-        for name in ("positions", "position_offset", "token_types"):
+        for name in ("positions", "position_offset", "token_types", "ngrams"):
             count(name, getattr(self, name))
+        if self.ngrams > _MOST_NGRAMS:
+            raise ModelError(f"ngrams = {self.ngrams} is above {_MOST_NGRAMS}.")
+        if self.ngrams and (self.size or self.scale != 1):
+            raise ModelError("An n-gram memory needs plain embeddings, of the size of the states and not scaled.")
         if self.padding_id is not None:
             count("pad_token_id", self.padding_id)
         positive_real("scale of the embedding", self.scale)
@@ -390,6 +397,8 @@ class ModelConfig:
                 raise ModelError("A convolution sees later tokens: only an encoder's layers can have it.")
             if layer.convolution is not None and self.d_model % layer.convolution.groups:
                 raise ModelError(f"d_model = {self.d_model} is not a multiple of conv_groups.")
+        if self.embedding.ngrams and not self.causal:
+            raise ModelError("An n-gram memory says what follows: only a decoder can have it.")
         width = self.embedding.size or self.d_model
         if self.embedding.sinusoidal and width % 2:
             raise ModelError(f"Sines and cosines come in pairs: the embedding's size, {width}, is odd.")
@@ -470,9 +479,11 @@ def standard_config(
     n_kv_heads: int | None = None,
     head_dim: int | None = None,
     d_ff: int | None = None,
+    ngrams: int | None = None,
 ) -> ModelConfig:
     """A decoder of the Qwen3 shape and usual proportions: heads of 64, half as many key-value heads (or the next
-    divisor below), d_ff about 8/3 of d_model, a multiple of 64. What is given is kept.
+    divisor below), d_ff about 8/3 of d_model, a multiple of 64. What is given is kept. With ngrams it is a family of
+    its own, which no other program reads.
     """
     positive("n_layers", n_layers)
     head_dim = head_dim or 64
@@ -480,7 +491,8 @@ def standard_config(
     n_kv_heads = n_kv_heads or max((n for n in range(1, n_heads // 2 + 1) if n_heads % n == 0), default=1)
     d_ff = d_ff or max(64, round(d_model * 8 / 3 / 64) * 64)
     layer = LayerConfig(AttentionConfig(n_heads, n_kv_heads, head_dim, qk_norm="head"), MlpConfig(d_ff))
-    return ModelConfig(vocab_size, d_model, max_seq_len, (layer,) * n_layers)
+    config = ModelConfig(vocab_size, d_model, max_seq_len, (layer,) * n_layers)
+    return replace(config, embedding=EmbeddingConfig(ngrams=ngrams), family="qwen3_ngrams") if ngrams else config
 
 
 def _divisors(number: int) -> str:

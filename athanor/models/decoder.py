@@ -16,6 +16,7 @@ from athanor.models.attention import LayerCache, SequencesCache
 from athanor.models.cache import Cache
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
+from athanor.models.ngram_memory import Followers
 from athanor.models.stack import Stack
 from athanor.models.where import Where, batch_and_time, text_positions, valid_keys
 
@@ -42,6 +43,7 @@ class Decoder(Stack):
         mask: Tensor | None = None,
         cache: Cache | Sequence[LayerCache | SequencesCache] | None = None,
         attended: int | None = None,
+        followers: Followers | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).
 
@@ -49,7 +51,9 @@ class Decoder(Stack):
         default counted from the first token that is no padding. document_ids: (batch, time), for packed rows. mask:
         (batch, 1, time, time) bool of what sees what, instead of these and of the causal order; windows hold beside it.
         cache: a `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where
-        rows of different lengths go on: the key at place j is that of position j.
+        rows of different lengths go on: the key at place j is that of position j. followers: what an n-gram memory
+        says, where that is known better than by looking these tokens up: for text that was counted, or that goes on
+        without a `Cache`.
         """
         batch, time = batch_and_time(tokens)
         before = cache.length if isinstance(cache, Cache) else 0
@@ -72,7 +76,12 @@ class Decoder(Stack):
             mask=mask,
         )
         layers = cache.layers if isinstance(cache, Cache) else cache
-        states = super().forward(tokens, where, layers)
+        if followers is None and (memory := self.embedding.memory) is not None:
+            earlier = cache.tokens if isinstance(cache, Cache) else None
+            followers = memory.look_up(tokens, document_ids, None if valid is None else valid[:, before:], earlier)
+            if isinstance(cache, Cache):
+                cache.tokens = tokens if earlier is None else torch.cat([earlier, tokens], 1)[:, -memory.longest :]
+        states = super().forward(tokens, where, layers, followers=followers)
         if isinstance(cache, Cache):
             cache.length += time
         return states

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
+from athanor.models.ngram_memory import Followers, NGramMemory
 from athanor.models.norm import norm
 from athanor.models.positions import sinusoids
 
@@ -33,9 +34,12 @@ class Embedding(nn.Module):
         self.positions = table(embedding.positions, size) if embedding.positions else None
         self.types = table(embedding.token_types, size) if embedding.token_types else None
         self.norm = norm(size, embedding.norm)
+        self.memory = NGramMemory(embedding.ngrams, size) if embedding.ngrams else None
 
-    def forward(self, tokens: Tensor, positions: Tensor, types: Tensor | None = None) -> Tensor:
-        """positions: (batch, time) int. types: (batch, time) segments, 0 by default."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor, types: Tensor | None = None, followers: Followers | None = None
+    ) -> Tensor:
+        """positions: (batch, time) int. types: (batch, time) segments, 0 by default. followers: for the memory."""
         config = self.config
         x = self._looked_up(tokens)
         if config.scale != 1:
@@ -52,6 +56,8 @@ class Embedding(nn.Module):
             x = x + sinusoids(positions + config.position_offset, x.shape[-1], config.sinusoids_to_end).to(x)
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
+        if self.memory is not None and followers is not None:
+            x = x + self.memory(followers, self.tokens.weight)
         x = self.norm(x)
         return x if self.widen is None or config.widen_first else self.widen(x)
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from athanor.base.errors import ModelError
 from athanor.base.files import read_json
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX, NGRAMS = "model.safetensors", "model.safetensors.index.json", "ngrams.safetensors"
 BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "source.spm", "target.spm", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "1_Pooling/config.json",
+    "config_sentence_transformers.json", "1_Pooling/config.json", NGRAMS,
 )  # fmt: skip
-"""The tokenizer's files, and those of sentence-transformers: they go with a model wherever it goes, as they are."""
+"""The tokenizer's files, those of sentence-transformers, and a memory's n-grams: they go with a model wherever it goes,
+as they are.
+"""
 
 
 def shard_names(index: Path) -> list[str]:

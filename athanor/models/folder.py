@@ -25,7 +25,8 @@ from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.families import Config, Family, families, read_config, write_config
 from athanor.models.families.weights import Naming, applicable
-from athanor.models.files import INDEX, WEIGHTS, shard_names
+from athanor.models.files import INDEX, NGRAMS, WEIGHTS, shard_names
+from athanor.models.ngrams import NGrams
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAPPED = 1 << 24
@@ -58,6 +59,8 @@ def save_model(
             raise ModelError(f"Training has diverged: {name} has values that are not numbers.", "Lower the rates.")
     with atomic_path(folder / WEIGHTS) as temporary:
         write_tensors(temporary, weights)
+    if isinstance(model, Decoder) and (memory := model.embedding.memory) is not None:
+        memory.counted.save(folder / NGRAMS)
     tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
     ids = {**tokens, "eos_token_id": list(stop_ids) or None}
@@ -113,6 +116,8 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     model = empty(_as_held(config, weights, family))
     state = read_weights(model, weights, family.naming(model.config), dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
+    if isinstance(model, Decoder) and (memory := model.embedding.memory) is not None:
+        memory.table = NGrams.load(folder / NGRAMS, model.config.vocab_size, memory.longest)
     return model.eval()
 
 

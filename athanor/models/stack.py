@@ -13,6 +13,7 @@ from athanor.models.block import Block
 from athanor.models.config import ModelConfig
 from athanor.models.disentangled import Distances, DistanceTable
 from athanor.models.embedding import Embedding
+from athanor.models.ngram_memory import Followers
 from athanor.models.norm import norm
 from athanor.models.position_config import Disentangled, RelativeBias
 from athanor.models.positions import RelativeBiasTable
@@ -44,12 +45,14 @@ class Stack(nn.Module):
         types: Tensor | None = None,
         source: Sequence[tuple[Tensor, Tensor]] | None = None,
         source_mask: Tensor | None = None,
+        followers: Followers | None = None,
     ) -> Tensor:
         """The final states (batch, time, d_model).
 
-        cache: one `LayerCache` a layer. source: keys and values of an encoder's states, a pair a layer.
+        cache: one `LayerCache` a layer. source: keys and values of an encoder's states, a pair a layer. followers: of
+        an n-gram memory.
         """
-        x = self.embedding(tokens, where.positions, types)
+        x = self.embedding(tokens, where.positions, types, followers)
         relative = self._relative(where)
         for i, number in enumerate(self._order):
             read = None if source is None else (source[i], source_mask)

@@ -14,6 +14,7 @@ from athanor.base.progress import duration, quantity, say, size
 from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.ngrams import MOST_TOKENS
 from athanor.models.shapes import LEARNT_POSITIONS, config_of
 from athanor.pipeline.compile_probe import choose_compile
 from athanor.pipeline.data_stages import CORPUS_SHARE
@@ -25,7 +26,6 @@ from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
 from athanor.training.compiling import Compile
-from athanor.training.ngrams import MOST_TOKENS
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.pretraining import OBJECTIVES
 from athanor.training.schedules import Growth
@@ -104,12 +104,15 @@ def plan_pretraining(
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     training = math.inf if recipe.steps else seconds
     counted = _counts_ngrams(life, tokens, unique_tokens if countable else math.inf, training)
+    if config.embedding.ngrams and unique_tokens > MOST_TOKENS:
+        raise _too_large("model.ngrams")
     say(
         f"Pre-training: {quantity(count_parameters(config))} parameters (d_model {config.d_model}, "
         f"{config.n_layers} layers), "
         f"{life.precision}, about {quantity(int(tokens))} tokens in batches of {rows} × {length}"
         + (f", {recipe.steps} steps" if recipe.steps else f", {duration(seconds)}")
-        + (", with n-grams of the whole text as further targets." if counted else ".")
+        + (", with n-grams of the whole text as further targets" if counted else "")
+        + (" and as a memory." if counted and config.embedding.ngrams else ".")
     )
     compiled: Compile = "none"
     if recipe.objective == "next_token":
@@ -143,11 +146,15 @@ def _counts_ngrams(life: Life, tokens: float, unique_tokens: float, seconds: flo
             "Leave them out.",
         )
     if recipe.ngram_targets and unique_tokens > MOST_TOKENS:
-        raise RecipeError(
-            "pretrain.ngram_targets cannot be had: the text is too large to be counted here.",
-            f"Leave it out, or take at most {quantity(MOST_TOKENS)} tokens of text on this machine.",
-        )
+        raise _too_large("pretrain.ngram_targets")
     return recipe.ngram_targets
+
+
+def _too_large(setting: str) -> RecipeError:
+    return RecipeError(
+        f"{setting} cannot be had: the text is too large to be counted here.",
+        f"Leave it out, or take at most {quantity(MOST_TOKENS)} tokens of text on this machine.",
+    )
 
 
 def _growth(name: str, first: int | None, last: int) -> Growth | None:

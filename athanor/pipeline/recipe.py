@@ -56,8 +56,9 @@ class TokenizerRecipe(_Section):
 
 
 class ModelRecipe(_Section):
-    """Sizes of the network; what is absent is planned. n_experts, top_k, balance: of a mixture of experts, see
-    `models.shapes.experts_config`.
+    """Sizes of the network; what is absent is planned. ngrams: tokens of the longest context that a memory looks up
+    (`models.ngram_memory`), none by default: other programs do not know such models. n_experts, top_k, balance: of a
+    mixture of experts, see `models.shapes.experts_config`.
     """
 
     d_model: Size | None = None
@@ -66,6 +67,7 @@ class ModelRecipe(_Section):
     n_kv_heads: int | None = Field(default=None, gt=0, le=4096)
     head_dim: int | None = Field(default=None, gt=0, le=4096)
     d_ff: Size | None = None
+    ngrams: int | None = Field(default=None, ge=1, le=16)
     n_experts: int | None = Field(default=None, ge=2, le=1024)
     top_k: int | None = Field(default=None, ge=1, le=1024)
     balance: Balance | None = None

@@ -35,6 +35,11 @@ def check(recipe: Recipe) -> None:
     if recipe.corpus.stream is not None:
         _check_stream(recipe)
     _check_experts_and_teacher(recipe)
+    if recipe.model.ngrams and (recipe.pretrain.objective != "next_token" or recipe.corpus.stream is not None):
+        raise RecipeError(
+            "model.ngrams needs next tokens to learn, and text that is on this machine as a whole, to be counted.",
+            'Leave it out, or take objective = "next_token" and corpus.sources.',
+        )
     if recipe.pretrain.compile == "blocks" and recipe.pretrain.recompute != "none":
         raise RecipeError(
             'pretrain.compile = "blocks" and pretrain.recompute exclude each other.', "Leave one of them out."

@@ -28,6 +28,7 @@ from athanor.evaluation.bits_per_byte import bits_per_byte, document_nats, group
 from athanor.models.build import build
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
+from athanor.models.ngrams import LONGEST, NGrams
 from athanor.models.precision import autocast
 from athanor.pipeline.plans import PretrainPlan, SupervisedPlan, TrainingPlan
 from athanor.tokenizer import Tokenizer
@@ -35,7 +36,6 @@ from athanor.tokenizer.chat import training_example
 from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
 from athanor.training.growth import GrowingBatches
 from athanor.training.loop import LoopConfig, Trainer
-from athanor.training.ngrams import NGrams
 from athanor.training.objectives import next_token
 from athanor.training.parallel import Group
 from athanor.training.schedules import Schedule
@@ -90,6 +90,7 @@ def _train_along(task: Task, group: Group) -> None:
     if isinstance(plan, PretrainPlan):
         model = build(plan.model, task.seed)
         source = pretraining_batches(plan, open_text(task.origin), task.seed)
+        give_memory(model, source)
         evaluate = preview_bits_per_byte(task.origin, plan, task.seed)
     else:
         model = load_decoder(task.origin / "model")
@@ -147,12 +148,25 @@ def pretraining_batches(
     plan: PretrainPlan, text: Shards | TextStream, seed: int
 ) -> PackedBatches | GrowingBatches | SoftBatches:
     """The stream of batches that a pre-training plan learns from, from its beginning."""
-    batches = text_batches(plan, text, seed)
-    if not plan.ngram_targets or isinstance(text, TextStream):
+    batches, remembered = text_batches(plan, text, seed), plan.model.embedding.ngrams
+    if not (plan.ngram_targets or remembered) or isinstance(text, TextStream):
         return batches
     with progress("Counting n-grams"):
-        ngrams = NGrams(text.tokens, text.index.vocab_size)
-    return SoftBatches(batches, ngrams, plan.expected_tokens, plan.decay_share)
+        ngrams = NGrams.count(text.tokens, text.index.vocab_size, remembered or LONGEST)
+    return SoftBatches(
+        batches,
+        ngrams,
+        plan.expected_tokens,
+        plan.decay_share,
+        teach=plan.ngram_targets,
+        remember=bool(remembered),
+    )
+
+
+def give_memory(model: Decoder, source: object) -> None:
+    """Lets a model that looks n-grams up have those of the text that it is about to learn."""
+    if model.embedding.memory is not None and isinstance(source, SoftBatches):
+        model.embedding.memory.table = source.ngrams.pruned()
 
 
 def text_batches(plan: PretrainPlan, text: Shards | TextStream, seed: int) -> PackedBatches | GrowingBatches:

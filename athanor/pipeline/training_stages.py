@@ -37,6 +37,7 @@ from athanor.pipeline.samples import answered, continued
 from athanor.pipeline.together import (
     Task,
     conversation_batches,
+    give_memory,
     held_out_loss,
     loop_config,
     open_text,
@@ -65,6 +66,7 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         check_that_it_fits(life, plan.model, plan)
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
+        give_memory(model, source)
         stage.beat()
         evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
         task = _task(life, stage, plan, tokenizer, shards)

@@ -1,7 +1,7 @@
 """Batches whose targets are distributions: the real next token, and what n-grams of the whole corpus say beside it.
 
 The share of the n-grams is one until the learning rate falls, and falls with it: at the end only the text itself is
-learnt.
+learnt. A model with an n-gram memory reads the same beside its tokens.
 """
 
 from __future__ import annotations
@@ -10,21 +10,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from athanor.models.ngram_memory import Followers
+from athanor.models.ngrams import NGrams
 from athanor.training.batches import Batch, Sequences
-from athanor.training.ngrams import NGrams
 
 
 @dataclass(frozen=True)
 class SoftBatch(Batch):
-    """words, weights: (rows, time, width) int64 and fp32, of each target, which is the last of them. Weights sum to
-    one.
+    """What n-grams say (`NGrams.look_up_counted`). words: (rows, time, width) int64; shares: fp32 of that shape, for a
+    memory; taught: likewise, the part of the targets that they are.
     """
 
     words: Tensor
-    weights: Tensor
+    shares: Tensor
+    taught: Tensor
+
+    @property
+    def followers(self) -> Followers:
+        return Followers(self.words, self.shares)
+
+    def labels(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (n, width + 1) and their weights, which sum to one, of the places `where` (rows, time) bool. The real
+        token is the last.
+        """
+        weights = self.taught[where]
+        rest = 1 - weights.sum(-1, keepdim=True)
+        return torch.cat([self.words[where], self.targets[where][:, None]], 1), torch.cat([weights, rest], 1)
 
 
 class Source(Protocol):
@@ -39,20 +54,33 @@ class Source(Protocol):
 
 
 class SoftBatches:
-    """The batches of `source` with soft targets. expected_places: what the whole run is expected to read; over its last
-    part, `falling` of it, the share of the n-grams falls from one to zero.
+    """The batches of `source` with what n-grams say. expected_places: what the whole run is expected to read; over its
+    last part, `falling` of it, their share of the targets falls from one to zero. teach: whether they are targets at
+    all. remember: whether the model looks them up, so that it needs them to the end.
     """
 
-    def __init__(self, source: Source, ngrams: NGrams, expected_places: int, falling: float = 0.5) -> None:
+    def __init__(
+        self,
+        source: Source,
+        ngrams: NGrams,
+        expected_places: int,
+        falling: float = 0.5,
+        *,
+        teach: bool = True,
+        remember: bool = False,
+    ) -> None:
         self.source, self.ngrams = source, ngrams
         self.expected_places, self.falling = max(1, expected_places), falling
+        self.teach, self.remember = teach, remember
         self.places = 0
 
     @property
     def share(self) -> float:
         """Of the n-grams in the next batch's targets."""
         left = 1 - self.places / self.expected_places
-        return min(1.0, left / self.falling) if left > 0 and self.falling else float(left > 0)
+        if not self.teach or left <= 0:
+            return 0.0
+        return min(1.0, left / self.falling) if self.falling else 1.0
 
     @property
     def sequences(self) -> Sequences:
@@ -64,16 +92,15 @@ class SoftBatches:
     def next(self) -> Batch:
         share, batch = self.share, self.source.next()
         self.places += batch.n_places
-        if share == 0:
+        if share == 0 and not self.remember:
             return batch
         read = [column.numpy() for column in (batch.tokens, batch.document_ids, batch.targets)]
-        words, weights = self.ngrams.targets(*read)
-        weights *= share
-        weights[..., -1] += 1 - share
+        words, shares, targets = self.ngrams.look_up_counted(*read)
         columns: dict[str, Any] = {
             **batch.columns,
             "words": torch.from_numpy(words),
-            "weights": torch.from_numpy(weights),
+            "shares": torch.from_numpy(shares),
+            "taught": torch.from_numpy(targets * np.float32(share)),
         }
         return SoftBatch(**columns, metrics={**batch.metrics, "ngram_share": share})
 

@@ -29,7 +29,8 @@ def test_the_page_of_families_names_every_row() -> None:
     named = re.findall(r"^\| \S+ \| (.+?) \| (\w+) \| [^|]+ \| 1e-\d+ \|$", page, re.M)
     assert named == [(name, architecture) for name, (architecture, _) in rows.items()]
     compared = {architecture for _, architecture in named}
-    assert all(compared & set(family.architectures) for family in families().values())
+    others = [family for family in families().values() if family.name != "qwen3_ngrams"]  # which nobody else computes
+    assert all(compared & set(family.architectures) for family in others)
 
 
 def test_the_family_that_is_shown_is_the_one_there_is() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from athanor.engine.native import library
 from athanor.engine.native.library import INSTRUCTIONS
-from tests.engine.test_native_rung import CONFIGS, FORMATS, LENGTH, random_model, rung_of, some_tokens, whole
+from tests.engine.test_native_rung import CONFIGS, LENGTH, VARIANTS, random_model, rung_of, some_tokens, whole
 
 
 def main() -> None:
@@ -17,9 +17,9 @@ def main() -> None:
     library.library = lambda: opened  # type: ignore[assignment]
     for name, config in CONFIGS.items():
         model = random_model(config)
-        for form in FORMATS:
+        for form, more in VARIANTS:
             for instructions in INSTRUCTIONS[: opened.athanor_best() + 1]:
-                rung = rung_of(model, form, threads=3, instructions=instructions)
+                rung = rung_of(model, form, **more, threads=3, instructions=instructions)
                 tokens = some_tokens(1)
                 rung.forward([whole(tokens, [5, 2, 9]), whole(tokens[:20], [0, 1], 3)])
                 for i in range(3):

@@ -18,7 +18,8 @@ from athanor.engine.native.compiling import compilers
 from athanor.engine.native.library import INSTRUCTIONS
 from athanor.engine.native.packing import Format
 from athanor.engine.native_rung import NativeRung
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Cache, Segment
+from athanor.engine.rungs import open_rung
 from athanor.models.catalogue import MODELS
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
@@ -31,6 +32,12 @@ pytestmark = pytest.mark.skipif(not compilers(), reason="there is no C compiler"
 
 LENGTH = 45
 FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
+VARIANTS: tuple[tuple[Format, dict[str, Any]], ...] = (
+    *((form, {}) for form in FORMATS),
+    ("int8", {"wide": True}),
+    ("int4", {"wide": True, "cache": "int8"}),
+    ("fp32", {"cache": "int8"}),
+)
 NEAR: dict[Format, float] = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.05, "int4": 0.4}
 """How far logits of random weights may lie from the fp32 model's, relative to their length."""
 
@@ -95,14 +102,17 @@ def test_logits_are_near_those_of_the_plain_model(name: str, form: Format) -> No
     assert difference(found, plain_logits(model, some_tokens(1))) <= NEAR[form]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("form", "more"), VARIANTS)
 @pytest.mark.parametrize("name", ["qwen3", "llama", "mistral"])
-def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(name: str, form: Format) -> None:
+def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
+    name: str, form: Format, more: dict[str, Any]
+) -> None:
     model, best = random_model(CONFIGS[name]), library.best_instructions()
-    wanted = rung_of(model, form, instructions="scalar", threads=1).forward([whole(some_tokens(1), [0, 1, 2])])
+    plain = rung_of(model, form, **more, instructions="scalar", threads=1)
+    wanted = plain.forward([whole(some_tokens(1), [0, 1, 2])])
     for instructions in INSTRUCTIONS[: INSTRUCTIONS.index(best) + 1]:
         for threads in (1, 3):
-            rung = rung_of(model, form, instructions=instructions, threads=threads)
+            rung = rung_of(model, form, **more, instructions=instructions, threads=threads)
             found = rung.forward([whole(some_tokens(1), [0, 1, 2])])
             assert found.tobytes() == wanted.tobytes(), (instructions, threads)
 
@@ -138,12 +148,14 @@ def in_the_company_of_many(rung: NativeRung, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cut", [one_by_one, in_pieces_among_others, in_the_company_of_many])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("form", "more"), VARIANTS)
 @pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "partly turned"])
-def test_logits_do_not_depend_on_cuts_companions_or_blocks(name: str, form: Format, cut: Cut) -> None:
-    rung, tokens = rung_of(random_model(CONFIGS[name]), form), some_tokens(2)
+def test_logits_do_not_depend_on_cuts_companions_or_blocks(
+    name: str, form: Format, more: dict[str, Any], cut: Cut
+) -> None:
+    rung, tokens = rung_of(random_model(CONFIGS[name]), form, **more), some_tokens(2)
     wanted = rung.forward([whole(tokens, [1, 2, 3])]).tobytes()
-    rung = rung_of(random_model(CONFIGS[name]), form)
+    rung = rung_of(random_model(CONFIGS[name]), form, **more)
     assert cut(rung, tokens).tobytes() == wanted
 
 
@@ -158,8 +170,21 @@ def test_a_prompt_longer_than_a_call_is_read_in_several() -> None:
     assert last.tobytes() == wanted[-3:].tobytes()
 
 
-def test_blocks_are_copied_and_put_aside() -> None:
-    rung, tokens = rung_of(random_model(CONFIGS["llama"]), "int4"), some_tokens(4)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_keys_and_values_of_eight_bits_take_half_the_memory_and_change_little(name: str) -> None:
+    model = random_model(CONFIGS[name])
+    small, usual = rung_of(model, "bf16", cache="int8"), rung_of(model, "bf16")
+    found = small.forward([whole(some_tokens(1), [5, 2, 9])])
+    assert 0 < difference(found, plain_logits(model, some_tokens(1))) <= 0.03
+    attention = model.config.layers[0].attention
+    assert isinstance(attention, AttentionConfig)
+    head = attention.head_dim
+    assert small.bytes_per_block / usual.bytes_per_block == pytest.approx(0.5 + 4 / (head + -(-head // 16) * 16))
+
+
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+def test_blocks_are_copied_and_put_aside(cache: Cache) -> None:
+    rung, tokens = rung_of(random_model(CONFIGS["llama"]), "int4", cache=cache), some_tokens(4)
     wanted = rung.forward([whole(tokens, [0, 1, 2])])[-1:]
     kept = rung.read_blocks([0, 1, 2])
     assert kept.shape == (3, rung.bytes_per_block)
@@ -209,6 +234,8 @@ def test_blocks_of_a_gguf_file_are_computed_with_as_they_are(form: str, tmp_path
     rung = rung_of(model, "fp32", blocks=blocks)
     found = rung.forward([whole(some_tokens(1), [5, 2, 9])])
     assert difference(found, plain_logits(model, some_tokens(1))) <= 0.05
+    fine = rung_of(model, "fp32", blocks=blocks, wide=True).forward([whole(some_tokens(1), [5, 2, 9])])
+    assert difference(fine, plain_logits(model, some_tokens(1))) <= 2e-4
     rung.update_weights(model)
     again = rung.forward([whole(some_tokens(1), [5, 2, 9])])
     assert difference(again, found) <= 0.05
@@ -240,3 +267,13 @@ def test_a_real_model_says_what_the_plain_one_says(assistant: Decoder, form: For
     found = rung_of(assistant, form).forward([whole(tokens, [3, 1, 4, 15])])
     assert difference(found, wanted) <= near
     assert (found.argmax(1) == wanted.argmax(1)).mean() >= {"fp32": 1.0, "bf16": 0.9, "int8": 0.7}[form]
+
+
+@pytest.mark.slow
+def test_a_packaged_file_is_computed_with_in_its_blocks_and_without_loss(assistant: Decoder) -> None:
+    tokens = some_tokens(6, 60, 49_000)
+    rung = open_rung(assistant, "auto", MODELS["smollm2-135m-instruct"].fetch())
+    rung.allocate(16)
+    assert isinstance(rung, NativeRung)
+    assert rung.weights.bytes_per_token < 1e8
+    assert difference(rung.forward([whole(tokens, [3, 1, 4, 15])]), plain_logits(assistant, tokens)) <= 2e-3

@@ -33,7 +33,7 @@ Said = list[list[tuple[list[int], list[float], str, str, list[Any]]]]
 RUNGS: dict[str, Callable[[Decoder], Rung]] = {
     "torch": TorchRung,
     "native": lambda model: NativeRung(model, "fp32"),
-    "native int8": lambda model: NativeRung(model, "int8"),
+    "native int8": lambda model: NativeRung(model, "int8", cache="int8"),
 }
 RUNS = [
     pytest.param(name, marks=pytest.mark.skipif("native" in name and not compilers(), reason="there is no C compiler"))
@@ -190,7 +190,7 @@ def test_a_draft_model_draws_with_the_same_noise(
     long_model: Decoder, tokenizer: Tokenizer, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Speculation, "_choose", always)
-    some = requests(12)
+    some = requests(5)
     expected = said_by(Engine.of(long_model, tokenizer), some)
     draft = random_model(seed, tokenizer.vocab_size, max_seq_len=400 if seed == 5 else 150)
     engine = Engine.of(long_model, tokenizer, drafter=DraftModel(TorchRung(draft), draft.config.max_seq_len))

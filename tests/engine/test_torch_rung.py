@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from athanor.base.errors import ModelError
 from athanor.engine.paged_attention import attended
-from athanor.engine.rung import Segment
+from athanor.engine.rung import LOOKBACK, Cache, Segment
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.build import build
 from athanor.models.config import (
     AttentionConfig,
+    EmbeddingConfig,
     HeadConfig,
     LatentAttentionConfig,
     LayerConfig,
@@ -29,6 +30,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.decoder import Decoder
+from athanor.models.ngrams import NGrams
 from athanor.models.position_config import Alibi, RelativeBias, RopeConfig, RopeScaling
 from athanor.models.precision import autocast
 
@@ -47,6 +49,7 @@ LAYERS: dict[str, LayerConfig] = {
     ),
     "parallel": LayerConfig(PLAIN, MlpConfig(48), norm=NormConfig(1e-5, "layer", True), placement="parallel"),
 }
+NAMES = [*LAYERS, "memory"]
 TOKENS = np.random.default_rng(0).integers(0, 384, (8, 300)).astype(np.int32)
 
 
@@ -59,8 +62,17 @@ def made(layer: LayerConfig, **changes: Any) -> Decoder:
     return model.eval()
 
 
-def rung_of(model: Decoder, precision: str = "fp32") -> TorchRung:
-    rung = TorchRung(model, precision)
+def named(name: str) -> Decoder:
+    if name in LAYERS:
+        return made(LAYERS[name])
+    model = made(LAYERS["grouped"], embedding=EmbeddingConfig(ngrams=3), head=HeadConfig())
+    assert model.embedding.memory is not None
+    model.embedding.memory.table = NGrams.count(TOKENS[:3].ravel(), 384, 3)
+    return model
+
+
+def rung_of(model: Decoder, precision: str = "fp32", cache: Cache = "auto") -> TorchRung:
+    rung = TorchRung(model, precision, cache)
     rung.allocate(240)
     return rung
 
@@ -72,25 +84,35 @@ def places(number: int, seed: int = 0) -> np.ndarray:
 
 def segment(number: int, start: int, n: int, seed: int, wanted: int) -> Segment:
     blocks = places(number, seed)[: -(-(start + n) // 16)]
-    return Segment(TOKENS[number, start : start + n], start, blocks, wanted)
+    before = TOKENS[number, max(0, start - LOOKBACK) : start]
+    return Segment(TOKENS[number, start : start + n], start, blocks, wanted, before)
 
 
 def whole(rung: TorchRung, number: int, n: int) -> np.ndarray:
     return rung.forward([segment(number, 0, n, 0, n)]).copy()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_the_whole_forward_pass(name: str) -> None:
-    model = made(LAYERS[name])
+    model = named(name)
     with torch.no_grad():
         expected = model(torch.from_numpy(TOKENS[:1].astype(np.int64)))[0].numpy()
     np.testing.assert_allclose(whole(rung_of(model), 0, 300), expected, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_bits_do_not_depend_on_cuts_company_or_blocks(name: str, precision: str) -> None:
-    rung = rung_of(made(LAYERS[name]), precision)
+def test_keys_and_values_of_eight_bits_change_little(name: str) -> None:
+    model = made(LAYERS[name])
+    usual, small = rung_of(model, "bf16"), rung_of(model, "bf16", "int8")
+    exact = whole(rung_of(model), 0, 100)
+    assert 0 < np.linalg.norm(whole(rung_of(model, "fp32", "int8"), 0, 100) - exact) < 0.04 * np.linalg.norm(exact)
+    assert 0.5 < small.bytes_per_block / usual.bytes_per_block < 0.8
+
+
+@pytest.mark.parametrize(("precision", "cache"), [("fp32", "auto"), ("bf16", "auto"), ("fp32", "int8")])
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_do_not_depend_on_cuts_company_or_blocks(name: str, precision: str, cache: Cache) -> None:
+    rung = rung_of(named(name), precision, cache)
     alone = [whole(rung, number, 150) for number in range(6)]
     rng = np.random.default_rng(1)
     starts = [0] * 6
@@ -119,9 +141,10 @@ def test_precision_is_that_of_autocast(precision: str) -> None:
     assert np.abs(ours - expected).mean() < (1e-4 if precision == "fp32" else 5e-2)
 
 
-def test_blocks_move_out_and_in_and_are_copied() -> None:
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+def test_blocks_move_out_and_in_and_are_copied(cache: Cache) -> None:
     model = made(LAYERS["latent"])
-    rung = rung_of(model)
+    rung = rung_of(model, cache=cache)
     expected = whole(rung, 0, 40)[-1]
     rung.forward([segment(0, 0, 39, 0, 0)])
     own = places(0)[:3]
@@ -137,12 +160,13 @@ def test_blocks_move_out_and_in_and_are_copied() -> None:
         assert np.array_equal(rung.forward([Segment(TOKENS[0, 39:40], 39, blocks, 1)])[0], expected)
 
 
-def test_a_sequence_that_broke_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+def test_a_sequence_that_broke_leaves_nothing_behind(cache: Cache) -> None:
     model = made(LAYERS["grouped"])
-    rung, clean = rung_of(model), rung_of(model)
+    rung, clean = rung_of(model, cache=cache), rung_of(model, cache=cache)
     with torch.no_grad():
         model.blocks[0].attention.value.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
-    broken = rung_of(model)
+    broken = rung_of(model, cache=cache)
     rung._layers = broken._layers
     assert np.isnan(whole(broken, 0, 30)).any()
     assert np.array_equal(whole(rung, 0, 20), whole(clean, 0, 20))

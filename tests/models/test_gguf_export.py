@@ -88,7 +88,7 @@ def test_a_context_ends_with_a_window_that_is_not_followed(tmp_path: Path) -> No
     assert load_gguf(tmp_path / "m.gguf").config.max_seq_len == 7
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*FORMATS, "Q4_1"])
 def test_numbers_are_packed_as_the_reference_does(name: str) -> None:
     draw = np.random.default_rng(0)
     rows = draw.standard_normal((50, 64), dtype=np.float32) * np.exp(draw.uniform(-12, 6, (50, 1))).astype(np.float32)

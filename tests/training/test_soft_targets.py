@@ -1,71 +1,22 @@
-"""N-grams of the whole corpus as targets: against a plain count, and as a loss against its definition."""
+"""N-grams of the whole corpus as targets: as a loss, against its definition."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from athanor.models.build import build
 from athanor.models.config import HeadConfig
+from athanor.models.ngrams import NGrams
 from athanor.training.batches import IGNORED, DocumentPieces, PackedBatches
 from athanor.training.growth import GrowingBatches
-from athanor.training.ngrams import NGrams
 from athanor.training.objectives import linear_cross_entropy, next_token
 from athanor.training.schedules import Growth
 from athanor.training.soft_targets import SoftBatch, SoftBatches
 from tests.training.texts import decoder_config, shards, special
-
-VOCABULARY, LONGEST = 5, 3
-
-
-def expected(tokens: list[int], row: list[int], real: int) -> np.ndarray:
-    """The distribution (vocabulary,) after the tokens `row`, by its definition; what is left is the real token's."""
-    whole, rest = np.zeros(VOCABULARY), 1.0
-    for length in range(min(LONGEST, len(row)), 0, -1):
-        context = row[-length:]
-        followers = Counter(tokens[i] for i in range(length, len(tokens)) if tokens[i - length : i] == context)
-        if (total := followers.total()) < 2:
-            continue
-        share = np.zeros(VOCABULARY)
-        for word, count in followers.items():
-            share[word] = max(count - (word == real) - 0.75, 0) / (total - 1)
-        whole, rest = whole + rest * share, rest * (1 - share.sum())
-    whole[real] += rest
-    return whole
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, VOCABULARY - 1), min_size=4, max_size=60), st.data())
-def test_targets_are_what_counting_gives(tokens: list[int], data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(tokens) - 4))
-    piece = np.array(tokens[start : start + 12])
-    rows, real, documents = piece[None, :-1], piece[None, 1:], np.zeros((1, len(piece) - 1), dtype=np.int64)
-    border = len(piece) // 2
-    documents[:, border:] = 1
-    ngrams = NGrams(np.array(tokens, dtype=np.uint16), VOCABULARY, LONGEST)
-    words, weights = ngrams.targets(rows, documents, real)
-    assert words.shape == weights.shape == (1, len(piece) - 1, ngrams.width)
-    assert (words[..., -1] == real).all()
-    for place in range(len(piece) - 1):
-        found = np.bincount(words[0, place], weights[0, place], VOCABULARY)
-        begin = border if place >= border else 0
-        wanted = expected(tokens, piece[begin : place + 1].tolist(), int(real[0, place]))
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("tokens", [[], [1], [1, 2], [1, 1, 1]])
-def test_a_corpus_that_says_nothing(tokens: list[int]) -> None:
-    row = np.array([[1, 1, 1]])
-    words, weights = NGrams(np.array(tokens, dtype=np.uint16), 4).targets(row, np.zeros_like(row), row)
-    np.testing.assert_allclose(weights.sum(-1), 1)
-    assert (words[weights > 0] == 1).all()
 
 
 def test_the_loss_is_the_cross_entropy_with_the_distribution() -> None:
@@ -94,7 +45,7 @@ def soft(places: int = 10 * 4 * 32, growing: bool = False) -> SoftBatches:
         DocumentPieces(tokens, offsets, 32, special().end), rows=4, length=32, seed=1, pad_id=special().end
     )
     whole = GrowingBatches(source, places, length=Growth(16, 32)) if growing else source
-    return SoftBatches(whole, NGrams(tokens, 512), places)
+    return SoftBatches(whole, NGrams.count(tokens, 512), places)
 
 
 @pytest.mark.parametrize("growing", [False, True])
@@ -124,7 +75,7 @@ def test_a_network_learns_from_them(soft_cap: float | None) -> None:
     loss = next_token(model, batch)
     labelled = batch.targets != IGNORED
     hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)[labelled]
-    whole = torch.zeros(len(hidden), 512).scatter_add_(1, batch.words[labelled], batch.weights[labelled])
+    whole = torch.zeros(len(hidden), 512).scatter_add_(1, *batch.labels(labelled))
     wanted = cross_entropy(model.logits(hidden), whole, reduction="sum")
     assert loss.count == len(hidden)
     torch.testing.assert_close(loss.sum, wanted, rtol=1e-5, atol=1e-3)

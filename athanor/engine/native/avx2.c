@@ -18,6 +18,11 @@ INLINE TARGET V v_load(const float *x) { V r = {_mm256_loadu_ps(x), _mm256_loadu
 INLINE TARGET void v_store(float *x, V v) { _mm256_storeu_ps(x, v.a); _mm256_storeu_ps(x + 8, v.b); }
 INLINE TARGET __m256 eight_halves(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)x)); }
 INLINE TARGET V v_half(const uint16_t *x) { V r = {eight_halves(x), eight_halves(x + 8)}; return r; }
+INLINE TARGET __m256 eight_bytes(const int8_t *x)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)x)));
+}
+INLINE TARGET V v_bytes(const int8_t *x) { V r = {eight_bytes(x), eight_bytes(x + 8)}; return r; }
 #define BOTH(NAME, OPERATION)                                                                                          \
     INLINE TARGET V NAME(V x, V y) { V r = {OPERATION(x.a, y.a), OPERATION(x.b, y.b)}; return r; }
 BOTH(v_add, _mm256_add_ps)
@@ -39,15 +44,30 @@ INLINE TARGET __m256 power_of_two(__m256 x)
     return _mm256_castsi256_ps(_mm256_slli_epi32(n, 23));
 }
 INLINE TARGET V v_power_of_two(V x) { V r = {power_of_two(x.a), power_of_two(x.b)}; return r; }
+INLINE TARGET __m128i sixteen_bytes(__m256i pairs)
+{
+    return _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+}
 INLINE TARGET int32_t v_whole(V v, int8_t *q)
 {
     __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
     pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
-    __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    _mm_storeu_si128((__m128i *)(void *)q, bytes);
+    _mm_storeu_si128((__m128i *)(void *)q, sixteen_bytes(pairs));
     int32_t sum = 0;
     for (int i = 0; i < LANES; i++)
         sum += q[i];
+    return sum;
+}
+INLINE TARGET int32_t v_halves(V v, int8_t *high, int8_t *low)
+{
+    __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
+    pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
+    __m256i upper = _mm256_srai_epi16(_mm256_add_epi16(pairs, _mm256_set1_epi16(128)), 8);
+    _mm_storeu_si128((__m128i *)(void *)high, sixteen_bytes(upper));
+    _mm_storeu_si128((__m128i *)(void *)low, sixteen_bytes(_mm256_srai_epi16(_mm256_slli_epi16(pairs, 8), 8)));
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += 256 * high[i] + low[i];
     return sum;
 }
 INLINE TARGET float v_top(V v)
@@ -119,13 +139,13 @@ INLINE TARGET __m256i group_sum(const int nibbles, const uint8_t *data, const in
     return nibbles ? sum : _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(large, ones), 4));
 }
 
-INLINE TARGET void whole(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
     size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
     const uint8_t *data = (const uint8_t *)m->data + block * (size_t)bytes;
     const uint16_t *scales = (const uint16_t *)m->scales + block * LANES, *minima = (const uint16_t *)m->minima;
-    const int8_t *q = rows->q + q_at(first, rows->q_stride);
+    const int8_t *q = rows->q + q_at(first, rows->q_stride), *low = wide ? rows->low + q_at(first, rows->q_stride) : NULL;
     const float *steps = rows->scale + at, *offsets = rows->offset + at;
     const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
     if (format == Q4_1)
@@ -137,11 +157,15 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         V step = format == INT8 ? v_set(0.0f) : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : v_set(0.0f);
         UNROLL(4) for (int i = 0; i < n; i++) {
-            const int8_t *a = q + i * 4;
+            const int8_t *a = q + i * 4, *b = wide ? low + g * GROUP * PANEL + i * 4 : NULL;
             size_t s = g * PANEL + (size_t)i;
             int32_t start = format == Q4_1 ? 0 : starts[s];
-            V sum = {_mm256_cvtepi32_ps(group_sum(nibbles, data, a, start)),
-                     _mm256_cvtepi32_ps(group_sum(nibbles, data + 32, a, start))};
+            __m256i upper = group_sum(nibbles, data, a, wide ? 0 : start), lower = group_sum(nibbles, data + 32, a, wide ? 0 : start);
+            if (wide) {
+                upper = _mm256_add_epi32(_mm256_slli_epi32(upper, 8), group_sum(nibbles, data, b, start));
+                lower = _mm256_add_epi32(_mm256_slli_epi32(lower, 8), group_sum(nibbles, data + 32, b, start));
+            }
+            V sum = {_mm256_cvtepi32_ps(upper), _mm256_cvtepi32_ps(lower)};
             V scale = v_set(steps[s]);
             if (format != INT8)
                 scale = v_mul(step, scale);
@@ -162,24 +186,29 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         if (count & 1) plain(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
     }
 
-#define WHOLE(NAME, FORMAT)                                                                                            \
+#define WHOLE(NAME, WIDE, FORMAT)                                                                                      \
     static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
     {                                                                                                                  \
         int i = 0;                                                                                                     \
-        for (; i + 4 <= count; i += 4) whole(4, FORMAT, m, rows, first + i, tile, out + i * LANES);                    \
-        if (count & 2) { whole(2, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                        \
-        if (count & 1) whole(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
+        for (; i + 4 <= count; i += 4) whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);              \
+        if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                  \
+        if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);                              \
     }
 
 PLAIN(f32_tile, F32)
 PLAIN(bf16_tile, BF16)
-WHOLE(int8_tile, INT8)
-WHOLE(q8_0_tile, Q8_0)
-WHOLE(q4_0_tile, Q4_0)
-WHOLE(q4_1_tile, Q4_1)
+WHOLE(int8_tile, 0, INT8)
+WHOLE(q8_0_tile, 0, Q8_0)
+WHOLE(q4_0_tile, 0, Q4_0)
+WHOLE(q4_1_tile, 0, Q4_1)
+WHOLE(wide_int8_tile, 1, INT8)
+WHOLE(wide_q8_0_tile, 1, Q8_0)
+WHOLE(wide_q4_0_tile, 1, Q4_0)
+WHOLE(wide_q4_1_tile, 1, Q4_1)
 
 const Kernels avx2_kernels = {
-    .tile = {f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+    .tile = {{f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+             {f32_tile, bf16_tile, wide_int8_tile, wide_q8_0_tile, wide_q4_0_tile, wide_q4_1_tile}},
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

@@ -17,6 +17,10 @@ INLINE TARGET V v_set(float x) { return _mm512_set1_ps(x); }
 INLINE TARGET V v_load(const float *x) { return _mm512_loadu_ps(x); }
 INLINE TARGET void v_store(float *x, V a) { _mm512_storeu_ps(x, a); }
 INLINE TARGET V v_half(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x)); }
+INLINE TARGET V v_bytes(const int8_t *x)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
+}
 INLINE TARGET V v_add(V a, V b) { return _mm512_add_ps(a, b); }
 INLINE TARGET V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
 INLINE TARGET V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
@@ -37,6 +41,13 @@ INLINE TARGET int32_t v_whole(V a, int8_t *q)
 {
     __m512i whole = _mm512_cvtps_epi32(a);
     _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(whole));
+    return _mm512_reduce_add_epi32(whole);
+}
+INLINE TARGET int32_t v_halves(V a, int8_t *high, int8_t *low)
+{
+    __m512i whole = _mm512_cvtps_epi32(a), upper = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+    _mm_storeu_si128((__m128i *)(void *)high, _mm512_cvtepi32_epi8(upper));
+    _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(whole)); /* its last eight bits */
     return _mm512_reduce_add_epi32(whole);
 }
 INLINE TARGET float v_top(V a) { return _mm512_reduce_max_ps(a); }
@@ -75,20 +86,32 @@ INLINE TARGET void plain(const int n, const int format, const Matrix *m, const R
     UNROLL(8) for (int i = 0; i < n; i++) _mm512_storeu_ps(out + i * LANES, _mm512_add_ps(even[i], odd[i]));
 }
 
-INLINE TARGET void whole(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+/* The same four bytes in every lane. */
+INLINE TARGET __m512i same(const void *four)
+{
+    int32_t value;
+    __builtin_memcpy(&value, four, 4);
+    return _mm512_set1_epi32(value);
+}
+
+/* Where row i of those that are multiplied together has its group, and four columns of it. */
+#define GROUP_OF(i) (panel_at(i, (int)group_stride) + (size_t)(i) % PANEL)
+#define Q_OF(i, z) (panel_at(i, (int)q_stride) + (size_t)((z) * PANEL + (i) % PANEL) * 4)
+
+INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
     size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
     size_t q_stride = (size_t)rows->q_stride, group_stride = (size_t)rows->group_stride;
     const uint8_t *data = (const uint8_t *)m->data + block * (size_t)bytes;
     const uint16_t *scales = (const uint16_t *)m->scales + block * LANES, *minima = (const uint16_t *)m->minima;
-    const int8_t *q = rows->q + q_at(first, rows->q_stride);
+    const int8_t *q = rows->q + q_at(first, rows->q_stride), *low = wide ? rows->low + q_at(first, rows->q_stride) : NULL;
     const float *steps = rows->scale + at, *offsets = rows->offset + at;
     const int32_t *starts = (nibbles ? rows->minus8 : rows->minus128) + at;
     if (format == Q4_1)
         minima += block * LANES;
-    V sums[MOST_ROWS];
-    UNROLL(16) for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
+    V sums[8];
+    UNROLL(8) for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
     for (size_t g = 0; g < groups; g++, data += bytes, q += GROUP * PANEL) {
         __m512i w[8];
         UNROLL(8) for (int z = 0; z < bytes / 64; z++) {
@@ -104,32 +127,32 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         }
         V step = format == INT8 ? _mm512_setzero_ps() : v_half(scales + g * LANES);
         V minimum = format == Q4_1 ? v_half(minima + g * LANES) : _mm512_setzero_ps();
-        const int together = n < PANEL ? n : PANEL; /* chains of sums that run side by side, all of one panel */
-        UNROLL(4) for (int first_row = 0; first_row < n; first_row += together) {
-            __m512i sum[4];
-            UNROLL(4) for (int j = 0; j < together; j++)
-                sum[j] = format == Q4_1 ? _mm512_setzero_si512()
-                                        : _mm512_set1_epi32(starts[panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j]);
+        /* so many chains of sums run side by side that one need not wait for another's last product */
+        __m512i sum[8];
+        const int8_t *last = wide ? low + g * GROUP * PANEL : q;
+        const int32_t *start = starts + g * PANEL;
+        UNROLL(8) for (int i = 0; i < n; i++) sum[i] = wide || format == Q4_1 ? _mm512_setzero_si512() : same(start + GROUP_OF(i));
+        if (wide) {
             UNROLL(8) for (int z = 0; z < 8; z++)
-                UNROLL(4) for (int j = 0; j < together; j++) {
-                    int32_t four;
-                    __builtin_memcpy(&four, q + panel_at(first_row, (int)q_stride) + (z * PANEL + j) * 4, 4);
-                    sum[j] = _mm512_dpbusd_epi32(sum[j], w[z], _mm512_set1_epi32(four));
-                }
-            UNROLL(4) for (int j = 0; j < together; j++) {
-                int i = first_row + j;
-                size_t s = panel_at(first_row, (int)group_stride) + g * PANEL + (size_t)j;
-                V scale = _mm512_set1_ps(steps[s]);
-                if (format != INT8)
-                    scale = _mm512_mul_ps(step, scale);
-                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), scale, sums[i]);
-                if (format == Q4_1)
-                    sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
-            }
+                UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(q + Q_OF(i, z)));
+            UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_slli_epi32(sum[i], 8);
+            if (format != Q4_1)
+                UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_add_epi32(sum[i], same(start + GROUP_OF(i)));
+        }
+        UNROLL(8) for (int z = 0; z < 8; z++)
+            UNROLL(8) for (int i = 0; i < n; i++) sum[i] = _mm512_dpbusd_epi32(sum[i], w[z], same(last + Q_OF(i, z)));
+        UNROLL(8) for (int i = 0; i < n; i++) {
+            size_t s = g * PANEL + GROUP_OF(i);
+            V scale = _mm512_set1_ps(steps[s]);
+            if (format != INT8)
+                scale = _mm512_mul_ps(step, scale);
+            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), scale, sums[i]);
+            if (format == Q4_1)
+                sums[i] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(offsets[s]), sums[i]);
         }
     }
     V scale = format == INT8 ? _mm512_loadu_ps((const float *)m->scales + tile * LANES) : _mm512_set1_ps(1.0f);
-    UNROLL(16) for (int i = 0; i < n; i++)
+    UNROLL(8) for (int i = 0; i < n; i++)
         _mm512_storeu_ps(out + i * LANES, format == INT8 ? _mm512_mul_ps(sums[i], scale) : sums[i]);
 }
 
@@ -143,26 +166,30 @@ INLINE TARGET void whole(const int n, const int format, const Matrix *m, const R
         if (count & 1) plain(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
     }
 
-#define WHOLE(NAME, FORMAT)                                                                                            \
+#define WHOLE(NAME, WIDE, FORMAT)                                                                                      \
     static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
     {                                                                                                                  \
         int i = 0;                                                                                                     \
-        for (; i + 16 <= count; i += 16) whole(16, FORMAT, m, rows, first + i, tile, out + i * LANES);                 \
-        if (count & 8) { whole(8, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 8; }                        \
-        if (count & 4) { whole(4, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                        \
-        if (count & 2) { whole(2, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                        \
-        if (count & 1) whole(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
+        for (; i + 8 <= count; i += 8) whole(8, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);              \
+        if (count & 4) { whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                  \
+        if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                  \
+        if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);                              \
     }
 
 PLAIN(f32_tile, F32)
 PLAIN(bf16_tile, BF16)
-WHOLE(int8_tile, INT8)
-WHOLE(q8_0_tile, Q8_0)
-WHOLE(q4_0_tile, Q4_0)
-WHOLE(q4_1_tile, Q4_1)
+WHOLE(int8_tile, 0, INT8)
+WHOLE(q8_0_tile, 0, Q8_0)
+WHOLE(q4_0_tile, 0, Q4_0)
+WHOLE(q4_1_tile, 0, Q4_1)
+WHOLE(wide_int8_tile, 1, INT8)
+WHOLE(wide_q8_0_tile, 1, Q8_0)
+WHOLE(wide_q4_0_tile, 1, Q4_0)
+WHOLE(wide_q4_1_tile, 1, Q4_1)
 
 const Kernels avx512_kernels = {
-    .tile = {f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+    .tile = {{f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
+             {f32_tile, bf16_tile, wide_int8_tile, wide_q8_0_tile, wide_q4_0_tile, wide_q4_1_tile}},
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

@@ -43,26 +43,41 @@ static TARGET void norm(const float *x, const float *gain, float epsilon, int si
         v_store(out + i, v_mul(v_mul(v_load(x + i), v_set(scale)), v_load(gain + i)));
 }
 
-/* Columns first … first + columns of a row, both multiples of 32: scale = largest / 127, q = x / scale to nearest. */
-static TARGET void quantise(const Rows *rows, int row, int first, int columns)
+/* Columns first … first + columns of a row, both multiples of 32: scale = largest / 127, q = x / scale to nearest; where
+   they are wide, 256 times as fine. */
+INLINE TARGET void quantise_as(const Rows *rows, const int wide, int row, int first, int columns)
 {
-    const float *x = rows->x + (size_t)row * (size_t)rows->stride;
-    int8_t *q = rows->q + q_at(row, rows->q_stride), whole[GROUP];
+    const float *x = rows->x + (size_t)row * (size_t)rows->stride, steps = wide ? 32512.0f : 127.0f;
+    int8_t *q = rows->q + q_at(row, rows->q_stride), *fine = wide ? rows->low + q_at(row, rows->q_stride) : NULL;
+    int8_t whole[GROUP], rest[GROUP];
     for (int i = first; i < first + columns; i += GROUP) {
         size_t group = group_at(row, rows->group_stride) + (size_t)(i / GROUP) * PANEL;
         V low = v_load(x + i), high = v_load(x + i + LANES);
         V zero = v_set(0.0f);
         float largest = v_top(v_max(v_max(low, v_sub(zero, low)), v_max(high, v_sub(zero, high))));
-        float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-        int32_t sum = v_whole(v_mul(low, v_set(inverse)), whole);
-        sum += v_whole(v_mul(high, v_set(inverse)), whole + LANES);
-        for (int z = 0; z < GROUP / 4; z++)
+        float inverse = largest > 1e-30f ? steps / largest : 0.0f;
+        low = v_mul(low, v_set(inverse));
+        high = v_mul(high, v_set(inverse));
+        int32_t sum = wide ? v_halves(low, whole, rest) : v_whole(low, whole);
+        sum += wide ? v_halves(high, whole + LANES, rest + LANES) : v_whole(high, whole + LANES);
+        for (int z = 0; z < GROUP / 4; z++) {
             __builtin_memcpy(q + (i / 4 + z) * 4 * PANEL, whole + 4 * z, 4);
-        rows->scale[group] = largest / 127.0f;
+            if (wide)
+                __builtin_memcpy(fine + (i / 4 + z) * 4 * PANEL, rest + 4 * z, 4);
+        }
+        rows->scale[group] = largest / steps;
         rows->offset[group] = rows->scale[group] * (float)sum;
         rows->minus8[group] = -8 * sum;
         rows->minus128[group] = -128 * sum;
     }
+}
+
+static TARGET void quantise(const Rows *rows, int row, int first, int columns)
+{
+    if (rows->wide)
+        quantise_as(rows, 1, row, first, columns);
+    else
+        quantise_as(rows, 0, row, first, columns);
 }
 
 /* Rotary positions: the halves of a head's first 2 · half numbers are turned against each other. */
@@ -91,42 +106,47 @@ static TARGET void gate_up(const float *gate, const float *up, float *out, int s
     }
 }
 
-INLINE TARGET V v_cached(const uint8_t *place, int index, int half)
+INLINE TARGET V v_cached(const uint8_t *place, int index, const int kind)
 {
-    return half ? v_half((const uint16_t *)(const void *)place + index)
-                : v_load((const float *)(const void *)place + index);
+    return kind == CACHE_INT8  ? v_bytes((const int8_t *)place + index)
+           : kind == CACHE_F16 ? v_half((const uint16_t *)(const void *)place + index)
+                               : v_load((const float *)(const void *)place + index);
 }
 
-/* The scores of `n` queries with a block's 16 keys, stored dimension by dimension. */
-INLINE TARGET void score(const int n, const int half, const uint8_t *keys, const float *const *queries, int head_dim,
-                         float *out, int stride)
+/* The scores of `n` queries with a block's 16 keys, stored dimension by dimension. scales: of keys of 8 bits. */
+INLINE TARGET void score(const int n, const int kind, const uint8_t *keys, const float *scales, const float *const *queries,
+                         int head_dim, float *out, int stride)
 {
     V sums[8];
     UNROLL(8) for (int i = 0; i < n; i++) sums[i] = v_set(0.0f);
     for (int d = 0; d < head_dim; d++) {
-        V key = v_cached(keys, d * PLACES, half);
+        V key = v_cached(keys, d * PLACES, kind);
         UNROLL(8) for (int i = 0; i < n; i++) sums[i] = v_fma(key, v_set(queries[i][d]), sums[i]);
     }
-    UNROLL(8) for (int i = 0; i < n; i++) v_store(out + (size_t)i * (size_t)stride, sums[i]);
+    UNROLL(8) for (int i = 0; i < n; i++)
+        v_store(out + (size_t)i * (size_t)stride, kind == CACHE_INT8 ? v_mul(sums[i], v_load(scales)) : sums[i]);
 }
 
-/* Sums of values weighted for `n` queries, `d` vectors of each value. weights: the first query's at the first place. */
-INLINE TARGET void mix(const int n, const int d, const int half, const Attention *a, int first, int last, int dim,
-                       int64_t values, const float *weights, float (*out)[LANES * 4])
+/* Sums of values weighted for `n` queries, `d` vectors of each value. weights: the first query's at the first place.
+   values, scales: where they begin in a block; weights are multiplied with the scales of values of 8 bits. */
+INLINE TARGET void mix(const int n, const int d, const int kind, const Attention *a, int first, int last, int dim,
+                       int64_t values, int64_t scales, const float *weights, float (*out)[LANES * 4])
 {
     V sums[4][4];
     int padded = (a->head_dim + LANES - 1) / LANES * LANES;
     UNROLL(4) for (int i = 0; i < n; i++)
         UNROLL(4) for (int j = 0; j < d; j++) sums[i][j] = v_set(0.0f);
     for (int block = first; block <= last / PLACES; block++) {
-        const uint8_t *base = a->cache + (int64_t)a->blocks[block] * a->block_bytes + values;
+        const uint8_t *whole = a->cache + (int64_t)a->blocks[block] * a->block_bytes, *base = whole + values;
+        const float *scale = (const float *)(const void *)(whole + scales);
         int end = last - block * PLACES < PLACES - 1 ? last - block * PLACES : PLACES - 1;
         for (int place = 0; place <= end; place++) {
             const float *weight = weights + (block - first) * PLACES + place;
             V value[4];
-            UNROLL(4) for (int j = 0; j < d; j++) value[j] = v_cached(base, place * padded + dim + j * LANES, half);
+            UNROLL(4) for (int j = 0; j < d; j++) value[j] = v_cached(base, place * padded + dim + j * LANES, kind);
             UNROLL(4) for (int i = 0; i < n; i++) {
-                V w = v_set(weight[(size_t)i * (size_t)a->scratch_stride]);
+                float given = weight[(size_t)i * (size_t)a->scratch_stride];
+                V w = v_set(kind == CACHE_INT8 ? given * scale[place] : given);
                 UNROLL(4) for (int j = 0; j < d; j++) sums[i][j] = v_fma(value[j], w, sums[i][j]);
             }
         }
@@ -151,10 +171,10 @@ INLINE TARGET float exponents(float *scores, int count)
     return v_sum(sum);
 }
 
-INLINE TARGET void attend_as(const Attention *a, const int half)
+INLINE TARGET void attend_as(const Attention *a, const int kind)
 {
     const float *queries[MOST_QUERIES];
-    int position[MOST_QUERIES], n = a->rows * a->heads, size = half ? 2 : 4;
+    int position[MOST_QUERIES], n = a->rows * a->heads, size = (int)cached_bytes(kind);
     for (int i = 0; i < n; i++) {
         queries[i] = a->queries + (size_t)(i / a->heads) * (size_t)a->query_stride + (i % a->heads) * a->head_dim;
         position[i] = a->position + i / a->heads;
@@ -163,15 +183,17 @@ INLINE TARGET void attend_as(const Attention *a, const int half)
     int first = lowest / PLACES, padded = (a->head_dim + LANES - 1) / LANES * LANES;
     int64_t key_bytes = (int64_t)a->head_dim * PLACES * size, value_bytes = (int64_t)padded * PLACES * size;
     int64_t keys = a->kv_head * key_bytes, values = a->n_kv_heads * key_bytes + a->kv_head * value_bytes;
+    int64_t scales = kind == CACHE_INT8 ? scales_at(kind, a->n_kv_heads, a->head_dim) + a->kv_head * 2 * PLACES * 4 : 0;
     for (int block = first; block <= last / PLACES; block++) {
-        const uint8_t *base = a->cache + (int64_t)a->blocks[block] * a->block_bytes + keys;
+        const uint8_t *whole = a->cache + (int64_t)a->blocks[block] * a->block_bytes, *base = whole + keys;
+        const float *scale = (const float *)(const void *)(whole + scales);
         float *out = a->scratch + (block - first) * PLACES;
         int i = 0;
-#define SCORE(N) score(N, half, base, queries + i, a->head_dim, out + (size_t)i * (size_t)a->scratch_stride, a->scratch_stride)
+#define SCORE(N) score(N, kind, base, scale, queries + i, a->head_dim, out + (size_t)i * (size_t)a->scratch_stride, a->scratch_stride)
         for (; i + SCORES <= n; i += SCORES)
             SCORE(SCORES);
         switch (n - i) {
-        case 7: SCORE(4); i += 4; SCORE(3); break;
+        case 7: SCORE(7); break;
         case 6: SCORE(6); break;
         case 5: SCORE(5); break;
         case 4: SCORE(4); break;
@@ -197,7 +219,7 @@ INLINE TARGET void attend_as(const Attention *a, const int half)
         const float *weights = a->scratch + (size_t)i * (size_t)a->scratch_stride;
         for (int dim = 0; dim < padded;) {
             int d = padded - dim >= 4 * LANES ? 4 : padded - dim >= 2 * LANES ? 2 : 1;
-#define MIX(N, D) case N * 8 + D: mix(N, D, half, a, first, last, dim, values, weights, out); break
+#define MIX(N, D) case N * 8 + D: mix(N, D, kind, a, first, last, dim, values, scales + PLACES * 4, weights, out); break
             switch (together * 8 + d) {
                 MIX(1, 1); MIX(1, 2); MIX(1, 4); MIX(2, 1); MIX(2, 2); MIX(2, 4);
                 MIX(3, 1); MIX(3, 2); MIX(3, 4); MIX(4, 1); MIX(4, 2); MIX(4, 4);
@@ -219,8 +241,10 @@ INLINE TARGET void attend_as(const Attention *a, const int half)
 
 static TARGET void attend(const Attention *a)
 {
-    if (a->half)
-        attend_as(a, 1);
+    if (a->cached == CACHE_F16)
+        attend_as(a, CACHE_F16);
+    else if (a->cached == CACHE_INT8)
+        attend_as(a, CACHE_INT8);
     else
-        attend_as(a, 0);
+        attend_as(a, CACHE_F32);
 }

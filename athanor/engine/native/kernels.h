@@ -25,6 +25,7 @@
 enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16 };
 
 enum { F32, BF16, INT8, Q8_0, Q4_0, Q4_1, FORMATS };
+enum { CACHE_F32, CACHE_F16, CACHE_INT8 };
 
 /* rows × columns, in tiles of 16 rows. columns is a multiple of 32; rows of the last tile that do not exist are zero.
 
@@ -42,15 +43,16 @@ typedef struct {
 } Matrix;
 
 /* Rows of activations: as fp32, and quantised in groups of 32 columns to value = q · scale. Strides in elements a row.
+   Where they are wide, that is of 16 bits, value = (256 · q + low) · scale.
 
    What is quantised lies in panels of four rows, of which four columns each lie side by side: q [panel][column / 4][4][4],
    the others [panel][group][4]. So many rows are read from few streams. */
 typedef struct {
     float *x;
-    int8_t *q;
-    float *scale, *offset; /* offset: scale · the sum of q */
-    int32_t *minus8, *minus128; /* −8 and −128 times the sum of q */
-    int32_t stride, q_stride, group_stride, unused;
+    int8_t *q, *low; /* low: null unless wide */
+    float *scale, *offset; /* offset: scale · the sum of the whole numbers */
+    int32_t *minus8, *minus128; /* −8 and −128 times that sum */
+    int32_t stride, q_stride, group_stride, wide;
 } Rows;
 
 /* Some consecutive rows of one sequence, attended by `heads` query heads of one key-value head. */
@@ -62,12 +64,12 @@ typedef struct {
     float *scratch; /* MOST_QUERIES × scratch_stride */
     int64_t block_bytes;
     int32_t query_stride, out_stride; /* floats from row to row */
-    int32_t rows, position, heads, kv_head, n_kv_heads, head_dim, window, half, scratch_stride;
+    int32_t rows, position, heads, kv_head, n_kv_heads, head_dim, window, cached, scratch_stride; /* cached: CACHE_… */
 } Attention;
 
 typedef struct {
-    /* out[i][lane], for rows first … first + count of `rows` and the matrix's rows of one tile; no bias. */
-    void (*tile[FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, float *out);
+    /* [wide]: out[i][lane], for rows first … first + count of `rows` and the matrix's rows of one tile; no bias. */
+    void (*tile[2][FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, float *out);
     void (*quantise)(const Rows *rows, int row, int first, int columns);
     void (*norm)(const float *x, const float *gain, float epsilon, int size, float *out);
     void (*turn)(float *head, const float *cosine, const float *sine, int half);
@@ -79,6 +81,18 @@ extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
+
+/* A layer of a block of the cache: keys [kv_head][dimension][16 places], values [kv_head][16][dimensions up to 16]; those
+   of 8 bits have fp32 scales behind them, [kv_head][16 of keys, 16 of values]. */
+INLINE int64_t cached_bytes(int32_t kind) { return kind == CACHE_INT8 ? 1 : kind == CACHE_F16 ? 2 : 4; }
+INLINE int64_t scales_at(int32_t kind, int32_t kv_heads, int32_t head_dim)
+{
+    return (int64_t)kv_heads * PLACES * (head_dim + (head_dim + LANES - 1) / LANES * LANES) * cached_bytes(kind);
+}
+INLINE int64_t layer_bytes(int32_t kind, int32_t kv_heads, int32_t head_dim)
+{
+    return scales_at(kind, kv_heads, head_dim) + (kind == CACHE_INT8 ? (int64_t)kv_heads * 2 * PLACES * 4 : 0);
+}
 
 /* Where a row's quantised column 0, or its first group, is found. */
 INLINE size_t panel_at(int row, int stride) { return (size_t)(row / PANEL) * PANEL * (size_t)stride; }

@@ -50,7 +50,7 @@ class Model(Structure):
         ("epsilon", c_float),
         ("score_scale", c_float),
         *((name, c_int32) for name in ("d_model", "d_ff", "n_layers", "n_heads", "n_kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("vocab_size", "half_cache", "max_seq_len", "unused")),
+        *((name, c_int32) for name in ("vocab_size", "cached", "max_seq_len", "wide")),
     )
 
 
@@ -88,7 +88,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     found.athanor_close.argtypes = (c_void_p,)
     found.athanor_forward.argtypes = (c_void_p, POINTER(Job))
     found.athanor_forward.restype = None
-    found.athanor_product.argtypes = (c_int32, POINTER(Matrix), c_void_p, c_int32, c_void_p)
+    found.athanor_product.argtypes = (c_int32, POINTER(Matrix), c_int32, c_void_p, c_int32, c_void_p)
     found.athanor_product.restype = c_int32
     return found
 

@@ -19,6 +19,8 @@ from athanor.base.errors import ModelError
 from athanor.engine.native.library import Matrix
 
 Format = Literal["fp32", "bf16", "int8", "int4"]
+CACHES = ("fp32", "fp16", "int8")
+"""Number formats of keys and values, as the kernels number them."""
 LANES, GROUP = 16, 32
 F32, BF16, INT8, Q8_0, Q4_0, Q4_1 = range(6)
 KINDS_OF_BLOCKS = {"Q8_0": Q8_0, "Q4_0": Q4_0, "Q4_1": Q4_1}

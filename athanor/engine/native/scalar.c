@@ -16,6 +16,7 @@ INLINE V v_set(float x) { V r; EACH r.f[i] = x; return r; }
 INLINE V v_load(const float *x) { V r; memcpy(r.f, x, sizeof r.f); return r; }
 INLINE void v_store(float *x, V a) { memcpy(x, a.f, sizeof a.f); }
 INLINE V v_half(const uint16_t *x) { V r; EACH r.f[i] = from_half(x[i]); return r; }
+INLINE V v_bytes(const int8_t *x) { V r; EACH r.f[i] = x[i]; return r; }
 INLINE V v_add(V a, V b) { V r; EACH r.f[i] = a.f[i] + b.f[i]; return r; }
 INLINE V v_sub(V a, V b) { V r; EACH r.f[i] = a.f[i] - b.f[i]; return r; }
 INLINE V v_mul(V a, V b) { V r; EACH r.f[i] = a.f[i] * b.f[i]; return r; }
@@ -45,6 +46,18 @@ INLINE int32_t v_whole(V a, int8_t *q)
     EACH {
         q[i] = (int8_t)lrintf(a.f[i]);
         sum += q[i];
+    }
+    return sum;
+}
+/* the same of 16 bits each, as 256 · high + low */
+INLINE int32_t v_halves(V a, int8_t *high, int8_t *low)
+{
+    int32_t sum = 0;
+    EACH {
+        int32_t whole = (int32_t)lrintf(a.f[i]), upper = (whole + 32768 + 128) / 256 - 128;
+        high[i] = (int8_t)upper;
+        low[i] = (int8_t)(whole - 256 * upper);
+        sum += whole;
     }
     return sum;
 }
@@ -95,6 +108,7 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
     int groups = m->columns / GROUP, nibbles = m->format == Q4_0 || m->format == Q4_1;
     for (int i = 0; i < count; i++) {
         const int8_t *q = rows->q + q_at(first + i, rows->q_stride);
+        const int8_t *low = rows->wide ? rows->low + q_at(first + i, rows->q_stride) : NULL;
         float *sums = out + i * LANES;
         for (int lane = 0; lane < LANES; lane++)
             sums[lane] = 0.0f;
@@ -108,7 +122,8 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
                 int32_t sum = start;
                 for (int c = 0; c < GROUP; c++) {
                     int byte = nibbles ? c % 16 : c, value = data[(byte / 4 * LANES + lane) * 4 + byte % 4];
-                    sum += (!nibbles ? value : c < 16 ? value & 15 : value >> 4) * q[(g * GROUP + c) / 4 * 4 * PANEL + c % 4];
+                    int at_q = (g * GROUP + c) / 4 * 4 * PANEL + c % 4, given = low ? 256 * q[at_q] + low[at_q] : q[at_q];
+                    sum += (!nibbles ? value : c < 16 ? value & 15 : value >> 4) * given;
                 }
                 size_t s = block * LANES + (size_t)lane;
                 float step = m->format == INT8 ? scale : from_half(((const uint16_t *)m->scales)[s]) * scale;
@@ -124,7 +139,8 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
 }
 
 const Kernels scalar_kernels = {
-    .tile = {plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile},
+    .tile = {{plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile},
+             {plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile}},
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

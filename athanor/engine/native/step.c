@@ -1,6 +1,7 @@
 /* Whole steps of a model of the Llama shape: rows of several sequences pass through all layers in one call. */
 #include "step.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -107,19 +108,21 @@ static void *take(Context *context, size_t bytes)
 }
 
 /* The stride of q is no power of two, so that the same columns of several panels do not share one set of the cache. */
-static int take_rows(Context *context, Rows *rows, int32_t count, int32_t columns)
+static int take_rows(Context *context, Rows *rows, int32_t count, int32_t columns, int32_t wide)
 {
     size_t n = (size_t)up_to(count, PANEL);
     rows->stride = up_to(columns, GROUP) + LANES;
     rows->q_stride = up_to(columns, 64) + 64;
     rows->group_stride = up_to(columns, GROUP) / GROUP;
     rows->x = take(context, n * (size_t)rows->stride * 4);
+    rows->wide = wide;
     rows->q = take(context, n * (size_t)rows->q_stride);
+    rows->low = wide ? take(context, n * (size_t)rows->q_stride) : NULL;
     rows->scale = take(context, n * (size_t)rows->group_stride * 4);
     rows->offset = take(context, n * (size_t)rows->group_stride * 4);
     rows->minus8 = take(context, n * (size_t)rows->group_stride * 4);
     rows->minus128 = take(context, n * (size_t)rows->group_stride * 4);
-    return rows->x && rows->q && rows->scale && rows->offset && rows->minus8 && rows->minus128;
+    return rows->x && rows->q && (rows->low || !wide) && rows->scale && rows->offset && rows->minus8 && rows->minus128;
 }
 
 static int take_all(Context *context)
@@ -145,9 +148,9 @@ static int take_all(Context *context)
         if (!context->scratch[i])
             return 0;
     }
-    return take_rows(context, &context->normed, context->max_rows, model->d_model) &&
-           take_rows(context, &context->attended, context->max_rows, model->n_heads * model->head_dim) &&
-           take_rows(context, &context->inner, context->max_rows, model->d_ff);
+    return take_rows(context, &context->normed, context->max_rows, model->d_model, model->wide) &&
+           take_rows(context, &context->attended, context->max_rows, model->n_heads * model->head_dim, model->wide) &&
+           take_rows(context, &context->inner, context->max_rows, model->d_ff, model->wide);
 }
 
 Context *athanor_open(const Model *model, int32_t threads, int32_t level, int32_t max_rows)
@@ -199,7 +202,7 @@ static void product(const Kernels *kernels, const Matrix *m, const Rows *rows, i
     int valid = least(LANES, m->rows - tile * LANES);
     for (int first = 0; first < count; first += MOST_ROWS) {
         int together = least(MOST_ROWS, count - first);
-        kernels->tile[m->format](m, rows, first, together, tile, found);
+        kernels->tile[rows->wide][m->format](m, rows, first, together, tile, found);
         for (int i = 0; i < together; i++) {
             float *target = out + (first + i) * stride, *from = found + i * LANES;
             if (m->bias)
@@ -277,6 +280,8 @@ static void gate(const Context *context, const Layer *layer, int chunk)
             Rows part = context->normed;
             part.x += (int64_t)first * part.stride;
             part.q += (int64_t)first * part.q_stride;
+            if (part.wide)
+                part.low += (int64_t)first * part.q_stride;
             part.scale += (int64_t)first * part.group_stride;
             part.offset += (int64_t)first * part.group_stride;
             part.minus8 += (int64_t)first * part.group_stride;
@@ -365,12 +370,23 @@ static void place_heads(const Context *context, const Layer *layer, int row, flo
     }
 }
 
-static void keep(uint8_t *place, int64_t index, float value, int half)
+/* Writes a head's numbers, `apart` elements from one another; of 8 bits they are multiples of the scale. */
+static void keep(uint8_t *place, int64_t apart, const float *numbers, int count, int kind, float *scale)
 {
-    if (half)
-        ((uint16_t *)(void *)place)[index] = to_half(value);
-    else
-        ((float *)(void *)place)[index] = value;
+    float largest = 0.0f;
+    if (kind == CACHE_INT8) {
+        for (int i = 0; i < count; i++)
+            largest = fmaxf(largest, fabsf(numbers[i]));
+        *scale = largest / 127.0f;
+    }
+    float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    for (int i = 0; i < count; i++)
+        if (kind == CACHE_INT8)
+            ((int8_t *)place)[i * apart] = (int8_t)lrintf(numbers[i] * inverse);
+        else if (kind == CACHE_F16)
+            ((uint16_t *)(void *)place)[i * apart] = to_half(numbers[i]);
+        else
+            ((float *)(void *)place)[i * apart] = numbers[i];
 }
 
 /* Turns queries and keys of a row, and writes its keys, dimension by dimension, and values into its block. */
@@ -384,18 +400,18 @@ static void turn_row(const Context *context, const Layer *layer, int row)
     place_heads(context, layer, row, projected, model->n_heads, layer->query_norm, model->score_scale);
     place_heads(context, layer, row, keys, model->n_kv_heads, layer->key_norm, 1.0f);
     int position = context->position[row], place = position % PLACES, dim = model->head_dim, padded = up_to(dim, LANES);
-    int64_t block = job->blocks[segment->blocks + position / PLACES], size = model->half_cache ? 2 : 4;
-    int64_t layer_bytes = (int64_t)model->n_kv_heads * PLACES * (dim + padded) * size;
-    uint8_t *base = job->cache + block * job->block_bytes + (layer - model->layers) * layer_bytes;
-    for (int h = 0; h < model->n_kv_heads; h++) {
+    int kind = model->cached, key_heads = model->n_kv_heads;
+    int64_t block = job->blocks[segment->blocks + position / PLACES], size = cached_bytes(kind);
+    uint8_t *base = job->cache + block * job->block_bytes + (layer - model->layers) * layer_bytes(kind, key_heads, dim);
+    float unused[2 * PLACES], *scales = unused;
+    for (int h = 0; h < key_heads; h++) {
         uint8_t *key = base + (int64_t)h * dim * PLACES * size;
-        uint8_t *value = base + ((int64_t)model->n_kv_heads * dim + (int64_t)h * padded) * PLACES * size;
-        for (int i = 0; i < dim; i++) {
-            keep(key, (int64_t)i * PLACES + place, keys[h * dim + i], model->half_cache);
-            keep(value, (int64_t)place * padded + i, values[h * dim + i], model->half_cache);
-        }
-        for (int i = dim; i < padded; i++)
-            keep(value, (int64_t)place * padded + i, 0.0f, model->half_cache);
+        uint8_t *value = base + (((int64_t)key_heads * dim + (int64_t)h * padded) * PLACES + (int64_t)place * padded) * size;
+        if (kind == CACHE_INT8)
+            scales = (float *)(void *)(base + scales_at(kind, key_heads, dim)) + h * 2 * PLACES;
+        keep(key + place * size, PLACES, keys + h * dim, dim, kind, scales + place);
+        keep(value, 1, values + h * dim, dim, kind, scales + PLACES + place);
+        memset(value + dim * size, 0, (size_t)((padded - dim) * size));
     }
 }
 
@@ -406,12 +422,10 @@ static void attend_part(const Context *context, const Layer *layer, int number, 
     const Job *job = context->job;
     const Run *run = &context->run[number / context->parts];
     int part = number % context->parts, heads = model->n_heads / context->parts, first = part * heads;
-    int64_t size = model->half_cache ? 2 : 4;
     Attention a = {
         .queries = context->projected + (int64_t)run->row * context->projected_stride + (int64_t)first * model->head_dim,
         .out = context->attended.x + (int64_t)run->row * context->attended.stride + (int64_t)first * model->head_dim,
-        .cache = job->cache + (layer - model->layers) * (int64_t)model->n_kv_heads * PLACES *
-                                  (model->head_dim + up_to(model->head_dim, LANES)) * size,
+        .cache = job->cache + (layer - model->layers) * layer_bytes(model->cached, model->n_kv_heads, model->head_dim),
         .blocks = job->blocks + job->segments[run->segment].blocks,
         .scratch = context->scratch[thread],
         .block_bytes = job->block_bytes,
@@ -424,7 +438,7 @@ static void attend_part(const Context *context, const Layer *layer, int number, 
         .n_kv_heads = model->n_kv_heads,
         .head_dim = model->head_dim,
         .window = layer->window,
-        .half = model->half_cache,
+        .cached = model->cached,
         .scratch_stride = context->scratch_stride,
     };
     context->kernels->attend(&a);
@@ -551,10 +565,10 @@ void athanor_forward(Context *context, const Job *job)
     restore_arithmetic(before);
 }
 
-int32_t athanor_product(int32_t level, const Matrix *matrix, const float *x, int32_t rows, float *out)
+int32_t athanor_product(int32_t level, const Matrix *matrix, int32_t wide, const float *x, int32_t rows, float *out)
 {
     Context *context = calloc(1, sizeof(Context));
-    int found = context && take_rows(context, &context->normed, rows, matrix->columns);
+    int found = context && take_rows(context, &context->normed, rows, matrix->columns, wide);
     if (found) {
         const Kernels *kernels = kernels_of(level);
         unsigned before = usual_arithmetic();

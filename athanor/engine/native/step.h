@@ -17,7 +17,8 @@ typedef struct {
     const Layer *layers;
     const float *norm;
     float epsilon, score_scale;
-    int32_t d_model, d_ff, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, half_cache, max_seq_len, unused;
+    int32_t d_model, d_ff, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, cached, max_seq_len; /* cached: CACHE_… */
+    int32_t wide; /* activations of 16 bits instead of 8 */
 } Model;
 
 typedef struct { int32_t first, count, start, blocks; } Segment; /* blocks: where its list begins in Job.blocks */
@@ -49,7 +50,8 @@ PUBLIC Context *athanor_open(const Model *model, int32_t threads, int32_t level,
 PUBLIC void athanor_close(Context *context);
 /* Writes keys and values of the job's rows into the cache, and the logits of those wanted. One caller at a time. */
 PUBLIC void athanor_forward(Context *context, const Job *job);
-/* out (rows × matrix->rows) = x (rows × columns) · matrixᵀ, by one instruction set. 0, or 1 without memory. */
-PUBLIC int32_t athanor_product(int32_t level, const Matrix *matrix, const float *x, int32_t rows, float *out);
+/* out (rows × matrix->rows) = x (rows × columns) · matrixᵀ, by one instruction set. wide: activations of 16 bits instead of 8.
+   0, or 1 without memory. */
+PUBLIC int32_t athanor_product(int32_t level, const Matrix *matrix, int32_t wide, const float *x, int32_t rows, float *out);
 
 #endif

@@ -19,6 +19,7 @@ from torch import Tensor
 from athanor.base.errors import ModelError
 from athanor.engine.native import library
 from athanor.engine.native.packing import (
+    CACHES,
     GROUP,
     INT8,
     KINDS,
@@ -31,6 +32,7 @@ from athanor.engine.native.packing import (
     packed_size,
     padded,
 )
+from athanor.engine.rung import Cache
 from athanor.models.config import AttentionConfig, EmbeddingConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.decoder import Decoder
 from athanor.models.gguf.blocks import Blocks
@@ -108,15 +110,26 @@ class NativeWeights:
     form: of the matrices; embedding and head have 8 bits where the matrices have 8 or 4.
     """
 
-    def __init__(self, model: Decoder, form: Format, blocks: Mapping[str, Blocks] | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        form: Format,
+        blocks: Mapping[str, Blocks] | None = None,
+        *,
+        wide: bool = False,
+        cache: Cache = "auto",
+    ) -> None:
         """blocks: matrices of a GGUF file, by the names of the model's parameters, that are taken over as they are.
+        wide: matrices of 8 and 4 bits are multiplied with activations of 16 bits instead of 8. cache: of keys and
+        values, by default fp32 where the weights are, else fp16.
 
         Raises ModelError for a model that the kernels cannot execute, or weights that are not finite."""
         if form not in get_args(Format):
             raise ModelError(f"There is no number format {form!r}.", f"Accepted: {', '.join(get_args(Format))}.")
         if reason := unsupported(model.config):
             raise ModelError(f"The kernels in C cannot execute this model: {reason}.", "torch's operations can.")
-        self.config, self.form = model.config, form
+        self.config, self.form, self.wide = model.config, form, wide
+        self.cache = cache if cache != "auto" else "fp32" if form == "fp32" else "fp16"
         self._layers = (library.Layer * model.config.n_layers)()
         self._blocks = {name: KINDS_OF_BLOCKS[found.form] for name, found in (blocks or {}).items()}
         plan = self._plan(model)
@@ -187,8 +200,8 @@ class NativeWeights:
         return library.Model(
             embedding, self._packed["head"].matrix if "head" in self._packed else embedding, self._layers,
             self._gains["norm"].ctypes.data, config.norm.epsilon, scale, config.d_model, mlp.d_ff, config.n_layers,
-            attention.n_heads, attention.n_kv_heads, attention.head_dim, config.vocab_size, self.form != "fp32",
-            config.max_seq_len, 0,
+            attention.n_heads, attention.n_kv_heads, attention.head_dim, config.vocab_size, CACHES.index(self.cache),
+            config.max_seq_len, self.wide,
         )  # fmt: skip
 
 

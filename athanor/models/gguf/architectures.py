@@ -172,6 +172,11 @@ def metadata_of(config: ModelConfig) -> tuple[Architecture, ModelConfig, Setting
     which both are the same. Raises ModelError for a model that llama.cpp does not compute.
     """
     found = next((one for one in ARCHITECTURES.values() if config.family in one.families), None)
+    if config.embedding.ngrams:
+        raise ModelError(
+            "The model has an n-gram memory, which only Athanor computes: it cannot become a GGUF file.",
+            "A model made without model.ngrams can.",
+        )
     if found is None:
         known = sorted(name for one in ARCHITECTURES.values() for name in one.families)
         raise ModelError(

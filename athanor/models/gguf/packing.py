@@ -53,6 +53,15 @@ def _q8_0(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([step, rounded.astype(np.int8).view(np.uint8)], axis=1)
 
 
+def _q4_1(rows: np.ndarray) -> np.ndarray:
+    least = rows.min(axis=1, keepdims=True)
+    step, inverse = _scale((rows.max(axis=1, keepdims=True) - least) / np.float32(15))
+    numbers = np.minimum(np.trunc((rows - least) * inverse + np.float32(0.5)), 15).astype(np.uint8)
+    return np.concatenate(
+        [step, least.astype(np.float16).view(np.uint8), numbers[:, :16] | numbers[:, 16:] << 4], axis=1
+    )
+
+
 def _q4_0(rows: np.ndarray) -> np.ndarray:
     furthest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1, keepdims=True), axis=1)
     step, inverse = _scale(furthest / np.float32(-8))
@@ -60,4 +69,4 @@ def _q4_0(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([step, numbers[:, :16] | numbers[:, 16:] << 4], axis=1)
 
 
-_BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"Q8_0": _q8_0, "Q4_0": _q4_0}
+_BLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1}

@@ -60,11 +60,14 @@ def _q4_1(data: Bytes, out: Numbers) -> None:
     out += _half(data, 2)
 
 
+def q5_0_numbers(data: Bytes) -> np.ndarray:
+    """(blocks, 32) int8: the quantised numbers of Q5_0."""
+    both = np.concatenate([data[:, 6:] & 0x0F, data[:, 6:] >> 4], axis=1)
+    return (both | _fifth_bits(data[:, 2:6])).view(np.int8) - np.int8(16)
+
+
 def _q5_0(data: Bytes, out: Numbers) -> None:
-    _nibbles(data[:, 6:], out)
-    out += _fifth_bits(data[:, 2:6])
-    out -= 16
-    out *= _half(data, 0)
+    np.multiply(q5_0_numbers(data), _half(data, 0), out=out)
 
 
 def _q5_1(data: Bytes, out: Numbers) -> None:
@@ -86,10 +89,20 @@ def _six_bit_scales(packed: Bytes) -> tuple[np.ndarray, np.ndarray]:
     return scales.astype(np.float32), offsets.astype(np.float32)
 
 
+def _scales_and_offsets(data: Bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(blocks, 8) fp32 each, of Q4_K or Q5_K."""
+    scales, offsets = _six_bit_scales(data[:, 4:16])
+    return scales * _half(data, 0), offsets * _half(data, 2)
+
+
+def q4_k_parts(data: Bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(blocks, 8, 32) quantised numbers of Q4_K, and the scales and offsets of each 32."""
+    return _by_64(data[:, 16:]), *_scales_and_offsets(data)
+
+
 def _with_scales(wide: np.ndarray, data: Bytes, out: Numbers) -> None:
     """wide: (blocks, 8, 32) quantised numbers of Q4_K or Q5_K."""
-    scales, offsets = _six_bit_scales(data[:, 4:16])
-    scales, offsets = scales * _half(data, 0), offsets * _half(data, 2)
+    scales, offsets = _scales_and_offsets(data)
     grouped = out.reshape(wide.shape)
     np.multiply(wide, scales[:, :, None], out=grouped)
     grouped -= offsets[:, :, None]

@@ -13,10 +13,13 @@ def next_token(model: Decoder, batch: Batch) -> Loss:
     """The loss of pre-training, of fill-in-the-middle and of supervised fine-tuning alike: what differs is the tokens,
     and which targets a batch has.
     """
-    hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
+    soft = batch if isinstance(batch, SoftBatch) else None
+    hidden = model.hidden(
+        batch.tokens,
+        positions=batch.positions,
+        document_ids=batch.document_ids,
+        followers=soft.followers if soft else None,
+    )
     labelled = batch.targets != IGNORED
-    hidden, targets = hidden[labelled], batch.targets[labelled]
-    if isinstance(batch, SoftBatch):
-        words, shares = batch.words[labelled], batch.weights[labelled]
-        return Loss(head_cross_entropy(model.head, model.embedding, hidden, words, shares), len(targets))
-    return Loss(head_cross_entropy(model.head, model.embedding, hidden, targets), len(targets))
+    words, shares = soft.labels(labelled) if soft else (batch.targets[labelled], None)
+    return Loss(head_cross_entropy(model.head, model.embedding, hidden[labelled], words, shares), len(words))
