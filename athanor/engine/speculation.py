@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ _ROW = 0.1  # what one more row takes, as a share of the first, before it was me
 _FORGOTTEN = 300  # steps after which the time of so many rows is measured again,
 _TRUSTED = 10  # or this many for each time that it was measured
 _PROBE = 16  # steps after which a dear drafter is tried again
+_RESTING = 4  # while nothing is worth guessing for that long, every so many steps only are looked at
 _LEAST_GAIN = 0.05  # tokens to be expected of one more row
 _MARGIN = 0.02  # by which guessing has to be faster
 _CHEAP = 0.02  # of a step: what may always be guessed, to see whether it would come true
@@ -34,7 +36,9 @@ _CHEAP = 0.02  # of a step: what may always be guessed, to see whether it would 
 
 @dataclass(frozen=True)
 class Text:
-    """An answer so far, and what decides how it goes on. tokens: (n,) int32, of which n_prompt are the prompt's."""
+    """An answer so far, and what decides how it goes on: plain data, so that what guesses may be on another machine
+    than the model that verifies. tokens: (n,) int32, of which n_prompt are the prompt's. key: of the noise.
+    """
 
     tokens: np.ndarray
     n_prompt: int
@@ -78,17 +82,22 @@ class Speculation:
         self._seconds: dict[int, tuple[float, int, int]] = {}  # rows → of a step; when and how often measured
         self._guessing = 0.0  # seconds a guessed token
         self._chance = _CHANCE  # of new answers
-        self._steps = 0
+        self._steps = self._idle = 0  # steps, and those since something was last worth guessing
         self._guesses: dict[Answer, Sequence[int]] = {}
         self.drafted = self.accepted = 0
 
     def guesses(self, answers: Sequence[Answer], rows: int) -> dict[Answer, Sequence[int]]:
         """What to verify for each, in a step that computes `rows` rows anyway; only where something was guessed."""
         self._steps += 1
+        if self._idle > _PROBE and self._steps % _RESTING:
+            self._guesses = {}
+            return {}
         for answer in answers:
             answer.chance = self._chance if answer.chance is None else answer.chance
         chosen = self._choose(answers, rows)
-        tries = self._guessing < _CHEAP * self._times(rows, 1)[0] or self._steps % _PROBE == 0
+        self._idle = 0 if chosen else self._idle + 1
+        step = self._seconds[rows][0] if rows in self._seconds else 0.0
+        tries = self._guessing < _CHEAP * step or self._steps % _PROBE == 0
         self._guesses, asked = {}, 0
         start = time.perf_counter()
         for answer in answers:
@@ -111,8 +120,10 @@ class Speculation:
                 if gain < _LEAST_GAIN:
                     break
                 gains.append((gain, -depth, answer))
+        if not gains:
+            return Counter()
         gains.sort(key=lambda gain: gain[:2], reverse=True)
-        expected = len(answers) + np.cumsum([0.0, *(gain for gain, _, _ in gains)])
+        expected = np.array([*accumulate((gain for gain, _, _ in gains), initial=float(len(answers)))])
         speeds = expected / (self._times(rows, len(expected)) + self._guessing * np.arange(len(expected)))
         speeds[0] *= 1 + _MARGIN
         return Counter(answer for _, _, answer in gains[: int(speeds.argmax())])

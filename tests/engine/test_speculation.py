@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -208,3 +212,55 @@ def test_draft_models_of_a_language_model(folder: Path, lm: LanguageModel, tmp_p
     stranger = LanguageModel(random_model(1, other.vocab_size), other)
     with pytest.raises(ModelError, match="vocabulary"):
         load(folder, speculate=stranger)
+
+
+VERIFIER = """
+import json, sys
+from dataclasses import asdict
+from athanor.engine.engine import Engine
+from athanor.engine.requests import Request
+from athanor.engine.sampling import Sampling
+from tests.engine.conftest import random_model
+
+def told(**line):
+    print(json.dumps(line), flush=True)
+    return json.loads(sys.stdin.readline())
+
+class Asked:
+    def propose(self, text, k):
+        usual = asdict(Sampling())
+        settings = {name: value for name, value in asdict(text.sampling).items() if value != usual[name]}
+        return told(tokens=text.tokens.tolist(), n_prompt=text.n_prompt, sampling=settings, key=text.key, k=k)
+
+engine = Engine.of(random_model(5, max_seq_len=400), drafter=Asked())
+request = Request([1, 2, 3], Sampling(temperature=1.0, seed=4, max_tokens=60, repetition_penalty=1.1))
+said = engine.generate([request])[0][0].tokens
+print(json.dumps({"said": said, "accepted": engine.speculation.accepted}), flush=True)
+"""
+
+
+def test_what_decides_may_be_another_process() -> None:
+    """A small model guesses here, the one that decides is behind a pipe."""
+    model = random_model(5, max_seq_len=400)
+    draft = DraftModel(TorchRung(model), 400)
+    command, environment = (
+        [sys.executable, "-c", VERIFIER],
+        {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    guessed = 0
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in process.stdout:
+            asked = json.loads(line)
+            if "said" in asked:
+                break
+            tokens, settings = np.array(asked["tokens"], np.int32), Sampling(**asked["sampling"])
+            guess = draft.propose(Text(tokens, asked["n_prompt"], settings, asked["key"]), asked["k"])
+            process.stdin.write(json.dumps(list(guess)) + "\n")
+            guessed += len(guess)
+    request = Request([1, 2, 3], Sampling(temperature=1.0, seed=4, max_tokens=60, repetition_penalty=1.1))
+    assert asked["said"] == Engine.of(model).generate([request])[0][0].tokens
+    assert guessed
