@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from athanor.base.errors import AthanorError
 from athanor.engine.constraint import Guide
 from athanor.engine.sampling import draw
 from athanor.engine.scheduler import Answer
@@ -84,7 +85,11 @@ def draw_places(places: Sequence[Place], logits: Tensor) -> list[int]:
     if adjusted:
         wanted = logits.clone()
         for row, place in adjusted:
-            if not place.adjust(wanted[row]):
+            try:
+                something = place.adjust(wanted[row])
+            except AthanorError as error:  # of its constraint
+                place.answer.stream.failure, something = error, False
+            if not something:
                 wanted[row] = 0.0
                 silent.append(row)
     tokens: list[int] = _draw(places, wanted).tolist()

@@ -260,7 +260,11 @@ class Engine:
 
     def _drafts(self, work: dict[Answer, int]) -> dict[Answer, list[Place]]:
         """Of answers for which tokens are verified in this step: the places that are drawn."""
-        writing = [answer for answer, n in work.items() if answer.said and answer.computed + n == answer.length]
+        writing = [
+            answer
+            for answer, n in work.items()
+            if answer.said and answer.computed >= answer.n_prompt and answer.computed + n == answer.length
+        ]
         rows = sum(work.values())
         guesses = self.speculation.guesses(writing, rows) if self.speculation and writing else {}
         drafts = {}
@@ -268,7 +272,10 @@ class Engine:
             if not (answer in guesses or (answer.forced and answer.request.sampling.logprobs)):
                 continue
             room = min(MOST_GUESSED, answer.longest - answer.length - 1, self._scheduler.most_tokens - rows)
-            places = places_of(answer, guesses.get(answer, ()), room)
+            try:
+                places = places_of(answer, guesses.get(answer, ()), room)
+            except AthanorError:  # of its constraint; if the guess was right, it comes again when the token is said
+                continue
             room = self._scheduler.extend(answer, len(places) - 1)
             if room > 0:
                 drafts[answer] = places[: room + 1]
@@ -309,8 +316,8 @@ class Engine:
     def _end_silent(self, answer: Answer) -> None:
         """Ends an answer whose constraint, under the other settings, leaves nothing to be said."""
         stream = answer.stream
-        if answer.guide is None or not answer.guide.accepts:
-            stream.failure = AthanorError(
+        if stream.failure or answer.guide is None or not answer.guide.accepts:
+            stream.failure = stream.failure or AthanorError(
                 "Nothing is left to be said: what the constraint needs next is among the banned tokens, or the "
                 "vocabulary cannot write it.",
                 "Change one of suppress_tokens, allowed_tokens, stop_ids and the constraint.",

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from athanor.base.errors import AthanorError
-from athanor.engine.constraint import Constraint, Guidance, constraint_of
+from athanor.engine.constraint import Constraint, Guidance, Guide, constraint_of
 from athanor.engine.engine import Engine
 from athanor.engine.language_model import LanguageModel
 from athanor.engine.requests import Completion, Request
 from athanor.engine.sampling import Sampling
+from athanor.engine.speculation import Lookup
 from athanor.models.decoder import Decoder
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.documents import BLANK, added_token, sentencepiece_bpe, unigram
@@ -113,7 +114,7 @@ def test_what_ends_is_as_the_schema_has_it(engine: Engine, tokenizer: Tokenizer,
     assert engine.free_blocks == engine.blocks
 
 
-parts = st.sampled_from(["[a-f]", "x", "é", "[0-9]{1,3}", "(ab|ba)", ".", "\\d", "[^a]", "\\.", "火"])
+parts = st.sampled_from(["[a-f]", "x", "é", "[0-9]{1,3}", "(ab|ba)", ".", "[^a]", "\\.", "火"])
 expressions = st.recursive(
     parts,
     lambda inner: st.one_of(
@@ -281,6 +282,31 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(engine: Engine, wanted: 
     assert len(str(caught.value)) < 400
     assert time.perf_counter() - start < 20
     assert engine.free_blocks == engine.blocks
+
+
+def test_one_that_becomes_too_complex_fails_alone(
+    long_model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.of(long_model, tokenizer, drafter=Lookup())
+    free = Request([4, 5], sampling(tokenizer, 3, max_tokens=40))
+    expected = engine.generate([free])[0][0].tokens
+    for method in ("allowed", "push"):
+        with monkeypatch.context() as patch:
+            calls, before = list[int](), getattr(Guide, method)
+
+            def failing(self: Guide, *token: int, calls: list[int] = calls, before: Any = before) -> Any:
+                calls.append(1)
+                if len(calls) > 9:
+                    raise AthanorError("The constraint cannot be followed: too many states.")
+                return before(self, *token)
+
+            patch.setattr(Guide, method, failing)
+            held = engine.submit(Request([1], sampling(tokenizer, 1, regex="[a-z]{60}")))
+            other = engine.submit(free)
+            with pytest.raises(AthanorError, match="too many states"):
+                held.result()
+            assert other.result()[0].tokens == expected
+        assert engine.free_blocks == engine.blocks
 
 
 @pytest.mark.parametrize("kind", ["rules", "definitions"])
