@@ -32,11 +32,27 @@ def page(rows: list[dict[str, Any]], folder: Path = ROOT / "benchmarks") -> str:
 
 
 def section(name: str, rows: list[dict[str, Any]], folder: Path) -> str:
-    shown = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
+    script = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+    columns: tuple[str, ...] = COLUMNS
+    if any(isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "PIVOTED" for part in script.body):
+        columns, rows = pivoted(rows)
+    shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(cell(row.get(column)) for column in shown) + " |" for row in rows]
-    about = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    about = ast.get_docstring(script) or ""
     return f"\n## {name}\n\n{about}\n\n`athanor bench {name}`\n\n" + "\n".join(lines) + "\n"
+
+
+def pivoted(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Metrics "WHAT: MEASURE" as a line for each what and a column for each measure, named with its unit."""
+    lines: dict[str, dict[str, Any]] = {}
+    columns = ["metric"]
+    for row in rows:
+        what, _, measure = row["metric"].rpartition(": ")
+        column = f"{measure}, {row['unit']}" if row["unit"] else measure
+        columns += [column] if column not in columns else []
+        lines.setdefault(what, {"metric": what})[column] = row["value"]
+    return tuple(columns), list(lines.values())
 
 
 def cell(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,43 +11,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from athanor.base.errors import DataError
-from athanor.cli import constraints, sampling
+from athanor.cli import constraints
 from athanor.cli.constraints import AnyJson, Choices, Grammar, Regex, Schema
 from athanor.cli.output import AsJson, print_json
-from athanor.cli.sampling import (
-    Cache,
-    Format,
-    MaxTokens,
-    MinP,
-    RepetitionPenalty,
-    Seed,
-    Speculate,
-    Temperature,
-    TopK,
-    TopP,
-)
+from athanor.cli.sampling import TOLD_IN_JSON, Cache, Format, Speculate, with_sampling
 
 if TYPE_CHECKING:
-    from athanor.engine.language_model import LanguageModel
+    from athanor.engine.language_model import LanguageModel, Reply
 
 
+@with_sampling()
 def generate(
     model: Annotated[str, typer.Argument(help="Model folder, .gguf file, run, packaged model or hf://org/name.")],
-    prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads it from standard input.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The same, as an option.")] = None,
     source: Annotated[
-        Path | None, typer.Option("--input", help='JSON lines to answer: texts, {"prompt": …} or {"messages": […]}.')
+        Path | None,
+        typer.Option(
+            "--input",
+            help='JSON lines to answer: texts, {"prompt": …} or {"messages": […]}, with settings of their own.',
+        ),
     ] = None,
     target: Annotated[
         Path | None, typer.Option("--output", help="Where those answers go; a file cut short is continued.")
     ] = None,
+    read: Annotated[
+        str | None, typer.Option("--from", metavar="LANGUAGE", help="Of the text, where a translator knows several.")
+    ] = None,
+    write: Annotated[str | None, typer.Option("--to", metavar="LANGUAGE", help="Of the answer.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt as a message instead.")] = False,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
     any_json: AnyJson = False,
     json_schema: Schema = None,
     regex: Regex = None,
@@ -56,43 +51,66 @@ def generate(
     cache: Cache = "auto",
     speculate: Speculate = "lookup",
     json: AsJson = False,
+    *,
+    settings: dict[str, Any],
 ) -> None:
-    """Continue a text, answer one message, or answer a file of prompts."""
-    if (prompt is None) == (source is None) or (source is None) != (target is None):
-        raise DataError("Nothing to answer, or too much.", "Give --prompt, or --input with --output.")
-    text = standard_input() if prompt == "-" else prompt
+    """Continue a text, translate or sum one up with a model that does, answer one message, or answer a file."""
+    given = [value for value in (text, prompt, source) if value is not None]
+    if len(given) != 1 or (source is None) != (target is None):
+        raise DataError("Nothing to answer, or too much.", "Give a prompt, or --input with --output.")
+    asked = text if prompt is None else prompt
+    if source is None and not json and (unseen := [name for name in TOLD_IN_JSON if name in settings]):
+        option = unseen[0].replace("_", "-")
+        raise DataError(f"--{option} has no place in plain text.", "Give --json too, or --input with --output.")
+    asked = standard_input() if asked == "-" else asked
 
     from athanor.engine.locate import find_model
 
     folder = find_model(model)
 
     from athanor.engine.language_model import load
-    from athanor.engine.terminal_chat import printable
 
-    settings = sampling.chosen(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens, seed=seed,
-    )  # fmt: skip
     settings |= constraints.chosen(any_json, json_schema, regex, choice, grammar)
-    lm = load(folder, format=format, cache=cache, speculate=speculate)  # type: ignore[arg-type]
+    lm = _between(load(folder, format=format, cache=cache, speculate=speculate), read, write)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return
-    assert text is not None
-    for piece in lm.stream([{"role": "user", "content": text}] if chat else text, **settings):
-        if not json:  # a terminal acts on control characters, a file should get all that was said
-            print(printable(piece.text) if sys.stdout.isatty() else piece.text, end="", flush=True)
-        elif reply := piece.reply:
-            print_json(
-                {
-                    "text": reply.text,
-                    "tokens": reply.tokens,
-                    "finish_reason": reply.finish_reason,
-                    "timings": reply.timings,
-                }
-            )
+    assert asked is not None
+    question = [{"role": "user", "content": asked}] if chat else asked
+    if json or settings.get("n", 1) != 1:
+        _print_replies(lm.submit(question, lm.sampling(settings)).replies(), json)
+        return
+    for piece in lm.stream(question, **settings):
+        print(_shown(piece.text), end="", flush=True)
+    print()
+
+
+def _between(lm: LanguageModel, read: str | None, write: str | None) -> LanguageModel:
+    from athanor.engine.source_model import SourceModel
+
+    if read is None and write is None:
+        return lm
+    if not isinstance(lm, SourceModel):
+        raise DataError("This model has no languages to choose.", "--from and --to are for M2M-100 and NLLB.")
+    return lm.between(read, write)
+
+
+def _print_replies(replies: Sequence[Reply], json: bool) -> None:
+    """As one object, with a list of several; or as text, several with an empty line between."""
     if not json:
-        print()
+        print("\n\n".join(_shown(reply.text) for reply in replies))
+        return
+    from athanor.engine.answer_file import told
+
+    told_of = [told(reply) | {"tokens": reply.tokens, "timings": reply.timings} for reply in replies]
+    print_json(told_of[0] if len(replies) == 1 else {"answers": told_of})
+
+
+def _shown(text: str) -> str:
+    """A terminal acts on control characters, a file should get all that was said."""
+    from athanor.engine.terminal_chat import printable
+
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def _answer_file(

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from athanor.base.errors import AthanorError, DataError
 from athanor.base.files import fingerprint, read_jsonl
 from athanor.base.progress import progress
-from athanor.engine.constraint import KEYWORDS, constraint_of
-from athanor.engine.language_model import LanguageModel, Underway
+from athanor.engine.constraint import KEYWORDS
+from athanor.engine.language_model import LanguageModel, Reply, Underway
 from athanor.engine.sampling import Sampling
 
-_Line = tuple[int, Any, Any, dict[str, Any]]  # its number, id, prompt and constraint
 _AHEAD = 256  # prompts that are submitted before the first of them is answered
 
 
@@ -39,19 +38,18 @@ def answer_file(
 ) -> Answered:
     """Answers every line of `source` in `target`.
 
-    A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id" and a
-    constraint of its own ("any_json", "json_schema", "regex", "choices" or "grammar"). chat: texts are messages to be
-    answered. name: of the model. Raises DataError for lines that are nothing of this, or a
-    target that belongs to something else.
+    A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id", which
+    is handed through, and settings of `Sampling` or a constraint that count for this line instead of `changes`.
+    chat: texts are messages to be answered. name: of the model. Raises DataError for lines that are nothing of this, or
+    a target that belongs to something else.
     """
-    settings = lm.sampling(changes)
-    lines = [_read(line, number, source, chat) for number, line in _lines(source)]
-    prints = [fingerprint([name, prompt, own, asdict(settings)]) for _, prompt, own in lines]
+    lines = [_read(line, f"Line {number} of {source}", lm, changes, chat) for number, line in _lines(source)]
+    prints = [fingerprint([name, line.prompt, asdict(line.settings)]) for line in lines]
     done = _answered(target, prints)
     tokens, refused = sum(line.get("tokens", 0) for line in done), sum("error" in line for line in done)
-    rest = [(i, *lines[i]) for i in range(len(done), len(lines))]
+    rest = list(enumerate(lines))[len(done) :]
     with target.open("a", encoding="utf-8") as file, progress("Answering", total=len(rest), unit="prompt") as bar:
-        for number, answer in zip(range(len(done), len(lines)), _answers(lm, rest, settings), strict=True):
+        for number, answer in zip(range(len(done), len(lines)), _answers(lm, rest), strict=True):
             file.write(json.dumps({**answer, "asked": prints[number]}, ensure_ascii=False) + "\n")
             file.flush()
             tokens, refused = tokens + answer.get("tokens", 0), refused + ("error" in answer)
@@ -74,20 +72,46 @@ def _lines(source: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"Line {number} of {source} is not JSON ({error}).", "Write a JSON value a line.") from None
 
 
-def _read(line: Any, number: int, source: Path, chat: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """The id, the prompt and the constraint of a line."""
-    found = line if isinstance(line, dict) else {"prompt": line}
-    prompt = found.get("messages", found.get("prompt"))
-    if not (isinstance(prompt, str) and "messages" not in found) and not (
-        isinstance(prompt, list) and "messages" in found
-    ):
+def told(reply: Reply) -> dict[str, Any]:
+    """What is written of an answer: its text, and the log-probabilities that were asked for."""
+    said: dict[str, Any] = {"text": reply.text, "finish_reason": reply.finish_reason}
+    if reply.score is not None:
+        said |= {"score": reply.score, "logprob": sum(reply.logprobs)}
+    if reply.top:
+        each = zip(reply.tokens, reply.logprobs, reply.top, strict=True)
+        said["logprobs"] = [
+            {"token": token, "logprob": logprob, "top": [asdict(one) for one in top]} for token, logprob, top in each
+        ]
+    if reply.prompt_logprobs:
+        said["prompt_logprobs"] = reply.prompt_logprobs
+    return said
+
+
+@dataclass(frozen=True)
+class _Line:
+    id: Any
+    prompt: Any
+    settings: Sampling
+
+
+def _read(line: Any, place: str, lm: LanguageModel, changes: Mapping[str, Any], chat: bool) -> _Line:
+    found = dict(line) if isinstance(line, dict) else {"prompt": line}
+    both = "prompt" in found and "messages" in found
+    prompt = found.pop("messages" if "messages" in found else "prompt", None)
+    if both or not isinstance(prompt, list if isinstance(line, dict) and "messages" in line else str):
         raise DataError(
-            f"Line {number} of {source} has no prompt.",
-            'A line is a text, {"prompt": "…"} or {"messages": […]}, as JSON.',
+            f"{place} has no prompt, or two.", 'A line is a text, {"prompt": "…"} or {"messages": […]}, as JSON.'
         )
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
-    return found.get("id"), prompt, {name: found[name] for name in KEYWORDS if name in found}
+    name = found.pop("id", None)
+    if any(keyword in found for keyword in KEYWORDS):  # a line's constraint counts instead of that of all
+        changes = {setting: value for setting, value in changes.items() if setting not in KEYWORDS}
+    try:
+        return _Line(name, prompt, lm.sampling({**changes, **found}))
+    except AthanorError as error:
+        hint = f'{error.hint} What is no setting can stand under "id".' if found else error.hint
+        raise DataError(f"{place}: {error.message}" if found else error.message, hint) from None
 
 
 def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
@@ -109,22 +133,21 @@ def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _answers(lm: LanguageModel, lines: Sequence[_Line], settings: Sampling) -> Iterator[dict[str, Any]]:
+def _answers(lm: LanguageModel, lines: Sequence[tuple[int, _Line]]) -> Iterator[dict[str, Any]]:
     """In order; what the model cannot read gives an error in place of an answer."""
     under_way: deque[tuple[dict[str, Any], Underway | None]] = deque()
     rest = iter(lines)
     try:
         while True:
             while len(under_way) < _AHEAD and (line := next(rest, None)) is not None:
-                under_way.append(_begin(lm, line, settings))
+                under_way.append(_begin(lm, *line))
             if not under_way:
                 return
             head, work = under_way[0]
             if work is not None:
                 replies = work.replies()
-                head["text"] = replies[0].text if settings.n == 1 else [reply.text for reply in replies]
-                reasons = [reply.finish_reason for reply in replies]
-                head["finish_reason"] = reasons[0] if settings.n == 1 else reasons
+                answers = [told(reply) for reply in replies]
+                head |= answers[0] if len(answers) == 1 else {key: [a[key] for a in answers] for key in answers[0]}
                 head["tokens"] = sum(len(reply.tokens) for reply in replies)
             under_way.popleft()
             yield head
@@ -134,10 +157,9 @@ def _answers(lm: LanguageModel, lines: Sequence[_Line], settings: Sampling) -> I
                 work.cancel()
 
 
-def _begin(lm: LanguageModel, line: _Line, settings: Sampling) -> tuple[dict[str, Any], Underway | None]:
-    number, name, prompt, own = line
-    head: dict[str, Any] = {"index": number} if name is None else {"index": number, "id": name}
+def _begin(lm: LanguageModel, number: int, line: _Line) -> tuple[dict[str, Any], Underway | None]:
+    head: dict[str, Any] = {"index": number} if line.id is None else {"index": number, "id": line.id}
     try:
-        return head, lm.submit(prompt, replace(settings, constraint=constraint_of(own)) if own else settings)
+        return head, lm.submit(line.prompt, line.settings)
     except AthanorError as error:
         return {**head, "error": str(error)}, None

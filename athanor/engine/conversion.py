@@ -18,6 +18,8 @@ from athanor.base.files import atomic_folder, read_json, to_json
 from athanor.engine.language_model import load
 from athanor.engine.locate import find_model
 from athanor.models.build import Model, count_parameters
+from athanor.models.config import EncoderDecoderConfig
+from athanor.models.families import Config, read_config
 from athanor.models.files import BESIDE, INDEX
 from athanor.models.folder import load_model, save_model
 from athanor.models.gguf.load import model_of
@@ -113,7 +115,15 @@ def _is_of_a_model(path: Path) -> bool:
     return path.name in (*_CARRIED, *_MORE) or path.suffix in (".safetensors", ".bin")
 
 
+def _config(folder: Path) -> Config | None:
+    path = folder / "config.json"
+    settings = read_json(path) if path.is_file() else None
+    return read_config(settings, str(path))[1] if isinstance(settings, dict) else None
+
+
 def _to_gguf(place: Path, destination: Path, form: str | None) -> Converted:
+    if place.is_dir() and isinstance(_config(place), EncoderDecoderConfig):
+        raise ModelError(f"{place} holds no decoder but an EncoderDecoder.", "GGUF files are written of decoders.")
     lm = load(place)
     form = form or ("BF16" if _is_bf16(place, lm.model) else "F16")
     words = to_gguf(lm.tokenizer, lm.model.config.vocab_size)

@@ -19,18 +19,20 @@ from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
+from athanor.engine.beams import BeamSearch
 from athanor.engine.constraint import Guidance
 from athanor.engine.drawing import NOTHING, Place, draw_places, places_of
 from athanor.engine.handle import Handle, Stream
-from athanor.engine.requests import Completion, Event, Request, TokenLogprob, request_keys
+from athanor.engine.requests import Completion, Event, Request, TokenLogprob, likeliest, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling
-from athanor.engine.scheduler import Answer, Scheduler
+from athanor.engine.scheduler import Answer, Scheduler, Source
 from athanor.engine.speculation import MOST_GUESSED, Drafter, Speculation
-from athanor.engine.text import StopText
-from athanor.models.config import ModelConfig
+from athanor.engine.text import BeginningOfText, StopText
+from athanor.models.config import EncoderDecoderConfig, ModelConfig
 from athanor.models.decoder import Decoder
+from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.tokenizer import StreamDecoder, Tokenizer
 from athanor.tokenizer.foreign import ForeignTokenizer
 
@@ -48,7 +50,7 @@ class Engine:
     def __init__(
         self,
         rung: Rung,
-        config: ModelConfig,
+        config: ModelConfig | EncoderDecoderConfig,
         tokenizer: Tokenizer | ForeignTokenizer | None = None,
         *,
         blocks: int | None = None,
@@ -56,10 +58,12 @@ class Engine:
         most_running: int = 256,
         drafter: Drafter | None = None,
     ) -> None:
-        self.rung, self.config, self.tokenizer = rung, config, tokenizer
-        blocks = _default_blocks(rung, config) if blocks is None else blocks
+        self._encoder = config.encoder if isinstance(config, EncoderDecoderConfig) else None
+        self.config = config.decoder if isinstance(config, EncoderDecoderConfig) else config
+        self.rung, self.tokenizer = rung, tokenizer
+        blocks = _default_blocks(rung, self.config) if blocks is None else blocks
         rung.allocate(blocks)
-        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running)
+        self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
         self.speculation = Speculation(drafter) if drafter else None
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
@@ -70,7 +74,7 @@ class Engine:
     @classmethod
     def of(
         cls,
-        model: Decoder,
+        model: Decoder | EncoderDecoder,
         tokenizer: Tokenizer | ForeignTokenizer | None = None,
         precision: str = "fp32",
         *,
@@ -91,26 +95,40 @@ class Engine:
 
         Raises AthanorError for one that this model or this cache cannot answer.
         """
-        request.check(self.config)
+        request.check(self.config, self._encoder)
         sampling = request.sampling
         if sampling.stop and self.tokenizer is None:
             raise AthanorError("Stop strings need a tokenizer, which this engine does not have.")
         guide = self.guidance.guide(sampling.constraint) if sampling.constraint else None
         limit = self.config.max_seq_len
-        self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens))
+        self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens), sampling.beams)
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
         stream = Stream(request, on_event)
         with self._alone():
-            for index, key in enumerate(keys):
-                text = StopText(StreamDecoder(self.tokenizer), sampling.stop) if self.tokenizer else None
-                stream.answers.append(Answer(request, index, int(key), stream, text, self._arrivals, limit))
+            source = Source(request.source) if self._encoder else None
+            for number in range(max(sampling.n, sampling.beams)):
+                index = number % sampling.n
+                answer = Answer(request, index, int(keys[index]), stream, self._text(request), self._arrivals, limit)
+                answer.source = source
+                stream.answers.append(answer)
                 self._arrivals += 1
                 if guide is not None:
                     stream.answers[-1].follow(guide.copy())
             first, *others = stream.answers
-            first.others = others
+            if sampling.beams == 1:
+                first.others = others
+            else:
+                first.beams = BeamSearch(stream.answers[:])
+                for other in others:
+                    other.beams = first.beams
             self._scheduler.wait(first)
         return Handle(self, stream)
+
+    def _text(self, request: Request) -> StopText | None:
+        if self.tokenizer is None:
+            return None
+        decoder = StreamDecoder(self.tokenizer)
+        return StopText(BeginningOfText(decoder) if request.source else decoder, request.sampling.stop)
 
     def generate(self, requests: Iterable[Request]) -> list[list[Completion]]:
         """All answers to all requests."""
@@ -178,10 +196,10 @@ class Engine:
         """As `cancel`, at the next step; may be called wherever a handle is collected."""
         self._abandoned.append(stream)
 
-    def update_weights(self, model: Decoder) -> None:
+    def update_weights(self, model: Decoder | EncoderDecoder) -> None:
         """Takes over the weights of a model with the same configuration; requests under way go on with these."""
         with self._alone():
-            self.rung.update_weights(model)
+            self.rung.update_weights(model)  # type: ignore[arg-type]
             self._scheduler.start_over()
 
     @cached_property
@@ -216,11 +234,14 @@ class Engine:
         for answer in answers:
             self._scheduler.remove(answer)
         if stream.failure is None:
-            for answer in answers:
-                stream.put(Event(answer.index, -1, 0.0, finish_reason="cancelled"))
+            for index in dict.fromkeys(answer.index for answer in answers):
+                stream.put(Event(index, -1, 0.0, finish_reason="cancelled"))
 
     def _compute(self, work: dict[Answer, int]) -> None:
         started = time.perf_counter()
+        for answer in work:
+            if answer.source is not None and answer.source.read is None:
+                answer.source.read = self.rung.encode(answer.source.tokens)  # type: ignore[attr-defined]
         drafts = self._drafts(work)
         segments = [
             self._scheduler.segment(answer, n, drafts[answer][-1].drafted if answer in drafts else ())
@@ -228,6 +249,7 @@ class Engine:
         ]
         logits = torch.from_numpy(self.rung.forward(segments))
         writing, rows, row = list[list[Place]](), list[int](), 0
+        searching: list[BeamSearch] = []
         for (answer, n), segment in zip(work.items(), segments, strict=True):
             if answer not in drafts and (
                 segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt)
@@ -243,6 +265,11 @@ class Engine:
                 continue
             if not answer.said:
                 answer.stream.cached = answer.cached
+            if answer.beams is not None:
+                if answer.beams.note(answer, logits[row - 1]):
+                    searching.append(answer.beams)
+                continue
+            if not answer.said:
                 for other in answer.others:
                     self._scheduler.fork(answer, other)
                 others = [answer, *(other for other in answer.others if other.is_running)]
@@ -255,6 +282,8 @@ class Engine:
             # A whole step's logits need not be copied where each is used once.
             whole = len(rows) == len(logits) == row
             self._say(writing, logits if whole else logits[torch.tensor(rows)])
+        for beams in searching:
+            self._search(beams)
         if self.speculation and all(answer.said for answer in work):
             self.speculation.note_step(sum(len(segment.tokens) for segment in segments), time.perf_counter() - started)
 
@@ -263,7 +292,10 @@ class Engine:
         writing = [
             answer
             for answer, n in work.items()
-            if answer.said and answer.computed >= answer.n_prompt and answer.computed + n == answer.length
+            if answer.said
+            and answer.beams is None
+            and answer.computed >= answer.n_prompt
+            and answer.computed + n == answer.length
         ]
         rows = sum(work.values())
         guesses = self.speculation.guesses(writing, rows) if self.speculation and writing else {}
@@ -281,6 +313,30 @@ class Engine:
                 drafts[answer] = places[: room + 1]
                 rows += room
         return drafts
+
+    def _search(self, beams: BeamSearch) -> None:
+        """Goes on with all beams of a request; tells the best answers when there are no better ones."""
+        stream, sampling = beams.live[0].answer.stream, beams.sampling
+        if stream.failure is not None or not beams.advance(self._scheduler):
+            return
+        answers, stream.answers = stream.answers, []
+        for answer in answers:
+            self._scheduler.remove(answer)
+        if len(beams.finished) < sampling.n:
+            stream.failure = AthanorError(
+                f"There are only {len(beams.finished)} answers.", "Ask for fewer, or allow more."
+            )
+            return
+        for answer, found in zip(answers, beams.finished[: sampling.n], strict=False):
+            *before, last = found.said.all()
+            for said in before:
+                text = answer.text.push(said.token)[0] if answer.text else ""
+                stream.put(Event(answer.index, said.token, said.logprob, text, None, said.top))
+            stops = last.token in answer.stop_ids
+            text = "" if stops or not answer.text else answer.text.push(last.token)[0]
+            text += answer.text.finish()[0] if answer.text else ""
+            reason = "stop" if stops else "length"
+            stream.put(Event(answer.index, last.token, last.logprob, text, reason, last.top, found.score))
 
     def _note_prompt(self, answer: Answer, logits: Tensor) -> None:
         start = answer.computed + 1
@@ -304,7 +360,7 @@ class Engine:
                 logprob = logprobs[row + n] if wanted or place.forced is None else 0.0
                 came_true = n < len(drafted) and drafted[n] == token
                 said.append(token)
-                self._tell(answer, token, logprob, _likeliest(everything[row + n], wanted), came_true)
+                self._tell(answer, token, logprob, likeliest(everything[row + n], wanted), came_true)
                 if answer.is_done or not came_true:
                     break
             row += len(places)
@@ -404,11 +460,9 @@ def complete(
     return [answer for group in answers for answer in group]
 
 
-def _likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
-    if not n:
-        return ()
-    values, ids = logprobs.topk(min(n, len(logprobs)))
-    return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
+def _widest_window(config: ModelConfig) -> int | None:
+    windows = [layer.attention.window for layer in config.layers]
+    return None if None in windows else max(window for window in windows if window is not None)
 
 
 def _default_blocks(rung: Rung, config: ModelConfig) -> int:

@@ -25,7 +25,9 @@ from athanor.engine.rungs import WantedFormat, open_rung, rung_of
 from athanor.engine.sampling import Sampling
 from athanor.engine.speculation import Drafter, Lookup
 from athanor.models.decoder import Decoder
-from athanor.models.folder import load_decoder
+from athanor.models.encoder import Encoder
+from athanor.models.encoder_decoder import EncoderDecoder
+from athanor.models.folder import load_model
 from athanor.models.gguf.load import model_of
 from athanor.models.gguf.reader import GgufFile
 from athanor.tokenizer import Tokenizer
@@ -43,8 +45,8 @@ class Reply:
     "length", what a constraint asks for may be incomplete.
 
     timings: prompt_tokens, cached_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the
-    first). logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the prompt's tokens from the
-    second on, where they are asked for.
+    first). score: of beam search. logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the
+    prompt's tokens from the second on, where they are asked for.
     """
 
     text: str
@@ -54,6 +56,7 @@ class Reply:
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
     prompt_logprobs: list[float] = field(default_factory=list)
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,10 @@ class LanguageModel:
 
         Closing the iterator stops the work.
         """
-        request = Request(self.prompt(prompt, tools), _single(self.sampling(sampling)), self.stop_ids)
-        gathered = _Gathered(len(request.prompt))
-        handle = self.engine.submit(request)
+        ids = self.prompt(prompt, tools)
+        request = self.request(ids, _single(self.sampling(sampling)))
+        engine, gathered = self.engine, _Gathered(len(ids))
+        handle = engine.submit(request)
         for event in handle:
             gathered.add(event)
             if event.finish_reason:
@@ -139,9 +143,14 @@ class LanguageModel:
 
     def submit(self, prompt: str | Sequence[Message], settings: Sampling) -> Underway:
         """Begins to answer a conversation or to continue a text, beside whatever else is under way."""
-        request = Request(self.prompt(prompt), settings, self.stop_ids)
-        gathered = [_Gathered(len(request.prompt)) for _ in range(settings.n)]
-        return Underway(self.engine.submit(request, partial(_add, gathered)), gathered)
+        ids = self.prompt(prompt)
+        request = self.request(ids, settings)
+        engine, gathered = self.engine, [_Gathered(len(ids)) for _ in range(settings.n)]
+        return Underway(engine.submit(request, partial(_add, gathered)), gathered)
+
+    def request(self, ids: Sequence[int], settings: Sampling) -> Request:
+        """To answer what `prompt` gave."""
+        return Request(ids, settings, self.stop_ids)
 
     def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
         """The ids of a text or of a conversation."""
@@ -155,8 +164,10 @@ class LanguageModel:
         return [*self.tokenizer.start_ids, *self.tokenizer.encode(text)] or [self.tokenizer.end_of_text_id]
 
     def sampling(self, changes: Mapping[str, Any]) -> Sampling:
-        """The defaults with `changes`; ids that are no tokens are never drawn, for a model's table may be longer than
-        its vocabulary. Raises AthanorError for a setting that does not exist or cannot be used.
+        """The defaults with `changes`. What the defaults suppress stays so beside other tokens, unless none is named;
+        ids that are no tokens are never drawn, for a model's table may be longer than its vocabulary.
+
+        Raises AthanorError for a setting that does not exist or cannot be used.
         """
         if constraint := constraint_of({name: changes[name] for name in KEYWORDS if name in changes}):
             changes = {**changes, "constraint": constraint}
@@ -166,24 +177,45 @@ class LanguageModel:
             raise AthanorError(
                 f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted({*known, *KEYWORDS}))}."
             )
-        settings = dataclasses.replace(self.defaults, **changes)
+        settings = dataclasses.replace(self.defaults, **{**_searching(self.defaults, changes), **changes})
         beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
-        return (
-            dataclasses.replace(settings, suppress_tokens=(*settings.suppress_tokens, *beyond)) if beyond else settings
-        )
+        own = self.defaults.suppress_tokens if settings.suppress_tokens else ()
+        never = dict.fromkeys([*settings.suppress_tokens, *own, *beyond])
+        return dataclasses.replace(settings, suppress_tokens=tuple(never))
 
     def as_drafter(self, target: LanguageModel) -> Drafter:
-        """This model as one that guesses for a larger one. Raises ModelError for another vocabulary."""
+        """This model as one that guesses for a larger one. Raises ModelError for another kind or vocabulary."""
+        if not isinstance(self.model, Decoder):
+            raise ModelError("An encoder–decoder cannot guess for another model.", "Take a decoder.")
         check_vocabularies(self.tokenizer, target.tokenizer)
         rung = self._rung() if self._rung else rung_of(self.model, self.precision)
         return DraftModel(rung, self.model.config.max_seq_len)
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
-        requests = [Request(ids, settings, self.stop_ids) for ids in prompts]
+        requests = [self.request(ids, settings) for ids in prompts]
         gathered = [[_Gathered(len(ids)) for _ in range(settings.n)] for ids in prompts]
         asked = [(request, partial(_add, into)) for request, into in zip(requests, gathered, strict=True)]
         handles = self.engine.answer(asked)
         return [each.reply(handle) for handle, into in zip(handles, gathered, strict=True) for each in into]
+
+
+def _searching(defaults: Sampling, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from wanting beams, or from wanting to draw. Raises AthanorError where both are wanted."""
+    draws = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+    drawing = [name for name, off in draws.items() if changes.get(name, off) != off]
+    beams = changes.get("beams", 1 if drawing else defaults.beams)
+    if not isinstance(beams, int) or beams <= 1:
+        for name in ("length_penalty", "early_stopping"):
+            if name in changes:
+                raise AthanorError(f"{name} belongs to beam search.", "Ask for 2 beams or more.")
+        return {"beams": beams}
+    if drawing:
+        name = drawing[0]
+        raise AthanorError(
+            f"{name} = {changes[name]} contradicts beams = {beams}: beam search draws nothing.",
+            f"Leave {name} out, or take beams = 1.",
+        )
+    return draws
 
 
 def _single(settings: Sampling) -> Sampling:
@@ -222,7 +254,14 @@ class _Gathered:
             "tokens_per_second": (len(said.tokens) - 1) / rest if len(said.tokens) > 1 else 0.0,
         }
         return Reply(
-            said.text, said.tokens, said.finish_reason, timings, said.logprobs, said.top, handle.prompt_logprobs
+            said.text,
+            said.tokens,
+            said.finish_reason,
+            timings,
+            said.logprobs,
+            said.top,
+            handle.prompt_logprobs,
+            said.score,
         )
 
 
@@ -282,12 +321,25 @@ def _load(place: Path, dtype: torch.dtype | None, format: WantedFormat, cache: C
         foreign = from_gguf(file.metadata, str(place))
         model, defaults = model_of(file, dtype), Sampling(suppress_tokens=foreign.never_said)
         return LanguageModel(model, foreign, defaults, rung=partial(open_rung, model, format, place, cache))
-    model = load_decoder(place, dtype)
+    loaded = load_model(place, dtype)
+    if isinstance(loaded, Encoder):
+        raise ModelError(
+            f"{place} holds no decoder but an {type(loaded).__name__}, which does not continue a text.",
+            "Take a decoder; `athanor embed` embeds texts with an encoder.",
+        )
     tokenizer = Tokenizer.load(place) if (place / "athanor.json").is_file() else from_folder(place)
-    return LanguageModel(model, tokenizer, _defaults(place), rung=partial(open_rung, model, format, cache=cache))
+    rung = partial(open_rung, loaded, format, cache=cache)
+    if isinstance(loaded, EncoderDecoder):
+        from athanor.engine.source_model import source_model
+
+        return source_model(place, loaded, tokenizer, rung)
+    return LanguageModel(loaded, tokenizer, defaults_of(place), rung=rung)
 
 
-def _defaults(folder: Path) -> Sampling:
+def defaults_of(folder: Path, samples: bool = True) -> Sampling:
+    """What `generation_config.json` says. samples: or greedy, whatever it says. Raises ModelError for what cannot be
+    used.
+    """
     path = folder / "generation_config.json"
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
@@ -296,6 +348,15 @@ def _defaults(folder: Path) -> Sampling:
     given: dict[str, Any] = {name: found[name] for name in known if found.get(name) is not None}
     if isinstance(given.get("suppress_tokens"), list):
         given["suppress_tokens"] = tuple(given["suppress_tokens"])
+    if not samples:
+        given = {name: value for name, value in given.items() if name not in ("top_k", "top_p", "min_p")}
+        given["temperature"] = 0.0
+        searched = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
+        given |= {ours: found[theirs] for theirs, ours in searched.items() if found.get(theirs) is not None}
+    bad = found.get("bad_words_ids")
+    alone = [word[0] for word in bad if isinstance(word, list) and len(word) == 1] if isinstance(bad, list) else []
+    if alone:
+        given["suppress_tokens"] = (*given.get("suppress_tokens", ()), *alone)
     try:
         return Sampling(**given)
     except AthanorError as error:

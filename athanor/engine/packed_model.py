@@ -15,24 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athanor.base.errors import ModelError
+from athanor.engine.cross_attention import PagedCrossAttention
 from athanor.engine.same_bits import TILE, Compute, RowByRow, pad_rows, random_numbers
+from athanor.models.attention import CrossAttention
 from athanor.models.decoder import Decoder
 from athanor.models.moe import Experts, Moe, Router
-from athanor.models.position_config import RelativeBias
 
 
 def packed(model: Decoder, dtype: torch.dtype | None) -> Decoder:
     """A decoder whose products are row by row, and which shares all other weights with `model`.
 
-    dtype: of the products, by default that of the weights. Raises ModelError for what depends on the whole text.
+    dtype: of the products, by default that of the weights. The bias by distance is left to who attends
+    (`relative_table`). Raises ModelError for what depends on the whole text.
     """
-    for number, layer in enumerate(model.config.layers):
-        if isinstance(layer.attention.position, RelativeBias):
-            raise ModelError(f"Layer {number} has T5's relative positions, which the engine's decoder does not know.")
     kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     kept |= {id(module.watch): None for module in model.modules() if isinstance(module, Router) and module.watch}
     view = copy.deepcopy(model, kept)  # a training run that watches its experts is neither copied nor told
     view.eval()
+    view.relative_bias = None
     for module in list(view.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
@@ -41,11 +41,26 @@ def packed(model: Decoder, dtype: torch.dtype | None) -> Decoder:
                 setattr(module, name, _PackedExperts(child, dtype))
             elif isinstance(child, Router):
                 setattr(module, name, _TiledRouter(child))
+            elif isinstance(child, CrossAttention):
+                setattr(module, name, PagedCrossAttention(child))
         if isinstance(module, Moe) and module.config.capacity is not None:
             raise ModelError("Experts with a capacity depend on all of the text, which a cache does not keep.")
     head = _PackedLinear(model.head_weight, view.head.bias, dtype)
     view.head.product = lambda states, embedding: head(states)  # type: ignore[method-assign]
     return view
+
+
+@torch.inference_mode()
+def relative_table(model: Decoder) -> Tensor | None:
+    """T5's bias of the scores, (distances, heads) fp32: looked up, for computed bucket by bucket a distance could fall
+    into another one in other company.
+    """
+    if model.relative_bias is None:
+        return None
+    weight = model.relative_bias.weight
+    distances = torch.arange(model.config.max_seq_len, device=weight.device)
+    table: Tensor = model.relative_bias(distances[None, None, None]).float()[0, :, 0].T.contiguous()
+    return table
 
 
 class _PackedLinear(nn.Module):

@@ -82,6 +82,7 @@ class Group:
         self.blocks = torch.from_numpy(blocks.reshape(-1)).to(device)
         self.distance = torch.from_numpy(places[..., None]).to(device) - torch.arange(keys, device=device)
         self._hidden: dict[int | None, Tensor] = {}
+        self._relative: Tensor | None = None
         self._blocks: dict[int, Tensor] = {}
 
     def is_everything(self, rows: int) -> bool:
@@ -114,6 +115,13 @@ class Group:
                 found |= self.distance >= window
             self._hidden[window] = found[:, :, None]
         return self._hidden[window]
+
+    def relative(self, table: Tensor, kv_heads: int) -> Tensor:
+        """table: (distances, heads), of the model → (kv_heads, pieces, n, shared, keys)."""
+        if self._relative is None:
+            found = table[self.distance.clamp(0, len(table) - 1)].unflatten(-1, (kv_heads, -1))
+            self._relative = found.permute(3, 0, 1, 4, 2).contiguous()
+        return self._relative
 
 
 def groups(segments: Sequence[Segment], heads: int, block_size: int, nowhere: int, device: torch.device) -> list[Group]:
@@ -172,12 +180,14 @@ class PagedLayer:
         self._value_places = self.values.view(config.n_kv_heads, -1, config.value_dim)
         self.groups: list[Group] = []
         self.slots = self.fresh = torch.empty(0, dtype=torch.int64)
+        self.relative: Tensor | None = None
 
-    def begin(self, groups: list[Group], slots: Tensor, fresh: Tensor) -> None:
+    def begin(self, groups: list[Group], slots: Tensor, fresh: Tensor, relative: Tensor | None = None) -> None:
         """What the next `attend` is about. slots: (tokens,), block · block_size + place within; the rows behind these
-        are padding. fresh: blocks whose first place is among the slots.
+        are padding. fresh: blocks whose first place is among the slots. relative: (distances, heads), added to
+        the scores.
         """
-        self.groups, self.slots, self.fresh = groups, slots, fresh
+        self.groups, self.slots, self.fresh, self.relative = groups, slots, fresh, relative
 
     def attend(
         self,
@@ -223,6 +233,8 @@ class PagedLayer:
         """(pieces · n, heads, key_dim) → (pieces · n, heads, value_dim), computed in fp32."""
         n, kv_heads = group.n, len(self.keys)
         bias = _bias(group, config, scale, kv_heads)
+        if self.relative is not None:
+            bias = group.relative(self.relative, kv_heads)
         hidden = group.hidden(config.window)
         queries = queries.float().view(group.size, n, kv_heads, -1, queries.shape[-1])
         weights = _weights(
@@ -263,7 +275,7 @@ def _weights(
     kv_heads, pieces, attended_keys, _ = keys.shape
     shape = kv_heads, pieces, queries.shape[1], queries.shape[3], attended_keys
     flat = queries.permute(2, 0, 1, 3, 4).reshape(kv_heads * pieces, -1, queries.shape[-1])
-    scores = _product(flat, keys.flatten(0, 1).mT).view(shape).mul_(scale)
+    scores = product(flat, keys.flatten(0, 1).mT).view(shape).mul_(scale)
     cap = config.soft_cap if isinstance(config, AttentionConfig) else None
     if cap is not None:
         scores = scores.div_(cap).tanh_().mul_(cap)
@@ -274,11 +286,11 @@ def _weights(
 
 def _mixed(weights: Tensor, values: Tensor) -> Tensor:
     """(pieces, n, kv_heads, shared, value_dim)."""
-    mixed = _product(weights.flatten(0, 1).flatten(1, 2), values.flatten(0, 1))
+    mixed = product(weights.flatten(0, 1).flatten(1, 2), values.flatten(0, 1))
     return mixed.view(*weights.shape[:-1], -1).permute(1, 2, 0, 3, 4)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor) -> Tensor:
     """torch.bmm, row by row: left (batch, rows, in), right (batch, in, out)."""
     n_in, n_out = right.shape[1:]
     across = right.stride(1) == 1

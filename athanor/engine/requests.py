@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.randomness import request_key
@@ -15,8 +16,9 @@ from athanor.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Request:
-    """prompt: ids. stop_ids: what ends an answer, besides the sampling's. keys: of the noise, one an answer, by default
-    made from the sampling's seed. salt: requests with different ones share no prefix in the cache.
+    """prompt: ids; for an encoder–decoder, what an answer begins with, and source: what is answered. stop_ids: what
+    ends an answer, besides the sampling's. keys: of the noise, one an answer, by default made from the sampling's seed.
+    salt: requests with different ones share no prefix in the cache.
     """
 
     prompt: Sequence[int]
@@ -24,20 +26,44 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     keys: Sequence[int] | None = None
     salt: str = ""
+    source: Sequence[int] = ()
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises AthanorError for what this model cannot answer."""
-        limit, vocab_size = config.max_seq_len, config.vocab_size
-        if not 0 < len(self.prompt) < limit:
-            what = "is empty" if not self.prompt else f"has {len(self.prompt)} tokens"
-            raise AthanorError(f"The prompt {what}.", f"This model takes from 1 to {limit - 1} tokens.")
-        low, high = min(self.prompt), max(self.prompt)
-        if low < 0 or high >= vocab_size:
-            wrong = low if low < 0 else high
-            raise AthanorError(f"The prompt has id {wrong}.", f"This model has ids from 0 to {vocab_size - 1}.")
+    def check(self, config: ModelConfig, encoder: ModelConfig | None = None) -> None:
+        """Raises AthanorError for what this model cannot answer. encoder: of its sources, if it reads any."""
+        vocab_size = config.vocab_size
+        _check_ids("prompt", self.prompt, config.max_seq_len - 1, vocab_size)
+        if encoder is not None:
+            _check_ids("source", self.source, encoder.max_seq_len, encoder.vocab_size)
+        elif self.source:
+            raise AthanorError("This model reads no source.", "It continues its prompt.")
         if self.keys is not None and len(self.keys) != self.sampling.n:
             raise AthanorError(f"{len(self.keys)} keys were given for {self.sampling.n} answers.", "Give one for each.")
         self.sampling.check(vocab_size)
+        self._check_choice(vocab_size)
+
+    def _check_choice(self, vocab_size: int) -> None:
+        """Raises AthanorError where no token could be drawn before `min_tokens`."""
+        sampling = self.sampling
+        if not sampling.min_tokens:
+            return
+        barred = {*sampling.suppress_tokens, *sampling.stop_ids, *self.stop_ids}
+        left = set(sampling.allowed_tokens) - barred if sampling.allowed_tokens else vocab_size - len(barred)
+        if not left:
+            raise AthanorError(
+                f"Nothing can be said before min_tokens = {sampling.min_tokens}: all tokens are barred or end it.",
+                "Allow more tokens, or take min_tokens = 0.",
+            )
+
+
+def _check_ids(name: str, ids: Sequence[int], longest: int, vocab_size: int) -> None:
+    if not 0 < len(ids) <= longest:
+        what = "is empty" if not ids else f"has {len(ids)} tokens"
+        raise AthanorError(f"The {name} {what}.", f"This model takes from 1 to {longest} tokens.")
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise AthanorError(
+            f"The {name} has id {low if low < 0 else high}.", f"This model has ids from 0 to {vocab_size - 1}."
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,8 @@ class Event:
     text: what became certain with it, if the engine has a tokenizer. top: the likeliest tokens, if asked for.
     finish_reason: None, or on an answer's last event "stop" (a stop token or text, or a constraint that is satisfied
     and lets nothing follow), "length" or "cancelled". Where an answer ends without a token, that is −1. A token that a
-    constraint forces is not computed unless `logprobs` are asked for; its log-probability is then given as 0.
+    constraint forces is not computed unless `logprobs` are asked for; its log-probability is then given as 0. score: on
+    the last event of what beam search found.
     """
 
     index: int
@@ -65,17 +92,21 @@ class Event:
     text: str = ""
     finish_reason: str | None = None
     top: tuple[TokenLogprob, ...] = ()
+    score: float | None = None
 
 
 @dataclass
 class Completion:
-    """tokens: what was said, a stop token included. logprobs: one a token; top: the likeliest at each, if asked for."""
+    """tokens: what was said, a stop token included. logprobs: one a token; top: the likeliest at each, if asked for.
+    score: of beam search.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = "length"
     text: str = ""
     top: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    score: float | None = None
 
     def add(self, event: Event) -> None:
         if event.token >= 0:
@@ -84,7 +115,16 @@ class Completion:
             if event.top:
                 self.top.append(event.top)
         self.text += event.text
+        self.score = event.score
         self.finish_reason = event.finish_reason or self.finish_reason
+
+
+def likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
+    """logprobs: (vocabulary,)."""
+    if not n:
+        return ()
+    values, ids = logprobs.topk(min(n, len(logprobs)))
+    return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def gather(events: Iterable[Event], n: int) -> list[Completion]:

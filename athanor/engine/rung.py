@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,9 +28,10 @@ class Segment:
 
     tokens: (n,) int32, n at least 1. start: the place of the first in its sequence; all places before it are in the
     cache. blocks: (ceil((start + n) / block_size),) int32, the sequence's blocks in order, into which the rung writes
-    the keys and values of the n tokens. wanted: how many of the last places need logits (0 while a prompt is read, 1
-    for the next token, k + 1 to verify k drafted tokens, n for the log-probabilities of a prompt). before: the last
-    `LOOKBACK` tokens before them, or all where there are fewer.
+    the keys and values of the n tokens; for places that all windows have passed, any block of the sequence. wanted: how
+    many of the last places need logits (0 while a prompt is read, 1 for the next token, k + 1 to verify k drafted
+    tokens, n for the log-probabilities of a prompt). before: the last `LOOKBACK` tokens before them, or all where there
+    are fewer. source: for an encoder–decoder, what the rung's `encode` gave.
     """
 
     tokens: np.ndarray
@@ -38,6 +39,7 @@ class Segment:
     blocks: np.ndarray
     wanted: int
     before: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    source: Any = None
 
 
 class Rung(Protocol):

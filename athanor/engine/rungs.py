@@ -20,19 +20,23 @@ from athanor.engine.native.packing import Format
 from athanor.engine.native.weights import unsupported
 from athanor.engine.native_rung import NativeRung
 from athanor.engine.rung import Cache, Rung
+from athanor.engine.source_rung import SourceRung
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.decoder import Decoder
+from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.models.gguf.blocks import read_blocks
 
 WantedFormat = Literal["auto", "fp32", "bf16", "int8", "int4"]
 _STORED: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp32", torch.float32: "fp32"}
 
 
-def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = None, cache: Cache = "auto") -> Rung:
-    """file: the GGUF file that the model was read from, if it was; its blocks are taken as they are but for "fp32" and
-    "bf16", whatever their bits, for quantised twice they would be worth less; of formats that no kernel knows they are
-    converted, and how much that changes is said. "int8" and "int4" round activations to 8
-    bits, which reads prompts twice as fast. cache: of keys and values; "int8" takes half the memory.
+def open_rung(
+    model: Decoder | EncoderDecoder, form: WantedFormat = "auto", file: Path | None = None, cache: Cache = "auto"
+) -> Rung:
+    """file: the GGUF file that the model was read from, if it was. Its blocks are computed with but for "fp32" and
+    "bf16", whatever their bits, for quantised twice they would be worth less; those of formats that no kernel knows are
+    converted, and how much that changes is said. "int8" and "int4" round activations to 8 bits. cache: of keys and
+    values; "int8" takes half the memory.
 
     Raises ModelError for a format that this model cannot have here.
     """
@@ -41,8 +45,12 @@ def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = N
     if cache not in get_args(Cache):
         raise ModelError(f"There is no number format {cache!r} of keys and values.", "Accepted: auto, int8.")
     device = next(model.parameters()).device
-    reason = unsupported(model.config) if device.type == "cpu" else f"it is on {device}"
-    if not reason:
+    reason = f"it is on {device}"
+    if isinstance(model, EncoderDecoder):
+        reason = "it is an encoder and a decoder"
+    elif device.type == "cpu":
+        reason = unsupported(model.config)
+    if not reason and isinstance(model, Decoder):
         try:
             return _native(model, form, file, cache)
         except NativeError as error:
@@ -52,13 +60,18 @@ def open_rung(model: Decoder, form: WantedFormat = "auto", file: Path | None = N
             f"The format {form} needs the kernels in C, which cannot execute this model here: {reason}.",
             "Take bf16, fp32 or auto.",
         )
-    return TorchRung(model, "fp32" if form == "auto" else form, cache)
+    precision = "fp32" if form == "auto" else form
+    if isinstance(model, EncoderDecoder):
+        return SourceRung(model, precision, cache)
+    return TorchRung(model, precision, cache)
 
 
-def rung_of(model: Decoder, precision: str) -> Rung:
+def rung_of(model: Decoder | EncoderDecoder, precision: str) -> Rung:
     """The fastest that computes as training does. precision: of training's products; only fp32 is that of a rung of
     the kernels, for bf16 weights alone would be another thing than `autocast`.
     """
+    if isinstance(model, EncoderDecoder):
+        return SourceRung(model, precision)
     if precision == "fp32" and next(model.parameters()).device.type == "cpu" and not unsupported(model.config):
         with suppress(NativeError):
             return NativeRung(model, "fp32")

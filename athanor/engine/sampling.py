@@ -7,13 +7,14 @@ top-p, min-p, typical.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ class Sampling:
     logit_bias: (id, what is added to its logit) pairs, or a mapping. suppress_tokens: ids that are never drawn.
     allowed_tokens: the only ids that are. stop: texts that end the answer and are not part of it. stop_ids: ids that
     end it besides the model's own. min_tokens: before these nothing ends it. seed None: a fresh one for each request.
+    beams: above 1 the likeliest answers are searched with so many instead of drawn (temperature 0), and n of them told;
+    scores are sums of log-probabilities over length ** length_penalty; early_stopping: True ends the search with
+    `beams` answers that have ended, False when it expects no better one, "never" when there can be none.
     n: answers. logprobs: how many of the likeliest tokens are told beside each. prompt_logprobs: also tell the
     log-probabilities of the prompt's tokens. constraint: what an answer may look like; stop
     tokens then end it only where it may end, and min_tokens hold only while something may follow. Stop strings end it
@@ -56,6 +60,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     seed: int | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     n: int = 1
     logprobs: int = 0
     prompt_logprobs: bool = False
@@ -68,18 +75,39 @@ class Sampling:
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        if isinstance(self.logit_bias, dict):
-            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
+        if isinstance(self.logit_bias, dict | list):
+            object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         for name, (kind, valid, accepted) in _ACCEPTED.items():
             value = getattr(self, name)
-            if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not valid(value):
+            if (
+                (isinstance(value, bool) and kind not in (bool, bool | str))
+                or not isinstance(value, kind)
+                or not valid(value)
+            ):
                 raise AthanorError(f"{name} = {value} cannot be used.", f"Accepted: {accepted}.")
         if self.min_tokens > self.max_tokens:
             raise AthanorError(
                 f"min_tokens = {self.min_tokens} is more than max_tokens = {self.max_tokens}.", "Change one of them."
             )
+        if self.beams > 1:
+            self._check_beams()
         if self.allowed_tokens and not set(self.allowed_tokens) - set(self.suppress_tokens):
             raise AthanorError("All of allowed_tokens are among suppress_tokens.", "Nothing could be said.")
+
+    def _check_beams(self) -> None:
+        drawing = {"temperature": 0, "top_k": 0, "min_p": 0, "typical_p": 1}
+        for name, off in drawing.items():
+            if getattr(self, name) != off:
+                raise AthanorError(
+                    f"{name} = {getattr(self, name)} contradicts beams = {self.beams}: beam search draws nothing.",
+                    f"Take {name} = {off}, or beams = 1.",
+                )
+        if self.constraint is not None:
+            raise AthanorError("A constraint does not go with beams.", "Take beams = 1 and temperature 0.")
+        if self.n > self.beams:
+            raise AthanorError(f"n = {self.n} answers are more than beams = {self.beams}.", "Change one of them.")
+        if self.stop:
+            raise AthanorError("stop does not go with beams: only tokens end a beam.", "Take stop_ids.")
 
     @property
     def filters(self) -> tuple[float, ...]:
@@ -95,6 +123,17 @@ class Sampling:
                 raise AthanorError(f"{name} names ids that this model of {vocab_size} does not have.")
         if len(set(self.suppress_tokens)) >= vocab_size:
             raise AthanorError("suppress_tokens names all ids.", "Nothing could be said.")
+
+
+def _pairs(biases: dict[Any, Any] | list[Any]) -> tuple[Any, ...]:
+    """As JSON has them: an object, whose keys are texts, or a list of lists."""
+    pairs = biases.items() if isinstance(biases, dict) else biases
+    return tuple(
+        (int(pair[0]) if str(pair[0]).isdecimal() else pair[0], *pair[1:])
+        if isinstance(pair, list | tuple) and pair
+        else pair
+        for pair in pairs
+    )
 
 
 def _are_ids(value: Any) -> bool:
@@ -123,6 +162,9 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
     "min_tokens": (Integral, lambda x: x >= 0, "0 or more"),
     "seed": (Integral | None, lambda x: True, "a whole number, or none"),
+    "beams": (Integral, lambda x: 1 <= x <= 256, "1 to 256"),
+    "length_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100"),
+    "early_stopping": (bool | str, lambda x: x in (True, False, "never"), 'true, false or "never"'),
     "n": (Integral, lambda x: 1 <= x <= 4096, "1 to 4096"),
     "logprobs": (Integral, lambda x: 0 <= x <= 100, "0 to 100"),
     "prompt_logprobs": (bool, lambda x: True, "true or false"),
@@ -163,6 +205,12 @@ class Adjustment:
             self._there.add(token)
         if self._counted:
             self._said[token] += 1
+
+    def branch(self) -> Adjustment:
+        """The same, to go on by itself."""
+        other = copy.copy(self)
+        other._there, other._said = set(self._there), Counter(self._said)
+        return other
 
     def acts(self, said: int) -> bool:
         """Whether logits would be changed after so many tokens."""

@@ -3,7 +3,7 @@
 Answers that are being written go first, a token each; what is left of the step's tokens goes to prompts, in parts if
 they are long, in the order of arrival. When blocks run out, the answer that came last is put aside with its cache
 (bit for bit: nothing is computed twice) and comes back as soon as there is
-room.
+room. Where every layer has a window, blocks that no later token can see are given back while an answer goes on.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from bisect import bisect, insort
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,15 +26,25 @@ from athanor.engine.sampling import Adjustment
 from athanor.engine.text import StopText
 
 if TYPE_CHECKING:
+    from athanor.engine.beams import BeamSearch
     from athanor.engine.handle import Stream
+
+
+@dataclass
+class Source:
+    """What answers of an encoder–decoder are about. read: what the rung's `encode` gave, once one of them runs."""
+
+    tokens: Sequence[int]
+    read: Any = None
 
 
 class Answer:
     """One answer under way. tokens: (n,) int32, prompt and what was said; computed: how many of them are in the cache.
 
-    stream: where its events go. saved: its blocks' contents while it is put aside. others: answers to the same prompt,
-    which start when this one has read it. guide: where it stands within its constraint; forced: what
-    it has to say next. chance: that a token guessed for it comes true, as far as that is known.
+    stream: where its events go. saved: its blocks' contents while it is put aside. passed: how many of its first blocks
+    are given back, because all windows have passed them. others: answers to the same prompt, which start when this one
+    has read it. guide: where it stands within its constraint; forced: what it has to say next. chance: that a token
+    guessed for it comes true, as far as that is known.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class Answer:
         self._tokens[: self.n_prompt] = request.prompt
         self.length, self.computed, self.entered = self.n_prompt, 0, 0
         self.blocks: list[int] = []
+        self.passed = 0
         self.node: Node = -1
         self.saved: np.ndarray | None = None
         self.is_running = False
@@ -60,6 +72,8 @@ class Answer:
         self.forced: Sequence[int] = ()
         self.chance: float | None = None
         self.is_done = False
+        self.source: Source | None = None
+        self.beams: BeamSearch | None = None
 
     def __lt__(self, other: Answer) -> bool:
         return self.arrival < other.arrival
@@ -75,6 +89,11 @@ class Answer:
     @property
     def said(self) -> int:
         return self.length - self.n_prompt
+
+    def become(self, other: Answer) -> None:
+        """Has said what `other` has."""
+        self._tokens[: other.length] = other.tokens
+        self.length, self.adjustment = other.length, other.adjustment.branch()
 
     def push(self, token: int) -> None:
         self._tokens[self.length] = token
@@ -96,26 +115,38 @@ class Answer:
 
 
 class Scheduler:
-    """most_tokens: computed in a step; most_running: answers in it."""
+    """most_tokens: computed in a step; most_running: answers in it. window: of the layer that sees furthest, if all
+    have one.
+    """
 
-    def __init__(self, rung: Rung, blocks: int, most_tokens: int, most_running: int) -> None:
+    def __init__(self, rung: Rung, blocks: int, most_tokens: int, most_running: int, window: int | None = None) -> None:
         self.rung, self.pool = rung, BlockPool(blocks, rung.block_size)
-        self.most_tokens, self.most_running = most_tokens, most_running
+        self.most_tokens, self.most_running, self.window = most_tokens, most_running, window
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []
         self.preemptions = 0
 
-    def check(self, longest: int) -> None:
+    def check(self, longest: int, beams: int = 1) -> None:
         """Raises AthanorError for an answer that would not fit even alone."""
-        if self._blocks_for(longest) > self.pool.n:
+        if beams * self._most_blocks(longest) > self.pool.n:
             places = self.pool.n * self.pool.block_size
+            each = f" in each of {beams} beams" if beams > 1 else ""
             raise AthanorError(
-                f"Prompt and answer may take {longest} tokens; the cache holds {places}.",
+                f"Prompt and answer may take {longest} tokens{each}; the cache holds {places}.",
                 "Ask for fewer tokens, or give the engine more memory.",
             )
+        if beams > self.most_running:
+            raise AthanorError(f"beams = {beams}, but only {self.most_running} answers are written at a time.")
 
     def _blocks_for(self, places: int) -> int:
         return -(-places // self.pool.block_size)
+
+    def _most_blocks(self, places: int) -> int:
+        """That an answer of so many places ever has."""
+        found = self._blocks_for(places)
+        if self.window is None:
+            return found
+        return min(found, self._blocks_for(self.window + self.most_tokens) + 1)
 
     def schedule(self) -> dict[Answer, int]:
         """Answers and how many of their tokens are computed now; all of them have their blocks."""
@@ -123,9 +154,14 @@ class Scheduler:
         for answer in sorted(self.running, key=lambda answer: answer.pending > 1):  # those that write first
             if answer.is_running:
                 self._add(answer, work)
-        while self.waiting and len(self.running) < self.most_running and sum(work.values()) < self.most_tokens:
-            if not self._admit(self.waiting[0]):
-                break
+        while self.waiting and sum(work.values()) < self.most_tokens:
+            spare = len(self.running) if work else 0
+            if len(self.running) >= self.most_running or not self._admit(self.waiting[0], spare):
+                # Beams that wait for one that was put aside have nothing to do, and make room for it.
+                if work or not self.running or self.running[-1] < self.waiting[0]:
+                    break
+                self._put_aside(self.running[-1])
+                continue
             answer = self.waiting.popleft()
             answer.is_running = True
             insort(self.running, answer)
@@ -152,62 +188,108 @@ class Scheduler:
     def _put_aside(self, answer: Answer) -> None:
         self.preemptions += 1
         if answer.computed:
-            answer.saved = self.rung.read_blocks(answer.blocks[: self._blocks_for(answer.computed)])
+            answer.saved = self._contents(answer)
         self._drop_blocks(answer)
         self._stop_running(answer)
         self.wait(answer)
+
+    def _contents(self, answer: Answer) -> np.ndarray:
+        return self.rung.read_blocks(answer.blocks[answer.passed : self._blocks_for(answer.computed)])
 
     def wait(self, answer: Answer) -> None:
         """Puts it among those that wait, by arrival."""
         place = bisect(self.waiting, answer)
         self.waiting.insert(place, answer)
 
-    def _admit(self, answer: Answer) -> bool:
-        """Whether there is room for all that it has so far, and a block for each that runs; then it has a beginning of
-        it: what was put aside, or what others have computed.
+    def _admit(self, answer: Answer, spare: int) -> bool:
+        """Whether there is room for all that it has so far, and `spare` blocks for those that run; then it has a
+        beginning of it: what was put aside, or what others have computed.
         """
-        spare = len(self.running)
+        most = self._most_blocks(answer.length)
         if answer.saved is not None:
-            if self._blocks_for(answer.length) + spare > self.pool.available:
+            if min(self._blocks_for(answer.length) - answer.passed, most) + spare > self.pool.available:
                 return False
-            answer.blocks = self.pool.take(len(answer.saved))
-            self.rung.write_blocks(answer.blocks, answer.saved)
+            blocks = self.pool.take(len(answer.saved))
+            self.rung.write_blocks(blocks, answer.saved)
+            answer.blocks = [-1] * answer.passed + blocks
             answer.saved = None
             return True
-        node, found = self.pool.root(answer.request.salt), list[int]()
-        if not answer.request.sampling.prompt_logprobs:
-            node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
-        if self._blocks_for(answer.length) - len(found) + spare > self.pool.available:
-            self.pool.release(found)
+        if not self._has_room_for(answer.source):
             return False
-        answer.node, answer.blocks, answer.entered = node, found, len(found)
+        node, found = self.pool.root(answer.request.salt), list[int]()
+        if not answer.request.sampling.prompt_logprobs and answer.source is None:
+            node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
+        answer.node, answer.blocks, answer.entered, answer.passed = node, found, len(found), 0
         answer.computed = answer.cached = len(found) * self.pool.block_size
+        self._pass(answer)
+        kept = len(found) - answer.passed
+        if min(self._blocks_for(answer.length) - len(found), most - kept) + spare > self.pool.available:
+            self._drop_blocks(answer)
+            answer.computed = answer.entered = answer.passed = 0
+            return False
         return True
+
+    def _has_room_for(self, source: Source | None) -> bool:
+        """Whether all sources that are kept have no more tokens than the cache has places; one is always kept."""
+        if source is None or source.read is not None:
+            return True
+        running = [answer.source for answer in self.running]
+        waiting = [answer.source for answer in self.waiting if answer.source is not None and answer.source.read]
+        held = {id(one): len(one.tokens) for one in [*running, *waiting] if one is not None}
+        return not held or sum(held.values()) + len(source.tokens) <= self.pool.n * self.pool.block_size
 
     def advance(self, answer: Answer, n: int) -> None:
         """Notes that n more tokens are in the cache; full blocks become known to others."""
         answer.computed += n
         size = self.pool.block_size
-        while (end := (answer.entered + 1) * size) <= answer.computed:
+        while (end := (answer.entered + 1) * size) <= answer.computed and answer.source is None:
             ids = answer.tokens[end - size : end]
             answer.node = self.pool.enter(answer.node, ids, answer.blocks[answer.entered])
             answer.entered += 1
+        self._pass(answer)
+
+    def _pass(self, answer: Answer) -> None:
+        """Gives back the blocks before the first that later tokens see."""
+        if self.window is None:
+            return
+        first = min((answer.computed + 1 - self.window) // self.pool.block_size, len(answer.blocks) - 1)
+        if first > answer.passed:
+            self.pool.release(answer.blocks[answer.passed : first])
+            answer.blocks[:first] = [-1] * first
+            answer.passed = first
 
     def fork(self, answer: Answer, other: Answer) -> None:
         """Lets `other`, with the same prompt, go on where `answer` stands; it waits if there is no room."""
-        full = answer.computed // self.pool.block_size
-        rest = answer.computed % self.pool.block_size
         if len(self.running) >= self.most_running or self.pool.available < 1 + len(self.running):
             self.wait(other)
             return
+        self._share(answer, other)
+        other.cached = other.computed
+
+    def branch(self, answer: Answer, other: Answer) -> None:
+        """Lets `other` be what `answer` is, whatever it was, to go on differently."""
+        self.remove(other)
+        other.become(answer)
+        if answer.is_running and self.pool.available and len(self.running) < self.most_running:
+            self._share(answer, other)
+            return
+        other.passed, other.node, other.entered, other.computed = (
+            answer.passed, answer.node, answer.entered, answer.computed
+        )  # fmt: skip
+        other.saved = self._contents(answer) if answer.is_running else answer.saved
+        self.wait(other)
+
+    def _share(self, answer: Answer, other: Answer) -> None:
+        full = answer.computed // self.pool.block_size
+        rest = answer.computed % self.pool.block_size
         other.blocks = answer.blocks[:full]
-        self.pool.share(other.blocks)
+        self.pool.share(other.blocks[answer.passed :])
         if rest:
             (block,) = self.pool.take(1)
             self.rung.copy_block(answer.blocks[full], block)
             other.blocks = [*other.blocks, block]
+        other.passed = answer.passed
         other.node, other.entered, other.computed = answer.node, answer.entered, answer.computed
-        other.cached = other.computed
         other.is_running = True
         insort(self.running, other)
 
@@ -225,7 +307,7 @@ class Scheduler:
         self.running.remove(answer)
 
     def _drop_blocks(self, answer: Answer) -> None:
-        self.pool.release(answer.blocks)
+        self.pool.release(answer.blocks[answer.passed :])
         answer.blocks = []
 
     def start_over(self) -> None:
@@ -233,8 +315,12 @@ class Scheduler:
         self.pool.forget()
         for answer in [*self.running, *self.waiting]:
             self._drop_blocks(answer)
-            answer.saved, answer.computed, answer.entered = None, 0, 0
+            answer.saved, answer.computed, answer.entered, answer.passed = None, 0, 0, 0
             answer.node = self.pool.root(answer.request.salt)
+            if answer.source is not None:
+                answer.source.read = None
+            if answer.beams is not None:
+                answer.beams.start_over()
 
     def extend(self, answer: Answer, n: int) -> int:
         """Takes blocks for n tokens after those that are known, as far as nobody else will miss them; for how many."""
@@ -249,10 +335,13 @@ class Scheduler:
         """
         start, end = answer.computed, answer.computed + n + len(drafted)
         blocks = np.array(answer.blocks[: self._blocks_for(end)], dtype=np.int32)
+        blocks[: answer.passed] = blocks[answer.passed]
         wanted = int(answer.computed + n == answer.length) + len(drafted)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
         tokens = answer.tokens[start : start + n]
         if drafted:
             tokens = np.append(tokens, np.array(drafted, dtype=np.int32))
-        return Segment(tokens, start, blocks, wanted, answer.tokens[max(0, start - LOOKBACK) : start])
+        before = answer.tokens[max(0, start - LOOKBACK) : start]
+        source = None if answer.source is None else answer.source.read
+        return Segment(tokens, start, blocks, wanted, before, source)

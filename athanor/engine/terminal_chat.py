@@ -7,8 +7,12 @@ for `/save`. An answer that was stopped stays in the conversation as far as it w
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import unicodedata
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -43,31 +47,44 @@ def printable(text: str) -> str:
 class TerminalChat:
     """The conversation and what may be done with it.
 
-    sampling: settings as `LanguageModel.chat` takes them. answers, notes: where the model, and where we speak.
+    loading: gives the model, perhaps later: the first answer waits for it. sampling: settings as `LanguageModel.chat`
+    takes them. answers, notes: where the model, and where we speak.
     """
 
     def __init__(
-        self, lm: LanguageModel, sampling: dict[str, Any], system: str | None, answers: TextIO, notes: TextIO
+        self,
+        loading: Future[LanguageModel],
+        sampling: dict[str, Any],
+        system: str | None,
+        answers: TextIO,
+        notes: TextIO,
     ) -> None:
-        self.lm, self.sampling, self.system = lm, sampling, printable(system or "")
+        self.loading, self.sampling, self.system = loading, sampling, printable(system or "")
         self.answers, self.notes = answers, notes
-        self.max_tokens = lm.sampling(sampling).max_tokens  # refuses a bad setting before the first prompt
         self.history: list[dict[str, str]] = []
         self._left_out = 0  # messages at the start of the history that the model no longer sees
         self._last: Reply | None = None
         self._said = 0
         self._saved: set[Path] = set()
+        self._tells_speed = self._waits = False
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.loading.result()
 
     def converse(self, prompt: str = "> ") -> None:
-        """Asks at the terminal until the user leaves."""
+        """Asks at the terminal until the user leaves. Raises what the loading of the model raised."""
+        self.loading.add_done_callback(self._interrupt_if_failed)
+        self._tells_speed = True
         interrupted = False
         while True:
             try:
-                line = input(prompt)
+                line = self._line(prompt)
             except EOFError:
                 self._note("")
                 return
             except KeyboardInterrupt:
+                self._raise_failure()
                 if interrupted:
                     self._note("")
                     return
@@ -81,7 +98,25 @@ class TerminalChat:
             except KeyboardInterrupt:
                 self._note("(stopped)")
             except AthanorError as error:
+                self._raise_failure()
                 self._note(str(error))
+
+    def _line(self, prompt: str) -> str:
+        self._raise_failure()
+        self._waits = True
+        try:
+            return input(prompt)
+        finally:
+            self._waits = False
+
+    def _interrupt_if_failed(self, loading: Future[LanguageModel]) -> None:
+        if loading.exception() and self._waits and hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def _raise_failure(self) -> None:
+        """Ends the conversation where there will be no model."""
+        if self.loading.done():
+            self.loading.result()
 
     def answer_lines(self, lines: Iterable[str]) -> None:
         """Answers each line of a pipe or file, the turns of one conversation. Raises AthanorError at one that cannot be
@@ -128,6 +163,8 @@ class TerminalChat:
                 self._note("(the model said nothing)")
             elif self._last.finish_reason == "length":
                 self._note(f"(cut off after {len(self._last.tokens)} tokens)")
+            if self._tells_speed:
+                self._note_speed(self._last.timings)
 
     def _end_answer(self, said: str) -> None:
         if said:
@@ -145,7 +182,7 @@ class TerminalChat:
     def _window(self) -> list[dict[str, str]]:
         """The messages for the next answer, without the oldest turns as far as needed to leave room for it."""
         context = self.lm.model.config.max_seq_len
-        room = context - min(self.max_tokens, context // 2)
+        room = context - min(self.lm.sampling(self.sampling).max_tokens, context // 2)
         before = self._left_out
         while (needed := len(self.lm.chat_prompt(self._messages()))) > room and len(self.history) - self._left_out > 2:
             self._left_out += 2
@@ -206,6 +243,14 @@ class TerminalChat:
                 f"{timings['tokens_per_second']:.0f} tokens/s, first token after {timings['first_token_seconds']:.2f} s"
             )
         return "\n".join(lines)
+
+    def _note_speed(self, timings: dict[str, float]) -> None:
+        rate = timings["tokens_per_second"]
+        text = (
+            f"first token after {timings['first_token_seconds']:.2f} s{f', then {rate:.0f} tokens/s' if rate else ''}"
+        )
+        dims = self.notes.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
+        print(f"\x1b[2m{text}\x1b[22m" if dims else text, file=self.notes, flush=True)
 
     def _note(self, text: str) -> None:
         print(printable(text), file=self.notes, flush=True)

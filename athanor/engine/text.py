@@ -14,6 +14,25 @@ class TokenBytes(Protocol):
     def finish(self) -> str: ...
 
 
+class BeginningOfText:
+    """Without the blank that some tokenizers put before a whole text: the answer goes on from nothing."""
+
+    def __init__(self, decoder: TokenBytes) -> None:
+        self._decoder, self._begun = decoder, False
+
+    def push(self, token_id: int) -> str:
+        return self._first(self._decoder.push(token_id))
+
+    def finish(self) -> str:
+        return self._first(self._decoder.finish())
+
+    def _first(self, text: str) -> str:
+        if self._begun or not text:
+            return text
+        self._begun = True
+        return text.removeprefix(" ")
+
+
 class StopText:
     """Withholds what may be the beginning of a stop string."""
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from athanor.engine.packed_model import packed
+from athanor.engine.packed_model import packed, relative_table
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
 from athanor.engine.rung import Cache, Segment
 from athanor.engine.same_bits import SIZES
@@ -44,7 +45,7 @@ class TorchRung:
             enabled = torch.is_autocast_enabled(self.device.type)
             self._products = torch.get_autocast_dtype(self.device.type) if enabled else None
         self._cached = self._products or next(model.parameters()).dtype
-        self._model = packed(model, self._products)
+        self._take(model)
         self._heads = max(layer.attention.n_heads for layer in self.config.layers)
         self._widths = _widths(self.config)
         self._stretches = any(_depends_on_length(layer) for layer in self.config.layers)
@@ -67,7 +68,11 @@ class TorchRung:
         ]
 
     def update_weights(self, model: Decoder) -> None:
+        self._take(model)
+
+    def _take(self, model: Decoder) -> None:
         self._model = packed(model, self._products)
+        self._relative = relative_table(model)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> np.ndarray:
@@ -79,7 +84,7 @@ class TorchRung:
         fresh = torch.from_numpy(blocks[places % _BLOCK == 0].astype(np.int64)).to(self.device)
         about = groups(segments, self._heads, _BLOCK, self._blocks, self.device)
         for layer in self._layers:
-            layer.begin(about, slots, fresh)
+            layer.begin(about, slots, fresh, self._relative)
         last = self.config.max_seq_len - 1 if self._stretches else 0
         padded_tokens, padded_places = np.zeros(rows, dtype=np.int64), np.full(rows, last)
         padded_tokens[:n], padded_places[:n] = tokens, places
@@ -89,12 +94,17 @@ class TorchRung:
                 torch.from_numpy(padded_tokens)[None].to(self.device),
                 positions=torch.from_numpy(padded_places)[None].to(self.device),
                 cache=self._layers,
+                source=self._sources(segments),
                 followers=_followers(memory, segments, rows, self.device) if memory else None,
             )[0]
             if not len(wanted):
                 return np.empty((0, self.config.vocab_size), dtype=np.float32)
             chosen = self._padded(hidden[torch.from_numpy(wanted).to(self.device)])
             return self._model.logits(chosen)[: len(wanted)].float().cpu().numpy()
+
+    def _sources(self, segments: Sequence[Segment]) -> list[Any] | None:
+        """For each layer what its cross-attention takes: a decoder has none."""
+        return None
 
     def _rows(self, n: int) -> int:
         """How many rows n tokens are computed as; one more where the last shows how long a text can be."""

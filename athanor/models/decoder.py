@@ -44,6 +44,7 @@ class Decoder(Stack):
         cache: Cache | Sequence[LayerCache | SequencesCache] | None = None,
         attended: int | None = None,
         followers: Followers | None = None,
+        source: Sequence[Any] | None = None,
     ) -> Tensor:
         """The final normed states (batch, time, d_model).
 
@@ -53,7 +54,7 @@ class Decoder(Stack):
         cache: a `Cache`, which grows; or one `LayerCache` a layer. attended: how many keys each of these gives, where
         rows of different lengths go on: the key at place j is that of position j. followers: what an n-gram memory
         says, where that is known better than by looking these tokens up: for text that was counted, or that goes on
-        without a `Cache`.
+        without a `Cache`. source: for each layer what its cross-attention takes, where it has one.
         """
         batch, time = batch_and_time(tokens)
         before = cache.length if isinstance(cache, Cache) else 0
@@ -81,7 +82,7 @@ class Decoder(Stack):
             followers = memory.look_up(tokens, document_ids, None if valid is None else valid[:, before:], earlier)
             if isinstance(cache, Cache):
                 cache.tokens = tokens if earlier is None else torch.cat([earlier, tokens], 1)[:, -memory.longest :]
-        states = super().forward(tokens, where, layers, followers=followers)
+        states = super().forward(tokens, where, layers, source=source, followers=followers)
         if isinstance(cache, Cache):
             cache.length += time
         return states

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def chat_with(
     answers: list[Any], context: int = 1000, **options: Any
 ) -> tuple[TerminalChat, FakeModel, io.StringIO, io.StringIO]:
     model, out, notes = FakeModel(answers, context), io.StringIO(), io.StringIO()
-    return TerminalChat(model, options, "", out, notes), model, out, notes  # type: ignore[arg-type]
+    loaded: Future[Any] = Future()
+    loaded.set_result(model)
+    return TerminalChat(loaded, options, "", out, notes), model, out, notes
 
 
 def test_turns_follow_each_other() -> None:
@@ -278,6 +281,22 @@ def test_ctrl_c_stops_an_answer_then_leaves(terminal: Terminal) -> None:
     terminal.expect("> ")
     terminal.interrupt()
     assert terminal.process.wait(20) == 0
+
+
+def test_the_speed_is_told_after_an_answer(terminal: Terminal) -> None:
+    terminal.expect("> ")
+    terminal.send("/system x\n")
+    terminal.expect("> ")
+    terminal.send("the old\n")
+    assert "\x1b" not in terminal.expect(r"first token after \d+\.\d\d s, then \d+ tokens/s\r\n> ", 60)
+
+
+def test_what_cannot_be_loaded_interrupts_the_prompt(model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pty")
+    process = Terminal("chat", str(model_folder), "--logit-bias", "100000=1")
+    process.expect("error: logit_bias names ids that this model of 384 does not have")
+    assert process.process.wait(20) == 2
+    os.close(process.parent)
 
 
 def test_ctrl_d_leaves(terminal: Terminal) -> None:

@@ -118,3 +118,97 @@ def test_lines_may_have_constraints_of_their_own(athanor: Athanor, model_folder:
     assert lines[1]["text"] == "yes"
     assert "unclosed group" in lines[2]["error"]
     assert lines[3]["text"] == "[1]"
+
+
+def test_all_settings_are_options_with_their_names(athanor: Athanor, model_folder: Path) -> None:
+    from dataclasses import fields
+
+    from athanor.cli.sampling import SETTINGS
+    from athanor.engine.sampling import Sampling
+
+    assert list(SETTINGS)
+    assert set(SETTINGS) == {field.name for field in fields(Sampling)} - {"constraint"}
+    settings = {
+        "temperature": 1.1, "top_k": 30, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95, "repetition_penalty": 1.1,
+        "presence_penalty": 0.2, "frequency_penalty": 0.1, "max_tokens": 9, "min_tokens": 9, "seed": 4, "n": 2,
+        "logprobs": 2, "logit_bias": {100: 3.5, 101: 2.0}, "suppress_tokens": [120, 121],
+        "allowed_tokens": list(range(97, 130)), "stop": ["zz", "yy"], "stop_ids": [122], "prompt_logprobs": True,
+    }  # fmt: skip
+    as_text = {"logit_bias": "100=3.5, 101=2"}
+    searched = ("beams", "length_penalty", "early_stopping")  # which exclude drawing
+    assert set(settings) == set(SETTINGS) - set(searched)
+    words: list[object] = []
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "stop":
+            words += [option, "zz", option, "yy"]
+        elif name == "prompt_logprobs":
+            words += [option]
+        else:
+            listed = ",".join(map(str, value)) if isinstance(value, list) else value
+            words += [option, as_text.get(name, listed)]
+    done = athanor("generate", model_folder, "the old", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    replies = package.load(model_folder).generate_many(["the old"], **settings)
+    found = json.loads(done.stdout)["answers"]
+    assert [answer["tokens"] for answer in found] == [reply.tokens for reply in replies]
+    assert all(len(answer["tokens"]) == 9 and len(answer["logprobs"][0]["top"]) == 2 for answer in found)
+    assert found[0]["prompt_logprobs"] == replies[0].prompt_logprobs
+
+
+def test_lines_have_settings_of_their_own(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    asked = [
+        {"prompt": "the old", "max_tokens": 3, "logit_bias": {"100": 2}, "stop": ["q"]},
+        {"prompt": "the old", "n": 2, "logprobs": 1},
+    ]
+    source.write_text("\n".join(map(json.dumps, asked)))
+    done = athanor("generate", model_folder, "--input", source, "--output", target, "--seed", "1", "--max-tokens", "6")
+    assert done.returncode == 0, done.stderr
+    lines, lm = [json.loads(line) for line in target.read_text().splitlines()], package.load(model_folder)
+    assert lines[0]["text"] == lm.generate("the old", seed=1, max_tokens=3, logit_bias={100: 2}, stop=["q"]).text
+    several = lm.generate_many(["the old"], seed=1, max_tokens=6, n=2, logprobs=1)
+    assert lines[1]["text"] == [reply.text for reply in several]
+    assert [each[0]["logprob"] for each in lines[1]["logprobs"]] == [reply.logprobs[0] for reply in several]
+    for bad, said in [
+        ({"temprature": 1}, "temprature"),
+        ({"top_p": 7}, "top_p"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ]:
+        source.write_text(json.dumps({"prompt": "x", **bad}))
+        refused = athanor("generate", model_folder, "--input", source, "--output", tmp_path / "new.jsonl")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: Line 1")
+        assert said in refused.stderr
+
+
+def test_what_contradicts_itself_has_a_sentence(athanor: Athanor, model_folder: Path) -> None:
+    for words, said in [
+        (["--stop-ids", "1,x"], "--stop-ids 1,x cannot be read"),
+        (["--logit-bias", "5:3"], "Write say 11=-5,42=2.5"),
+        (["--logprobs", "3"], "--logprobs has no place in plain text"),
+        (["--min-tokens", "9", "--max-tokens", "3"], "min_tokens = 9 is more than max_tokens = 3"),
+        (
+            ["--allowed-tokens", "5", "--stop-ids", "5", "--min-tokens", "2"],
+            "Nothing can be said before min_tokens = 2",
+        ),
+        (["--beams", "3", "--top-k", "5"], "top_k = 5 contradicts beams = 3"),
+        (["--beams", "3", "--n", "4"], "n = 4 answers are more than beams = 3"),
+        (["--beams", "3", "--stop", "x"], "stop does not go with beams"),
+        (["--length-penalty", "2"], "length_penalty belongs to beam search"),
+        (["--prompt", "another"], "Nothing to answer, or too much"),
+    ]:
+        done = athanor("generate", model_folder, "the old", *words)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_beams_are_told_with_their_scores(athanor: Athanor, model_folder: Path) -> None:
+    done = athanor("generate", model_folder, "the old", "--beams", "4", "--n", "2", "--max-tokens", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["answers"]
+    replies = package.load(model_folder).generate_many(["the old"], beams=4, n=2, max_tokens=5)
+    assert [answer["tokens"] for answer in found] == [reply.tokens for reply in replies]
+    assert [answer["score"] for answer in found] == [reply.score for reply in replies]
+    assert found[0]["logprob"] == sum(replies[0].logprobs)
+    assert found[0]["score"] >= found[1]["score"]

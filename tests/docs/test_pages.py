@@ -57,3 +57,26 @@ def test_the_page_of_performance_shows_what_was_measured(tmp_path: Path) -> None
     assert "| metric | value | unit | peer | ratio | met |" in text
     assert "| time | 1.5 | s | 4 | 0.375 | yes |" in text
     assert "| time | 2 |" not in text
+
+
+def test_the_page_of_generating_names_all_settings_as_the_help_does() -> None:
+    from athanor.cli.sampling import SETTINGS
+
+    named = re.findall(r"^\| `--(\S+)` \| (.+) \|$", (ROOT / "docs" / "generating.md").read_text(), re.M)
+    assert named == [(name.replace("_", "-"), text) for name, (_, text) in SETTINGS.items()]
+
+
+def test_metrics_of_one_thing_share_a_line_where_the_benchmark_says_so(tmp_path: Path) -> None:
+    row = {"bench": "format_quality", "target": None, "peer": None, "ratio": None, "met": None}
+    rows = [
+        {**row, "metric": f"{what}: {measure}", "value": value, "unit": unit}
+        for what, values in {"fp32": (1.5, 0.0), "int8": (1.25, 0.004)}.items()
+        for (measure, unit), value in zip((("size", "MB"), ("KL", "")), values, strict=True)
+    ]
+    source, page = tmp_path / "rows.jsonl", tmp_path / "performance.md"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "performance_page.py"), str(source), str(page)], check=True
+    )
+    assert "| metric | size, MB | KL |" in page.read_text()
+    assert "| int8 | 1.25 | 0.004 |" in page.read_text()

@@ -42,6 +42,7 @@ LAYERS: dict[str, LayerConfig] = {
     "soft cap": LayerConfig(AttentionConfig(4, 2, 8, soft_cap=5.0), MlpConfig(48, activation="gelu_tanh")),
     "ALiBi": LayerConfig(AttentionConfig(4, 4, 8, Alibi()), MlpConfig(48)),
     "scaled ALiBi": LayerConfig(AttentionConfig(4, 4, 8, Alibi(scaled=True)), MlpConfig(48)),
+    "relative": LayerConfig(AttentionConfig(4, 4, 8, RelativeBias(32, 128), scale=1.0), MlpConfig(48)),
     "latent": LayerConfig(LatentAttentionConfig(4, 16, 8, 4, 6), MlpConfig(48)),
     "experts": LayerConfig(PLAIN, MoeConfig(8, 2, MlpConfig(24), shared=MlpConfig(24))),
     "dynamic": LayerConfig(
@@ -196,8 +197,8 @@ def test_a_training_run_that_watches_is_not_told() -> None:
 
 
 def test_what_depends_on_the_whole_text_is_refused() -> None:
-    layer = LayerConfig(AttentionConfig(4, 4, 8, RelativeBias(32, 128)), MlpConfig(48))
-    with pytest.raises(ModelError, match="relative positions"):
+    layer = LayerConfig(PLAIN, MoeConfig(8, 2, MlpConfig(24), capacity=5))
+    with pytest.raises(ModelError, match="capacity"):
         TorchRung(made(layer))
 
 
