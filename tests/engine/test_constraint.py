@@ -242,6 +242,8 @@ def test_contradictions_end_with_a_reason(engine: Engine, tokenizer: Tokenizer) 
         say(engine, regex="a", suppress_tokens=(97,))
     with pytest.raises(AthanorError, match="Nothing is left to be said"):
         say(engine, json_schema=BOB, allowed_tokens=(97, 98))
+    with pytest.raises(AthanorError, match="does not go with beams"):
+        say(engine, json_schema=BOB, beams=2, temperature=0.0)
     forced = say(engine, choices=["the old furnace"]).tokens
     with pytest.raises(AthanorError, match="Nothing is left to be said"):
         say(engine, choices=["the old furnace"], suppress_tokens=(forced[-1],))
