@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from athanor.cli.sampling import SEVERAL, Cache, Format, with_sampling
+from athanor.cli.sampling import SEVERAL, Cache, Format, Speculate, with_sampling
 
 if TYPE_CHECKING:
     from athanor.engine.language_model import LanguageModel
@@ -27,6 +27,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     format: Format = "auto",
     cache: Cache = "auto",
+    speculate: Speculate = "lookup",
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -42,22 +43,24 @@ def chat(
             import readline  # noqa: F401 - gives input() line editing and history
         print(printable(f"{model or folder} · /help, Ctrl-D leaves"), flush=True)
         with ThreadPoolExecutor(1) as others:  # loads while the user types
-            loading = others.submit(_ready, folder, format, cache, system, settings)
+            loading = others.submit(_ready, folder, format, cache, speculate, system, settings)
             TerminalChat(loading, settings, system, sys.stdout, sys.stdout).converse()
     else:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         loaded: Future[LanguageModel] = Future()
-        loaded.set_result(_ready(folder, format, cache, system, settings))
+        loaded.set_result(_ready(folder, format, cache, speculate, system, settings))
         TerminalChat(loaded, settings, system, sys.stdout, sys.stderr).answer_lines(sys.stdin)
 
 
-def _ready(folder: Path, format: str, cache: str, system: str | None, settings: dict[str, Any]) -> LanguageModel:
+def _ready(
+    folder: Path, format: str, cache: str, speculate: str, system: str | None, settings: dict[str, Any]
+) -> LanguageModel:
     """The model when it has answered once: a setting or a template that cannot be used is refused now, and the first
     answer waits for nothing.
     """
     from athanor.engine.language_model import load
 
-    lm = load(folder, format=format, cache=cache)  # type: ignore[arg-type]
+    lm = load(folder, format=format, cache=cache, speculate=speculate)  # type: ignore[arg-type]
     before = [{"role": "system", "content": system}] if system else []
     lm.sampling(settings)
     lm.chat([*before, {"role": "user", "content": "?"}], **settings | {"max_tokens": 1, "min_tokens": 0})

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from athanor.base.errors import DataError
+from athanor.cli import constraints
+from athanor.cli.constraints import AnyJson, Choices, Grammar, Regex, Schema
 from athanor.cli.output import AsJson, print_json
-from athanor.cli.sampling import TOLD_IN_JSON, Cache, Format, with_sampling
+from athanor.cli.sampling import TOLD_IN_JSON, Cache, Format, Speculate, with_sampling
 
 if TYPE_CHECKING:
     from athanor.engine.language_model import LanguageModel, Reply
@@ -40,8 +42,14 @@ def generate(
     ] = None,
     write: Annotated[str | None, typer.Option("--to", metavar="LANGUAGE", help="Of the answer.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt as a message instead.")] = False,
+    any_json: AnyJson = False,
+    json_schema: Schema = None,
+    regex: Regex = None,
+    choice: Choices = None,
+    grammar: Grammar = None,
     format: Format = "auto",
     cache: Cache = "auto",
+    speculate: Speculate = "lookup",
     json: AsJson = False,
     *,
     settings: dict[str, Any],
@@ -62,7 +70,8 @@ def generate(
 
     from athanor.engine.language_model import load
 
-    lm = _between(load(folder, format=format, cache=cache), read, write)  # type: ignore[arg-type]
+    settings |= constraints.chosen(any_json, json_schema, regex, choice, grammar)
+    lm = _between(load(folder, format=format, cache=cache, speculate=speculate), read, write)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return

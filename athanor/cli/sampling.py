@@ -15,6 +15,10 @@ import typer
 from athanor.base.errors import AthanorError
 
 Format = Annotated[str, typer.Option(help="Of the weights: auto (as they are), fp32, bf16, int8 or int4.")]
+Speculate = Annotated[
+    str,
+    typer.Option(help="Guess tokens, for speed alone: lookup (in the text so far), a smaller model, or off."),
+]
 Cache = Annotated[str, typer.Option(help="Of keys and values: auto, or int8 in half the memory.")]
 
 SETTINGS: dict[str, tuple[Any, str]] = {

@@ -16,6 +16,7 @@ from typing import Any
 from athanor.base.errors import AthanorError, DataError
 from athanor.base.files import fingerprint, read_jsonl
 from athanor.base.progress import progress
+from athanor.engine.constraint import KEYWORDS
 from athanor.engine.language_model import LanguageModel, Reply, Underway
 from athanor.engine.sampling import Sampling
 
@@ -38,9 +39,9 @@ def answer_file(
     """Answers every line of `source` in `target`.
 
     A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id", which
-    is handed through, and settings of `Sampling` that count for this line instead of `changes`. chat: texts are
-    messages to be answered. name: of the model. Raises DataError for lines that are nothing of this, or a target that
-    belongs to something else.
+    is handed through, and settings of `Sampling` or a constraint that count for this line instead of `changes`.
+    chat: texts are messages to be answered. name: of the model. Raises DataError for lines that are nothing of this, or
+    a target that belongs to something else.
     """
     lines = [_read(line, f"Line {number} of {source}", lm, changes, chat) for number, line in _lines(source)]
     prints = [fingerprint([name, line.prompt, asdict(line.settings)]) for line in lines]
@@ -104,6 +105,8 @@ def _read(line: Any, place: str, lm: LanguageModel, changes: Mapping[str, Any], 
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     name = found.pop("id", None)
+    if any(keyword in found for keyword in KEYWORDS):  # a line's constraint counts instead of that of all
+        changes = {setting: value for setting, value in changes.items() if setting not in KEYWORDS}
     try:
         return _Line(name, prompt, lm.sampling({**changes, **found}))
     except AthanorError as error:

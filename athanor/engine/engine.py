@@ -6,10 +6,11 @@ depends on nothing but itself: the rung's bits do not depend on company, and the
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from threading import RLock
 
 import numpy as np
@@ -19,12 +20,15 @@ from torch import Tensor
 from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
 from athanor.engine.beams import BeamSearch
+from athanor.engine.constraint import Guidance
+from athanor.engine.drawing import NOTHING, Place, draw_places, places_of
 from athanor.engine.handle import Handle, Stream
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob, likeliest, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
-from athanor.engine.sampling import Sampling, draw
+from athanor.engine.sampling import Sampling
 from athanor.engine.scheduler import Answer, Scheduler, Source
+from athanor.engine.speculation import MOST_GUESSED, Drafter, Speculation
 from athanor.engine.text import BeginningOfText, StopText
 from athanor.models.config import EncoderDecoderConfig, ModelConfig
 from athanor.models.decoder import Decoder
@@ -39,7 +43,8 @@ _MOST_PLACES = 32_768  # unless one context takes more
 class Engine:
     """tokenizer: needed for events with text and for stop strings. blocks: of the cache, by default for 32,768 tokens
     or one context, if that is longer, but for no more than fit into a quarter of the free memory. most_tokens: computed
-    in a step, which is how long a token may wait for others' prompts; most_running: answers at a time.
+    in a step, which is how long a token may wait for others' prompts; most_running: answers at a time. drafter:
+    guesses tokens, to verify several at once where that pays.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Engine:
         blocks: int | None = None,
         most_tokens: int = 512,
         most_running: int = 256,
+        drafter: Drafter | None = None,
     ) -> None:
         self._encoder = config.encoder if isinstance(config, EncoderDecoderConfig) else None
         self.config = config.decoder if isinstance(config, EncoderDecoderConfig) else config
@@ -58,6 +64,7 @@ class Engine:
         blocks = _default_blocks(rung, self.config) if blocks is None else blocks
         rung.allocate(blocks)
         self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
+        self.speculation = Speculation(drafter) if drafter else None
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
@@ -74,10 +81,14 @@ class Engine:
         blocks: int | None = None,
         most_tokens: int = 512,
         most_running: int = 256,
+        drafter: Drafter | None = None,
     ) -> Engine:
         """On the best rung for this model."""
         rung = rung_of(model, precision)
-        return cls(rung, model.config, tokenizer, blocks=blocks, most_tokens=most_tokens, most_running=most_running)
+        return cls(
+            rung, model.config, tokenizer, blocks=blocks, most_tokens=most_tokens, most_running=most_running,
+            drafter=drafter,
+        )  # fmt: skip
 
     def submit(self, request: Request, on_event: Callable[[Event], None] | None = None) -> Handle:
         """Takes a request; its events come to the handle, or to `on_event`.
@@ -88,6 +99,7 @@ class Engine:
         sampling = request.sampling
         if sampling.stop and self.tokenizer is None:
             raise AthanorError("Stop strings need a tokenizer, which this engine does not have.")
+        guide = self.guidance.guide(sampling.constraint) if sampling.constraint else None
         limit = self.config.max_seq_len
         self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens), sampling.beams)
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
@@ -100,6 +112,8 @@ class Engine:
                 answer.source = source
                 stream.answers.append(answer)
                 self._arrivals += 1
+                if guide is not None:
+                    stream.answers[-1].follow(guide.copy())
             first, *others = stream.answers
             if sampling.beams == 1:
                 first.others = others
@@ -188,6 +202,12 @@ class Engine:
             self.rung.update_weights(model)  # type: ignore[arg-type]
             self._scheduler.start_over()
 
+    @cached_property
+    def guidance(self) -> Guidance:
+        if self.tokenizer is None:
+            raise AthanorError("Constraints need a tokenizer, which this engine does not have.")
+        return Guidance(self.tokenizer, self.config.vocab_size)
+
     @property
     def free_blocks(self) -> int:
         """Blocks of the cache that no request has."""
@@ -218,19 +238,30 @@ class Engine:
                 stream.put(Event(index, -1, 0.0, finish_reason="cancelled"))
 
     def _compute(self, work: dict[Answer, int]) -> None:
+        started = time.perf_counter()
         for answer in work:
             if answer.source is not None and answer.source.read is None:
                 answer.source.read = self.rung.encode(answer.source.tokens)  # type: ignore[attr-defined]
-        segments = [self._scheduler.segment(answer, n) for answer, n in work.items()]
+        drafts = self._drafts(work)
+        segments = [
+            self._scheduler.segment(answer, n, drafts[answer][-1].drafted if answer in drafts else ())
+            for answer, n in work.items()
+        ]
         logits = torch.from_numpy(self.rung.forward(segments))
-        writing, rows, row = [], [], 0
+        writing, rows, row = list[list[Place]](), list[int](), 0
         searching: list[BeamSearch] = []
         for (answer, n), segment in zip(work.items(), segments, strict=True):
-            if segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt):
+            if answer not in drafts and (
+                segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt)
+            ):
                 self._note_prompt(answer, logits[row : row + n])
             row += segment.wanted
             self._scheduler.advance(answer, n)
             if answer.pending:
+                continue
+            if answer in drafts:
+                writing.append(drafts[answer])
+                rows += range(row - segment.wanted, row)
                 continue
             if not answer.said:
                 answer.stream.cached = answer.cached
@@ -245,15 +276,43 @@ class Engine:
                 answer.others = []
             else:
                 others = [answer]
-            writing += others
+            writing += [places_of(other) for other in others]
             rows += [row - 1] * len(others)
         if writing:
             # A whole step's logits need not be copied where each is used once.
             whole = len(rows) == len(logits) == row
             self._say(writing, logits if whole else logits[torch.tensor(rows)])
-
         for beams in searching:
             self._search(beams)
+        if self.speculation and all(answer.said for answer in work):
+            self.speculation.note_step(sum(len(segment.tokens) for segment in segments), time.perf_counter() - started)
+
+    def _drafts(self, work: dict[Answer, int]) -> dict[Answer, list[Place]]:
+        """Of answers for which tokens are verified in this step: the places that are drawn."""
+        writing = [
+            answer
+            for answer, n in work.items()
+            if answer.said
+            and answer.beams is None
+            and answer.computed >= answer.n_prompt
+            and answer.computed + n == answer.length
+        ]
+        rows = sum(work.values())
+        guesses = self.speculation.guesses(writing, rows) if self.speculation and writing else {}
+        drafts = {}
+        for answer in writing:
+            if not (answer in guesses or (answer.forced and answer.request.sampling.logprobs)):
+                continue
+            room = min(MOST_GUESSED, answer.longest - answer.length - 1, self._scheduler.most_tokens - rows)
+            try:
+                places = places_of(answer, guesses.get(answer, ()), room)
+            except AthanorError:  # of its constraint; if the guess was right, it comes again when the token is said
+                continue
+            room = self._scheduler.extend(answer, len(places) - 1)
+            if room > 0:
+                drafts[answer] = places[: room + 1]
+                rows += room
+        return drafts
 
     def _search(self, beams: BeamSearch) -> None:
         """Goes on with all beams of a request; tells the best answers when there are no better ones."""
@@ -285,26 +344,62 @@ class Engine:
         known = torch.log_softmax(logits[: len(following)], -1).gather(1, torch.from_numpy(following)[:, None])
         answer.stream.prompt_logprobs += known.squeeze(1).tolist()
 
-    def _say(self, answers: Sequence[Answer], logits: Tensor) -> None:
-        """Draws a token for each answer from its row of logits, and tells it."""
-        wanted = logits
-        adjusted = [(row, a) for row, a in enumerate(answers) if a.adjustment.acts(a.said)]
-        if adjusted:
-            wanted = logits.clone()
-            for row, answer in adjusted:
-                answer.adjustment.apply(wanted[row], answer.said)
-        tokens = _draw(answers, wanted)
+    def _say(self, writing: Sequence[list[Place]], logits: Tensor) -> None:
+        """Draws a token for each place from its row of logits, and tells them as far as drafts came true."""
+        tokens = draw_places([place for places in writing for place in places], logits)
         everything = torch.log_softmax(logits, -1)
-        logprobs = everything.gather(1, tokens[:, None]).squeeze(1).tolist()
-        for row, (answer, token, logprob) in enumerate(zip(answers, tokens.tolist(), logprobs, strict=True)):
-            top = likeliest(everything[row], answer.request.sampling.logprobs)
-            self._tell(answer, token, logprob, top)
+        logprobs = everything.gather(1, torch.tensor(tokens).clamp(min=0)[:, None]).squeeze(1).tolist()
+        row = 0
+        for places in writing:
+            answer, drafted, said = places[0].answer, places[-1].drafted, list[int]()
+            for n, place in enumerate(places):
+                token, wanted = tokens[row + n], answer.request.sampling.logprobs
+                if token == NOTHING:
+                    self._end_silent(answer)
+                    break
+                logprob = logprobs[row + n] if wanted or place.forced is None else 0.0
+                came_true = n < len(drafted) and drafted[n] == token
+                said.append(token)
+                self._tell(answer, token, logprob, likeliest(everything[row + n], wanted), came_true)
+                if answer.is_done or not came_true:
+                    break
+            row += len(places)
+            if self.speculation:
+                self.speculation.note_tokens(answer, said, len(drafted))
+            while answer.forced and not answer.is_done and not answer.request.sampling.logprobs:
+                self._tell(answer, answer.forced[0], 0.0, ())  # certain, so its logits need not be computed
 
-    def _tell(self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...]) -> None:
+    def _end_silent(self, answer: Answer) -> None:
+        """Ends an answer whose constraint, under the other settings, leaves nothing to be said."""
+        stream = answer.stream
+        if stream.failure or answer.guide is None or not answer.guide.accepts:
+            stream.failure = stream.failure or AthanorError(
+                "Nothing is left to be said: what the constraint needs next is among the banned tokens, or the "
+                "vocabulary cannot write it.",
+                "Change one of suppress_tokens, allowed_tokens, stop_ids and the constraint.",
+            )
+            self._ended.append(stream)
+            return
+        text = answer.text.finish()[0] if answer.text else ""
+        self._finish(answer)
+        stream.put(Event(answer.index, -1, 0.0, text, "stop"))
+
+    def _finish(self, answer: Answer) -> None:
+        self._scheduler.remove(answer)
+        answer.stream.answers.remove(answer)
+        answer.is_done = True
+
+    def _tell(
+        self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...], computed: bool = False
+    ) -> None:
+        """computed: whether the token's keys and values are in the cache already."""
         stream, sampling = answer.stream, answer.request.sampling
-        if stream.failure is not None:
+        if stream.failure is not None or stream in self._ended:
+            answer.is_done = True
             return
         answer.push(token)
+        if computed:
+            self._scheduler.advance(answer, 1)
         long_enough = answer.said >= sampling.min_tokens
         reason, text = None, ""
         if token in answer.stop_ids and long_enough:
@@ -312,17 +407,31 @@ class Engine:
         elif answer.text is not None:
             text, stopped = answer.text.push(token, long_enough)
             reason = "stop" if stopped else None
-        if reason is None and (answer.said >= sampling.max_tokens or answer.length >= self.config.max_seq_len):
+        ends = reason is None and self._follow(answer, token)
+        if ends:
+            reason = "stop"
+        elif reason is None and (answer.said >= sampling.max_tokens or answer.length >= self.config.max_seq_len):
             reason = "length"
-        if reason is not None and answer.text is not None and (token in answer.stop_ids or reason == "length"):
+        if answer.text is not None and reason is not None and (ends or token in answer.stop_ids or reason == "length"):
             rest, stopped = answer.text.finish(long_enough)
             text, reason = text + rest, "stop" if stopped else reason
         if reason is not None:
-            self._scheduler.remove(answer)
-            stream.answers.remove(answer)
+            self._finish(answer)
         stream.put(Event(answer.index, token, logprob, text, reason, top))
         if stream.failure is not None:
+            answer.is_done = True
             self._ended.append(stream)
+
+    def _follow(self, answer: Answer, token: int) -> bool:
+        """Notes a token within the answer's constraint, if it has one; whether nothing more may come."""
+        if answer.guide is None:
+            return False
+        try:
+            answer.forced = answer.forced_after(token, answer.guide, answer.forced)
+        except AthanorError as error:
+            answer.stream.failure = error
+            return False
+        return answer.guide.is_complete
 
 
 def _as_exception(error: BaseException) -> Exception:
@@ -349,22 +458,6 @@ def complete(
         Request(prompt, sampling, stop_ids, keys[i * n : i * n + n].tolist()) for i, prompt in enumerate(prompts)
     )
     return [answer for group in answers for answer in group]
-
-
-def _draw(answers: Sequence[Answer], logits: Tensor) -> Tensor:
-    """One token a row, (rows,) int64; rows with the same filters together."""
-    keys = np.array([answer.key for answer in answers], dtype=np.uint64)
-    said = np.array([answer.said for answer in answers])
-    kinds: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
-    for row, answer in enumerate(answers):
-        kinds[answer.filters].append(row)
-    if len(kinds) == 1:
-        return draw(logits, answers[0].request.sampling, keys, said)
-    tokens = torch.empty(len(answers), dtype=torch.int64)
-    for rows in kinds.values():
-        sampling = answers[rows[0]].request.sampling
-        tokens[torch.tensor(rows)] = draw(logits[torch.tensor(rows)], sampling, keys[rows], said[rows])
-    return tokens
 
 
 def _widest_window(config: ModelConfig) -> int | None:

@@ -14,13 +14,16 @@ import torch
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.files import read_json
+from athanor.engine.constraint import KEYWORDS, constraint_of
+from athanor.engine.draft_model import DraftModel, check_vocabularies
 from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob
 from athanor.engine.rung import Cache, Rung
-from athanor.engine.rungs import WantedFormat, open_rung
+from athanor.engine.rungs import WantedFormat, open_rung, rung_of
 from athanor.engine.sampling import Sampling
+from athanor.engine.speculation import Drafter, Lookup
 from athanor.models.decoder import Decoder
 from athanor.models.encoder import Encoder
 from athanor.models.encoder_decoder import EncoderDecoder
@@ -38,7 +41,8 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length".
+    """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length"; with
+    "length", what a constraint asks for may be incomplete.
 
     timings: prompt_tokens, cached_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the
     first). score: of beam search. logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the
@@ -65,7 +69,9 @@ class Piece:
 
 class LanguageModel:
     """Sampling settings are keywords of every method (see `engine.sampling.Sampling`); the model folder gives their
-    defaults. The `_many` methods give `n` replies to each prompt, one prompt's after the other's.
+    defaults. So is what an answer may look like: any_json=True, json_schema, regex, choices or grammar
+    (`engine.constraint.constraint_of`). The `_many` methods give `n` replies to each prompt, one prompt's after the
+    other's.
     """
 
     def __init__(
@@ -75,9 +81,10 @@ class LanguageModel:
         defaults: Sampling | None = None,
         precision: str = "fp32",
         rung: Callable[[], Rung] | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """precision: of torch's operations, as `models.precision.autocast` takes it. rung: makes what executes the
-        model instead of them.
+        model instead of them. drafter: guesses tokens, which changes speed alone.
         """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
@@ -85,14 +92,14 @@ class LanguageModel:
                 "They belong to different models.",
             )
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults or Sampling()
-        self.precision, self._rung = precision, rung
+        self.precision, self._rung, self.drafter = precision, rung, drafter
 
     @cached_property
     def engine(self) -> Engine:
         """Made with the first request; after a change of the model's weights it wants its `update_weights`."""
         if self._rung is None:
-            return Engine.of(self.model, self.tokenizer, self.precision)
-        return Engine(self._rung(), self.model.config, self.tokenizer)
+            return Engine.of(self.model, self.tokenizer, self.precision, drafter=self.drafter)
+        return Engine(self._rung(), self.model.config, self.tokenizer, drafter=self.drafter)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -162,14 +169,27 @@ class LanguageModel:
 
         Raises AthanorError for a setting that does not exist or cannot be used.
         """
+        if constraint := constraint_of({name: changes[name] for name in KEYWORDS if name in changes}):
+            changes = {**changes, "constraint": constraint}
+        changes = {name: value for name, value in changes.items() if name not in KEYWORDS}
         known = {field.name for field in dataclasses.fields(Sampling)}
         if unknown := sorted(set(changes) - known):
-            raise AthanorError(f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted(known))}.")
+            raise AthanorError(
+                f"There is no sampling setting {unknown[0]!r}.", f"Known: {', '.join(sorted({*known, *KEYWORDS}))}."
+            )
         settings = dataclasses.replace(self.defaults, **{**_searching(self.defaults, changes), **changes})
         beyond = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
         own = self.defaults.suppress_tokens if settings.suppress_tokens else ()
         never = dict.fromkeys([*settings.suppress_tokens, *own, *beyond])
         return dataclasses.replace(settings, suppress_tokens=tuple(never))
+
+    def as_drafter(self, target: LanguageModel) -> Drafter:
+        """This model as one that guesses for a larger one. Raises ModelError for another kind or vocabulary."""
+        if not isinstance(self.model, Decoder):
+            raise ModelError("An encoder–decoder cannot guess for another model.", "Take a decoder.")
+        check_vocabularies(self.tokenizer, target.tokenizer)
+        rung = self._rung() if self._rung else rung_of(self.model, self.precision)
+        return DraftModel(rung, self.model.config.max_seq_len)
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
         requests = [self.request(ids, settings) for ids in prompts]
@@ -266,15 +286,36 @@ def load(
     dtype: torch.dtype | None = None,
     format: WantedFormat = "auto",
     cache: Cache = "auto",
+    speculate: str | Path | LanguageModel = "lookup",
 ) -> LanguageModel:
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
     dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
     "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. The last two
-    also round activations to 8 bits. cache: of keys and values; "int8" takes half the memory of "auto".
+    also round activations to 8 bits. cache: of keys and values; "int8" takes half the memory of "auto". speculate:
+    how tokens are guessed, to verify several at once where that is faster: "lookup" in the text so far, by a smaller
+    model with the same vocabulary, or "off".
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
-    place = find_model(name)
+    lm = _load(find_model(name), dtype, format, cache)
+    if isinstance(speculate, LanguageModel):
+        lm.drafter = speculate.as_drafter(lm)
+    elif speculate == "lookup":
+        lm.drafter = Lookup()
+    elif speculate != "off":
+        lm.drafter = _draft_model(find_model(speculate), lm)
+    return lm
+
+
+def _draft_model(place: Path, target: LanguageModel) -> Drafter:
+    """In the fastest format that it can have; what it says is verified anyway."""
+    try:
+        return _load(place, None, "int4").as_drafter(target)
+    except ModelError:
+        return _load(place, None, "auto").as_drafter(target)
+
+
+def _load(place: Path, dtype: torch.dtype | None, format: WantedFormat, cache: Cache = "auto") -> LanguageModel:
     if place.suffix == ".gguf":
         file = GgufFile(place)
         foreign = from_gguf(file.metadata, str(place))

@@ -80,8 +80,10 @@ class Event:
     at temperature 1).
 
     text: what became certain with it, if the engine has a tokenizer. top: the likeliest tokens, if asked for.
-    finish_reason: None, or on an answer's last event "stop" (a stop token or text), "length" or "cancelled" (then there
-    is no token, which is −1). score: on the last event of what beam search found.
+    finish_reason: None, or on an answer's last event "stop" (a stop token or text, or a constraint that is satisfied
+    and lets nothing follow), "length" or "cancelled". Where an answer ends without a token, that is −1. A token that a
+    constraint forces is not computed unless `logprobs` are asked for; its log-probability is then given as 0. score: on
+    the last event of what beam search found.
     """
 
     index: int

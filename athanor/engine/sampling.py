@@ -22,6 +22,7 @@ from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.randomness import uniforms
+from athanor.engine.constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Sampling:
     scores are sums of log-probabilities over length ** length_penalty; early_stopping: True ends the search with
     `beams` answers that have ended, False when it expects no better one, "never" when there can be none.
     n: answers. logprobs: how many of the likeliest tokens are told beside each. prompt_logprobs: also tell the
-    log-probabilities of the prompt's tokens.
+    log-probabilities of the prompt's tokens. constraint: what an answer may look like; stop
+    tokens then end it only where it may end, and min_tokens hold only while something may follow. Stop strings end it
+    wherever they are.
     """
 
     temperature: float = 0.7
@@ -63,6 +66,7 @@ class Sampling:
     n: int = 1
     logprobs: int = 0
     prompt_logprobs: bool = False
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for name in ("suppress_tokens", "allowed_tokens", "stop", "stop_ids"):
@@ -98,6 +102,8 @@ class Sampling:
                     f"{name} = {getattr(self, name)} contradicts beams = {self.beams}: beam search draws nothing.",
                     f"Take {name} = {off}, or beams = 1.",
                 )
+        if self.constraint is not None:
+            raise AthanorError("A constraint does not go with beams.", "Take beams = 1 and temperature 0.")
         if self.n > self.beams:
             raise AthanorError(f"n = {self.n} answers are more than beams = {self.beams}.", "Change one of them.")
         if self.stop:
@@ -162,6 +168,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "n": (Integral, lambda x: 1 <= x <= 4096, "1 to 4096"),
     "logprobs": (Integral, lambda x: 0 <= x <= 100, "0 to 100"),
     "prompt_logprobs": (bool, lambda x: True, "true or false"),
+    "constraint": (Constraint | None, lambda x: True, "a constraint, or none"),
     "suppress_tokens": (tuple, _are_ids, "ids from 0 upwards"),
     "allowed_tokens": (tuple, _are_ids, "ids from 0 upwards"),
     "stop_ids": (tuple, _are_ids, "ids from 0 upwards"),
@@ -207,17 +214,25 @@ class Adjustment:
 
     def acts(self, said: int) -> bool:
         """Whether logits would be changed after so many tokens."""
-        return self._always or bool(self._said) or said < self.sampling.min_tokens
+        return self._always or self._counted or said < self.sampling.min_tokens
 
-    def apply(self, row: Tensor, said: int) -> None:
-        """Changes (vocabulary,) logits in place."""
+    def bans(self, token: int) -> bool:
+        """Whether it is never drawn."""
         sampling = self.sampling
-        if self._there:
-            index = torch.tensor(sorted(self._there))
+        named = bool(sampling.allowed_tokens) and token not in sampling.allowed_tokens
+        return named or token in sampling.suppress_tokens or token in self.stop_ids
+
+    def apply(self, row: Tensor, said: int, drafted: Sequence[int] = ()) -> None:
+        """Changes (vocabulary,) logits in place. drafted: the last of the tokens said, which `push` was not told."""
+        sampling = self.sampling
+        there = self._there.union(drafted) if self._penalised else self._there
+        counts_of = self._said + Counter(drafted) if self._counted and drafted else self._said
+        if there:
+            index = torch.tensor(sorted(there))
             chosen, penalty = row[index], sampling.repetition_penalty
             row[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-        if self._said:
-            index, counts = torch.tensor(list(self._said)), torch.tensor(list(self._said.values()))
+        if counts_of:
+            index, counts = torch.tensor(list(counts_of)), torch.tensor(list(counts_of.values()))
             row[index] -= sampling.presence_penalty + sampling.frequency_penalty * counts
         if sampling.logit_bias:
             row[torch.tensor([i for i, _ in sampling.logit_bias])] += torch.tensor([b for _, b in sampling.logit_bias])

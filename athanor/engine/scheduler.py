@@ -12,12 +12,14 @@ from bisect import bisect, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from athanor.base.errors import AthanorError
 from athanor.engine.blocks import BlockPool, Node
+from athanor.engine.constraint import Guide
 from athanor.engine.requests import Request
 from athanor.engine.rung import LOOKBACK, Rung, Segment
 from athanor.engine.sampling import Adjustment
@@ -41,7 +43,8 @@ class Answer:
 
     stream: where its events go. saved: its blocks' contents while it is put aside. passed: how many of its first blocks
     are given back, because all windows have passed them. others: answers to the same prompt, which start when this one
-    has read it.
+    has read it. guide: where it stands within its constraint; forced: what it has to say next. chance: that a token
+    guessed for it comes true, as far as that is known.
     """
 
     def __init__(
@@ -65,6 +68,10 @@ class Answer:
         self.stop_ids = request.stop_ids | frozenset(sampling.stop_ids)
         self.adjustment = Adjustment(sampling, request.prompt, self.stop_ids)
         self.filters = sampling.filters
+        self.guide: Guide | None = None
+        self.forced: Sequence[int] = ()
+        self.chance: float | None = None
+        self.is_done = False
         self.source: Source | None = None
         self.beams: BeamSearch | None = None
 
@@ -92,6 +99,19 @@ class Answer:
         self._tokens[self.length] = token
         self.length += 1
         self.adjustment.push(token)
+
+    def follow(self, guide: Guide) -> None:
+        """Lets a constraint decide, from the first token on."""
+        self.guide, self.forced = guide, self._forced_by(guide)
+
+    def forced_after(self, token: int, guide: Guide, forced: Sequence[int]) -> Sequence[int]:
+        """What is forced next, where `forced` was and `token` was said; `guide` goes along."""
+        guide.push(token)
+        return forced[1:] or self._forced_by(guide)
+
+    def _forced_by(self, guide: Guide) -> Sequence[int]:
+        """A forced token that the settings ban is left to drawing, which finds nothing to be drawn."""
+        return [*takewhile(lambda token: not self.adjustment.bans(token), guide.forced())]
 
 
 class Scheduler:
@@ -302,14 +322,26 @@ class Scheduler:
             if answer.beams is not None:
                 answer.beams.start_over()
 
-    def segment(self, answer: Answer, n: int) -> Segment:
-        """The next n tokens of an answer; logits where a token follows, or everywhere in a prompt that wants them."""
-        start, end = answer.computed, answer.computed + n
+    def extend(self, answer: Answer, n: int) -> int:
+        """Takes blocks for n tokens after those that are known, as far as nobody else will miss them; for how many."""
+        spare = max(0, self.pool.available - len(self.running))
+        needed = self._blocks_for(answer.length + n) - len(answer.blocks)
+        answer.blocks += self.pool.take(min(needed, spare))
+        return min(n, len(answer.blocks) * self.pool.block_size - answer.length)
+
+    def segment(self, answer: Answer, n: int, drafted: Sequence[int] = ()) -> Segment:
+        """The next n tokens of an answer, and those drafted; logits where a token follows, or everywhere in a prompt
+        that wants them.
+        """
+        start, end = answer.computed, answer.computed + n + len(drafted)
         blocks = np.array(answer.blocks[: self._blocks_for(end)], dtype=np.int32)
         blocks[: answer.passed] = blocks[answer.passed]
-        wanted = int(end == answer.length)
+        wanted = int(answer.computed + n == answer.length) + len(drafted)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
+        tokens = answer.tokens[start : start + n]
+        if drafted:
+            tokens = np.append(tokens, np.array(drafted, dtype=np.int32))
         before = answer.tokens[max(0, start - LOOKBACK) : start]
         source = None if answer.source is None else answer.source.read
-        return Segment(answer.tokens[start:end], start, blocks, wanted, before, source)
+        return Segment(tokens, start, blocks, wanted, before, source)

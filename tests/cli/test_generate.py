@@ -24,6 +24,8 @@ def test_json_is_one_object_with_what_python_gives(athanor: Athanor, model_folde
         "3",
         "--temperature",
         "1.2",
+        "--speculate",
+        model_folder,
         "--json",
     )
     assert done.returncode == 0, done.stderr
@@ -88,6 +90,36 @@ def test_prompts_that_cannot_be_answered_have_a_sentence(athanor: Athanor, model
     assert "--output" in done.stderr
 
 
+def test_what_answers_may_look_like(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}')
+    grammar.write_text('start: ("a" | "b") "!"')
+    command = ["generate", model_folder, "--prompt", "x", "--seed", "1"]
+    assert len(json.loads(athanor(*command, "--json-schema", schema).stdout)) == 2
+    assert athanor(*command, "--grammar", grammar).stdout in ("a!\n", "b!\n")
+    for wrong, message in [
+        (["--any-json", "--regex", "a"], "error: any_json and regex cannot both hold."),
+        (["--json-schema", tmp_path], f"error: {tmp_path} cannot be read"),
+    ]:
+        done = athanor(*command, *wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith(message), done.stderr
+
+
+def test_lines_may_have_constraints_of_their_own(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    asked = [{"prompt": "a", "regex": "[0-9]{3}"}, {"prompt": "b"}, {"prompt": "c", "regex": "("}]
+    asked.append({"prompt": "d", "json_schema": {"const": [1]}})
+    source.write_text("\n".join(map(json.dumps, asked)))
+    done = athanor("generate", model_folder, "--input", source, "--output", target, "--choice", "yes", "--seed", "2")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert lines[0]["text"].isdigit()
+    assert lines[1]["text"] == "yes"
+    assert "unclosed group" in lines[2]["error"]
+    assert lines[3]["text"] == "[1]"
+
+
 def test_all_settings_are_options_with_their_names(athanor: Athanor, model_folder: Path) -> None:
     from dataclasses import fields
 
@@ -95,7 +127,7 @@ def test_all_settings_are_options_with_their_names(athanor: Athanor, model_folde
     from athanor.engine.sampling import Sampling
 
     assert list(SETTINGS)
-    assert set(SETTINGS) == {field.name for field in fields(Sampling)}
+    assert set(SETTINGS) == {field.name for field in fields(Sampling)} - {"constraint"}
     settings = {
         "temperature": 1.1, "top_k": 30, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95, "repetition_penalty": 1.1,
         "presence_penalty": 0.2, "frequency_penalty": 0.1, "max_tokens": 9, "min_tokens": 9, "seed": 4, "n": 2,

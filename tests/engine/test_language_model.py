@@ -40,7 +40,7 @@ def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.Mo
     byte_ids = {lm.tokenizer.token_bytes(i): i for i in range(256)}
     ids[1:-1] = [byte_ids[bytes([byte])] for byte in ids[1:-1]]
     said = iter(ids)
-    monkeypatch.setattr("athanor.engine.engine.draw", lambda *_: torch.tensor([next(said)]))
+    monkeypatch.setattr("athanor.engine.drawing.draw", lambda *_: torch.tensor([next(said)]))
     assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
 
 
