@@ -21,14 +21,15 @@ from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
 from athanor.engine.beams import BeamSearch
 from athanor.engine.constraint import Guidance
-from athanor.engine.drawing import NOTHING, Place, draw_places, places_of
+from athanor.engine.drawing import Place, places_of
 from athanor.engine.handle import Handle, Stream
-from athanor.engine.requests import Completion, Event, Request, TokenLogprob, likeliest, request_keys
+from athanor.engine.requests import Completion, Event, Request, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling
 from athanor.engine.scheduler import Answer, Scheduler, Source
 from athanor.engine.speculation import MOST_GUESSED, Drafter, Speculation
+from athanor.engine.telling import Telling
 from athanor.engine.text import BeginningOfText, StopText
 from athanor.models.config import EncoderDecoderConfig, ModelConfig
 from athanor.models.decoder import Decoder
@@ -68,6 +69,7 @@ class Engine:
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
+        self._telling = Telling(self._scheduler, self.speculation, self.config.max_seq_len, self._ended)
         self._is_busy = False
         self._arrivals = 0
 
@@ -281,9 +283,9 @@ class Engine:
         if writing:
             # A whole step's logits need not be copied where each is used once.
             whole = len(rows) == len(logits) == row
-            self._say(writing, logits if whole else logits[torch.tensor(rows)])
+            self._telling.say(writing, logits if whole else logits[torch.tensor(rows)])
         for beams in searching:
-            self._search(beams)
+            self._telling.search(beams)
         if self.speculation and all(answer.said for answer in work):
             self.speculation.note_step(sum(len(segment.tokens) for segment in segments), time.perf_counter() - started)
 
@@ -314,124 +316,11 @@ class Engine:
                 rows += room
         return drafts
 
-    def _search(self, beams: BeamSearch) -> None:
-        """Goes on with all beams of a request; tells the best answers when there are no better ones."""
-        stream, sampling = beams.live[0].answer.stream, beams.sampling
-        if stream.failure is not None or not beams.advance(self._scheduler):
-            return
-        answers, stream.answers = stream.answers, []
-        for answer in answers:
-            self._scheduler.remove(answer)
-        if len(beams.finished) < sampling.n:
-            stream.failure = AthanorError(
-                f"There are only {len(beams.finished)} answers.", "Ask for fewer, or allow more."
-            )
-            return
-        for answer, found in zip(answers, beams.finished[: sampling.n], strict=False):
-            *before, last = found.said.all()
-            for said in before:
-                text = answer.text.push(said.token)[0] if answer.text else ""
-                stream.put(Event(answer.index, said.token, said.logprob, text, None, said.top))
-            stops = last.token in answer.stop_ids
-            text = "" if stops or not answer.text else answer.text.push(last.token)[0]
-            text += answer.text.finish()[0] if answer.text else ""
-            reason = "stop" if stops else "length"
-            stream.put(Event(answer.index, last.token, last.logprob, text, reason, last.top, found.score))
-
     def _note_prompt(self, answer: Answer, logits: Tensor) -> None:
         start = answer.computed + 1
         following = answer.tokens[start : start + len(logits)].astype(np.int64)
         known = torch.log_softmax(logits[: len(following)], -1).gather(1, torch.from_numpy(following)[:, None])
         answer.stream.prompt_logprobs += known.squeeze(1).tolist()
-
-    def _say(self, writing: Sequence[list[Place]], logits: Tensor) -> None:
-        """Draws a token for each place from its row of logits, and tells them as far as drafts came true."""
-        tokens = draw_places([place for places in writing for place in places], logits)
-        everything = torch.log_softmax(logits, -1)
-        logprobs = everything.gather(1, torch.tensor(tokens).clamp(min=0)[:, None]).squeeze(1).tolist()
-        row = 0
-        for places in writing:
-            answer, drafted, said = places[0].answer, places[-1].drafted, list[int]()
-            for n, place in enumerate(places):
-                token, wanted = tokens[row + n], answer.request.sampling.logprobs
-                if token == NOTHING:
-                    self._end_silent(answer)
-                    break
-                logprob = logprobs[row + n] if wanted or place.forced is None else 0.0
-                came_true = n < len(drafted) and drafted[n] == token
-                said.append(token)
-                self._tell(answer, token, logprob, likeliest(everything[row + n], wanted), came_true)
-                if answer.is_done or not came_true:
-                    break
-            row += len(places)
-            if self.speculation:
-                self.speculation.note_tokens(answer, said, len(drafted))
-            while answer.forced and not answer.is_done and not answer.request.sampling.logprobs:
-                self._tell(answer, answer.forced[0], 0.0, ())  # certain, so its logits need not be computed
-
-    def _end_silent(self, answer: Answer) -> None:
-        """Ends an answer whose constraint, under the other settings, leaves nothing to be said."""
-        stream = answer.stream
-        if stream.failure or answer.guide is None or not answer.guide.accepts:
-            stream.failure = stream.failure or AthanorError(
-                "Nothing is left to be said: what the constraint needs next is among the banned tokens, or the "
-                "vocabulary cannot write it.",
-                "Change one of suppress_tokens, allowed_tokens, stop_ids and the constraint.",
-            )
-            self._ended.append(stream)
-            return
-        text = answer.text.finish()[0] if answer.text else ""
-        self._finish(answer)
-        stream.put(Event(answer.index, -1, 0.0, text, "stop"))
-
-    def _finish(self, answer: Answer) -> None:
-        self._scheduler.remove(answer)
-        answer.stream.answers.remove(answer)
-        answer.is_done = True
-
-    def _tell(
-        self, answer: Answer, token: int, logprob: float, top: tuple[TokenLogprob, ...], computed: bool = False
-    ) -> None:
-        """computed: whether the token's keys and values are in the cache already."""
-        stream, sampling = answer.stream, answer.request.sampling
-        if stream.failure is not None or stream in self._ended:
-            answer.is_done = True
-            return
-        answer.push(token)
-        if computed:
-            self._scheduler.advance(answer, 1)
-        long_enough = answer.said >= sampling.min_tokens
-        reason, text = None, ""
-        if token in answer.stop_ids and long_enough:
-            reason = "stop"
-        elif answer.text is not None:
-            text, stopped = answer.text.push(token, long_enough)
-            reason = "stop" if stopped else None
-        ends = reason is None and self._follow(answer, token)
-        if ends:
-            reason = "stop"
-        elif reason is None and (answer.said >= sampling.max_tokens or answer.length >= self.config.max_seq_len):
-            reason = "length"
-        if answer.text is not None and reason is not None and (ends or token in answer.stop_ids or reason == "length"):
-            rest, stopped = answer.text.finish(long_enough)
-            text, reason = text + rest, "stop" if stopped else reason
-        if reason is not None:
-            self._finish(answer)
-        stream.put(Event(answer.index, token, logprob, text, reason, top))
-        if stream.failure is not None:
-            answer.is_done = True
-            self._ended.append(stream)
-
-    def _follow(self, answer: Answer, token: int) -> bool:
-        """Notes a token within the answer's constraint, if it has one; whether nothing more may come."""
-        if answer.guide is None:
-            return False
-        try:
-            answer.forced = answer.forced_after(token, answer.guide, answer.forced)
-        except AthanorError as error:
-            answer.stream.failure = error
-            return False
-        return answer.guide.is_complete
 
 
 def _as_exception(error: BaseException) -> Exception:

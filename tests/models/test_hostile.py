@@ -33,7 +33,11 @@ transformers = pytest.importorskip("transformers")
 ROWS = {**DECODERS, **ENCODERS, **PAIRS}
 FIRST = {architecture: changed for architecture, changed in reversed(ROWS.values())}
 """The settings of a row for each architecture."""
-FAMILIES = sorted(next(name for name in family.architectures if name in FIRST) for family in families().values())
+FAMILIES = sorted(
+    next(name for name in family.architectures if name in FIRST)
+    for family in families().values()
+    if family.name != "qwen3_ngrams"  # which transformers does not know
+)
 
 VALUES: list[Any] = [
     None, -1, 0, 1, 3, 1.5, -0.5, 1e308, 10**30, 10**400, 2**31 - 1, 100_000, "x", "7", [], [1], ["full_attention"], {},
