@@ -1,0 +1,140 @@
+"""The engine as it is used: SmolLM2-135M-Instruct against transformers, a prefix that requests share, models of the
+size that `make run` makes, and the first rung alone against llama.cpp.
+
+transformers writes greedily with its cache, in the faster of fp32 and bf16; it and the engine go by turns, and the
+row's ratio is the median over them. The first rung (torch's operations, no C) computes the packaged model in fp32 and
+in bf16; the better one of each row is given. Models of runs are freshly initialised, which changes nothing about their
+speed, and draw at temperature 0.7 and top-p 0.95 over 8,192 tokens of vocabulary.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from _decoding import BLOCKS, against_llama_cpp
+from _rows import row
+
+from athanor.base.machine import usable_cores
+from athanor.engine.conversion import convert
+from athanor.engine.engine import Engine
+from athanor.engine.language_model import load
+from athanor.engine.requests import Request
+from athanor.engine.rungs import WantedFormat, open_rung
+from athanor.engine.sampling import Sampling
+from athanor.engine.torch_rung import TorchRung
+from athanor.models.build import build, count_parameters
+from athanor.models.config import standard_config
+from athanor.models.gguf.load import load_gguf
+
+ISSUE = "D"
+MODEL, TURNS, WRITTEN, SHARED = "smollm2-135m-instruct", 5, 32, 1000
+AGAINST_TRANSFORMERS, SHARE_OF_FIRST, SMALL = 15.0, 0.1, 1500.0
+SIZES: tuple[tuple[int, int, WantedFormat], ...] = ((256, 4, "bf16"), (512, 5, "int8"))
+FIRST_RUNG = {"read": 1.0, "write": 0.5}
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(usable_cores())
+    yield from against_transformers()
+    yield shared_prefix()
+    for d_model, n_layers, form in SIZES:
+        yield small_model(d_model, n_layers, form)
+    yield from first_rung()
+
+
+def against_transformers() -> Iterator[dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    lm = load(MODEL, format="int4", speculate="off")
+    prompt = lm.tokenizer.encode("The old furnace burns slowly while")
+    sampling = Sampling(temperature=0, max_tokens=WRITTEN, min_tokens=WRITTEN)
+    with tempfile.TemporaryDirectory() as folder:
+        convert(MODEL, Path(folder) / "m", "hf")
+        peers = {
+            name: AutoModelForCausalLM.from_pretrained(Path(folder) / "m", dtype=dtype)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        }
+
+    def ours() -> float:
+        start = time.perf_counter()
+        lm.engine.generate([Request(prompt, sampling)])
+        return WRITTEN / (time.perf_counter() - start)
+
+    def theirs(name: str) -> float:
+        start = time.perf_counter()
+        given = torch.tensor([prompt])
+        peers[name].generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=WRITTEN,
+            min_new_tokens=WRITTEN,
+            do_sample=False,
+        )
+        return WRITTEN / (time.perf_counter() - start)
+
+    best = max(peers, key=lambda name: max(theirs(name), theirs(name)))
+    ours()
+    turns = [(ours(), theirs(best)) for _ in range(TURNS)]
+    ratio = median(mine / their for mine, their in turns)
+    speed, peer = (median(speeds) for speeds in zip(*turns, strict=True))
+    found = row(
+        f"writing in int4, prompt of {len(prompt)} tokens included, against transformers ({best})",
+        speed, "tokens/s", target=AGAINST_TRANSFORMERS, peer=peer,
+    )  # fmt: skip
+    yield {**found, "ratio": ratio, "met": ratio >= AGAINST_TRANSFORMERS}
+
+
+def shared_prefix() -> dict[str, Any]:
+    lm = load(MODEL, format="int4", speculate="off")
+
+    def first_token(number: int, question: int) -> float:
+        prompt = [100 + (7919 * (place + number)) % 20_000 for place in range(SHARED)] + [200 + question] * 8
+        start = time.perf_counter()
+        lm.engine.generate([Request(prompt, Sampling(temperature=0, max_tokens=1))])
+        return time.perf_counter() - start
+
+    first_token(-1, 0)
+    turns = [(first_token(number, 0), first_token(number, 1)) for number in range(TURNS)]
+    first, second = (median(times) for times in zip(*turns, strict=True))
+    found = row(
+        f"time to the first token, {SHARED:,} tokens shared with a request before, against that request's",
+        second, "s", target=SHARE_OF_FIRST, peer=first, most=True,
+    )  # fmt: skip
+    ratio = median(later / before for before, later in turns)
+    return {**found, "ratio": ratio, "met": ratio <= SHARE_OF_FIRST}
+
+
+def small_model(d_model: int, n_layers: int, form: WantedFormat) -> dict[str, Any]:
+    config = standard_config(8192, 1024, d_model=d_model, n_layers=n_layers)
+    engine = Engine(open_rung(build(config, 0), form), config)
+    sampling = Sampling(temperature=0.7, top_p=0.95, max_tokens=256, min_tokens=256, seed=1)
+
+    def write() -> float:
+        start = time.perf_counter()
+        (answers,) = engine.generate([Request([5, 6, 7, 8], sampling)])
+        return len(answers[0].tokens) / (time.perf_counter() - start)
+
+    write()
+    speed = median(write() for _ in range(TURNS))
+    size = f"{count_parameters(config) / 1e6:.1f} M parameters"
+    return row(f"one stream by a model of {size} in {form}, drawing included", speed, "tokens/s", target=SMALL)
+
+
+def first_rung() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "m.gguf"
+        convert(MODEL, file, "gguf", "Q4_0")
+        model = load_gguf(file)
+        found = []
+        for form in ("fp32", "bf16"):
+            rung = TorchRung(model, form)
+            rung.allocate(len(BLOCKS))
+            found.append(list(against_llama_cpp(rung, file, FIRST_RUNG, f" on the first rung in {form}")))
+        for pair in zip(*found, strict=True):
+            yield max(pair, key=lambda one: one["ratio"] or one["value"])
