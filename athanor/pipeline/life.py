@@ -21,7 +21,7 @@ P = TypeVar("P", bound=Plan)
 Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
 """What a stage's work returns: metrics, outputs, timing."""
 
-_EVALUATION_SECONDS, _REFERENCE_RATE = 45.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
+_EVALUATION_SECONDS, _REFERENCE_RATE = 36.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
 _SCORING_SHARE = 0.05  # of the budget, where only what was pre-trained is measured
 _REPORT_SECONDS = 5.0  # for drawing the report card, after everything is measured
 PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part

@@ -227,7 +227,7 @@ class EvaluateRecipe(_Section):
     fit Kneser-Ney to the whole corpus too.
     """
 
-    share: float = Field(default=0.1, gt=0, lt=1)
+    share: float = Field(default=0.08, gt=0, lt=1)
     held_out_tokens: int | None = Field(default=None, ge=1000, le=10**9)
     problems: int | None = Field(default=None, ge=1, le=10**6)
     samples: int = Field(default=8, ge=8, le=1024)
