@@ -57,7 +57,10 @@ def generate(
     """Continue a text, translate or sum one up with a model that does, answer one message, or answer a file."""
     given = [value for value in (text, prompt, source) if value is not None]
     if len(given) != 1 or (source is None) != (target is None):
-        raise DataError("Nothing to answer, or too much.", "Give a prompt, as an argument or with --prompt, or --input with --output.")
+        raise DataError(
+            "Nothing to answer, or too much.",
+            "Give a prompt, as an argument or with --prompt, or --input with --output.",
+        )
     asked = text if prompt is None else prompt
     if source is None and not json and (unseen := [name for name in TOLD_IN_JSON if name in settings]):
         option = unseen[0].replace("_", "-")
