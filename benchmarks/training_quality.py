@@ -45,7 +45,7 @@ from athanor.models.folder import load_decoder
 from athanor.pipeline.arms import BASELINE, Arm, Extent
 from athanor.pipeline.experiment import Experiment
 from athanor.pipeline.plans import PretrainPlan
-from athanor.pipeline.recipe import read_settings
+from athanor.pipeline.recipe_files import read_settings
 from athanor.pipeline.together import loop_config, preview_bits_per_byte, text_batches
 from athanor.training.loop import Trainer
 from athanor.training.objectives import next_token
