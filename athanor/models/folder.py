@@ -267,7 +267,7 @@ def _absent_prefix(weights: Weights, prefix: str) -> str:
 
 def _as_held(config: Config, weights: Weights, family: Family) -> Config:
     """`config`, with the parts for which the files hold weights, where a configuration does not tell."""
-    if isinstance(config, ModelConfig) and config.pooler and not config.next_sentence:
+    if isinstance(config, ModelConfig) and config.pooler and not (config.next_sentence or config.classifier):
         absent, rules = _absent_prefix(weights, family.prefix), family.rules(config)
         pooler = [name for rule in rules if rule.ours[0].startswith("pooler.") for name in rule.theirs]
         if not any(name.removeprefix(absent) in weights.get for name in pooler):
