@@ -64,6 +64,8 @@ def save_model(
     tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
     ids = {**tokens, "eos_token_id": list(stop_ids) or None}
+    if "decoder_start_token_id" in settings:
+        ids["decoder_start_token_id"] = settings["decoder_start_token_id"]
     write_json(folder / "generation_config.json", {**(generation or {}), **ids})
     if lineage is not None:
         write_json(folder / "athanor.json", lineage)

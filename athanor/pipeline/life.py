@@ -86,6 +86,11 @@ class Life:
         wanted: float = getattr(self.recipe, stage).share
         return wanted * (1 - self.evaluation_share) / (1 - self.recipe.evaluate.share)
 
+    @property
+    def classify_share(self) -> float:
+        """Of the budget, for fine-tuning on classes of texts."""
+        return 0.0 if self.recipe.classify is None else self.recipe.classify.share
+
     def tensorboard(self, stage: str) -> Path:
         return self.run.root / "tensorboard" / stage
 

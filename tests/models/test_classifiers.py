@@ -53,7 +53,7 @@ def test_labels_that_number_nothing_are_refused(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "config.json").read_text())
     for wrong in ({"1": "a", "2": "b"}, "a", {"0": "a", "1": "a"}):
         (tmp_path / "config.json").write_text(json.dumps({**settings, "id2label": wrong}))
-        with pytest.raises(ModelError, match="id2label|label"):
+        with pytest.raises(ModelError, match=r"id2label|label"):
             load_model(tmp_path)
 
 
@@ -63,5 +63,5 @@ def test_a_classifier_without_its_matrix_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({**settings, "architectures": ["BertForSequenceClassification"], "id2label": _LABELS})
     )
-    with pytest.raises(ModelError, match="lacks the weight classifier.weight"):
+    with pytest.raises(ModelError, match="lacks the weight classifier"):
         load_model(tmp_path)
