@@ -186,7 +186,9 @@ def _explained(url: str, error: Exception) -> TransferError:
     if isinstance(error, PermissionError):
         return TransferError(f"{url} may not be read.", "Log in, or set the credentials its host asks for.", status=403)
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    host = urlsplit(url).netloc or url
+    parts = urlsplit(url)
+    scheme = "" if parts.scheme.startswith("http") else f"{parts.scheme}://"
+    host = f"{scheme}{parts.netloc}" if parts.netloc else url
     return TransferError(
         f"{host} cannot be reached ({str(reason) or type(reason).__name__}).",
         "Check the connection and the proxy (HTTPS_PROXY); what has arrived is kept, the same command continues.",
