@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from athanor.base.errors import AthanorError, DataError
 from athanor.base.files import expanded_path, explain_disk_errors, sha256_file
-from athanor.base.transfers import Opening, RemoteFile, TransferError, download, read_json_from
+from athanor.base.transfers import Opening, RemoteFile, TransferError, download, read_json_from, read_whole
 
 _MOST_JSON = 64 << 20
 _ACCESS = {
@@ -57,15 +57,13 @@ class Storage:
         if self.folder is None and self._opening is None:
             return read_json_from(self._url(path), {})
         try:
-            with (self._opening or _open_here)(self._url(path), 0) as (file, _):
-                content = file.read(_MOST_JSON)
+            if self._opening is not None:
+                return json.loads(read_whole(self._url(path), self._opening, _MOST_JSON))
+            return json.loads(Path(self._url(path)).read_bytes())
         except FileNotFoundError:
             raise DataError(f"{self._url(path)} does not exist.", "Is the address right?") from None
         except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-            raise DataError(f"{self._url(path)} cannot be read ({reason}).") from None
-        try:
-            return json.loads(content)
+            raise DataError(f"{self._url(path)} cannot be read ({error.strerror}).") from None
         except (ValueError, RecursionError):
             raise DataError(f"{self._url(path)} is not JSON.") from None
 
