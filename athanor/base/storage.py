@@ -135,11 +135,15 @@ def _with_fsspec(protocol: str) -> Opening:
             with system.open(path, "rb", cache_type="readahead") as file:
                 file.seek(place)
                 yield file, place
-        except (FileNotFoundError, AthanorError):
+        except AthanorError:
             raise
         except Exception as error:  # each store has exceptions of its own
             kind, reason = type(error).__name__, " ".join(f"{error}".split())[:200]
-            if isinstance(error, PermissionError) or any(word in kind for word in _CREDENTIALS):
+            status = getattr(getattr(error, "response", None), "status_code", None)  # the hub's
+            if isinstance(error, FileNotFoundError) or status == 404:
+                login = f" A private one is hidden: {_ACCESS['hf']}" if protocol == "hf" else ""
+                raise TransferError(f"{address} does not exist.", f"Is the address right?{login}", status=404) from None
+            if isinstance(error, PermissionError) or status in (401, 403) or any(word in kind for word in _CREDENTIALS):
                 hint = _ACCESS.get(protocol.rstrip("a"), "Set the credentials that it asks for.")
                 raise TransferError(f"{address} may not be read ({reason or kind}).", hint, status=403) from None
             if isinstance(error, OSError):
