@@ -8,7 +8,7 @@ read them either. The first of the fine-tuned models is kept.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from athanor.base.errors import RecipeError
+from athanor.base.machine import usable_cores
 from athanor.base.progress import say
 from athanor.base.randomness import generator, subseed
 from athanor.base.run import Stage
 from athanor.corpus.build import iterate_documents
+from athanor.corpus.document import Document
 from athanor.evaluation.objectives import Score, compare
 from athanor.models.folder import load_model
 from athanor.pipeline.data_stages import load_tokenizer
@@ -56,33 +58,41 @@ class LabelledCorpus:
 
     @classmethod
     def read(cls, corpus: Path, recipe: ClassifyRecipe, tokenizer: Tokenizer, seed: int) -> LabelledCorpus:
-        train, held_out = _labelled(corpus, "train", recipe.label), _labelled(corpus, "heldout", recipe.label)
-        order = generator(seed, "labelled").permutation(len(train))[: recipe.examples]
-        chosen = [list(train.values())[i] for i in order]
-        labels = tuple(sorted({label for label, _ in chosen}))
-        told = [(label, text) for label, text in held_out.values() if label in labels]
+        """Raises RecipeError for examples that are too few to have classes."""
+        train = list(_labelled(corpus, "train", recipe.label))
+        chosen = [train[i] for i in generator(seed, "labelled").permutation(len(train))[: recipe.examples]]
+        labels = tuple(sorted({label for _, label in chosen}))
+        told = [(document, label) for document, label in _labelled(corpus, "heldout", recipe.label) if label in labels]
+        if len(labels) < 2 or not told:
+            raise RecipeError(
+                f"classify.examples: among {len(chosen)} labelled documents are {len(labels)} classes, which "
+                f"{len(told)} held-out documents have.",
+                "Take more of them.",
+            )
 
-        def encoded(documents: list[tuple[str, str]]) -> LabelledTexts:
-            texts = [ids.astype(np.int64) for ids in tokenizer.encode_many([text for _, text in documents], 1)]
-            return LabelledTexts(texts, np.array([labels.index(label) for label, _ in documents]))
+        def encoded(documents: list[tuple[Document, str]]) -> LabelledTexts:
+            texts = tokenizer.encode_many([document.text for document, _ in documents], usable_cores())
+            classes = np.array([labels.index(label) for _, label in documents])
+            return LabelledTexts([ids.astype(np.int64) for ids in texts], classes)
 
         return cls(labels, encoded(chosen), encoded(told))
 
 
-def _labelled(corpus: Path, split: Literal["train", "heldout"], key: str) -> dict[str, tuple[str, str]]:
-    """Label and text by document, each once, however often its source is read."""
-    return {
-        document.id: (str(document.meta[key]), document.text)
-        for document in iterate_documents(corpus, split)
-        if document.meta.get(key)
-    }
+def _labelled(corpus: Path, split: Literal["train", "heldout"], key: str) -> Iterator[tuple[Document, str]]:
+    """The documents that have a label, and it; each once, however often its source is read."""
+    seen = set()
+    for document in iterate_documents(corpus, split):
+        label = document.meta.get(key)
+        if label and document.id not in seen:
+            seen.add(document.id)
+            yield document, str(label)
 
 
 def check_labels(life: Life, key: str) -> None:
     """Raises RecipeError where the corpus has no classes to learn, or none to be asked for."""
     folder = life.run.stages["corpus"].folder
-    splits = _labelled(folder, "train", key), _labelled(folder, "heldout", key)
-    train, held_out = ({label for label, _ in documents.values()} for documents in splits)
+    train = {label for _, label in _labelled(folder, "train", key)}
+    held_out = {label for _, label in _labelled(folder, "heldout", key)}
     hint = (
         'The packaged wikipedia-summaries have a "topic"; lines of your own .jsonl files may have a "label" beside '
         "their text."

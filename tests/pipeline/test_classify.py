@@ -12,11 +12,15 @@ import pytest
 import athanor
 from athanor.base.errors import AthanorError, ModelError, RecipeError
 from athanor.base.randomness import generator
+from athanor.corpus.build import build_corpus
 from athanor.pipeline import classify_stage
+from athanor.pipeline.classify_stage import LabelledCorpus
 from athanor.pipeline.job import live
 from athanor.pipeline.plans import read_run_plan
+from athanor.pipeline.recipe import ClassifyRecipe
 from athanor.pipeline.recipe_files import load_recipe
 from athanor.pipeline.summary import summary
+from athanor.tokenizer import train_tokenizer
 from tests.pipeline.conftest import _SIGNS, _WORDS, athanor_process
 from tests.pipeline.test_objectives import _TINY, _measured_quickly  # noqa: F401, a fixture
 
@@ -140,6 +144,14 @@ def test_a_corpus_without_classes_is_refused_before_pretraining(recipe: Path, tm
     with pytest.raises(RecipeError, match="0 classes in the training documents have a 'topic'"):
         live(load_recipe(recipe, ["classify=topic"]), tmp_path / "run")
     assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_examples_that_are_too_few_are_refused(recipe: Path, tmp_path: Path) -> None:
+    build_corpus([recipe.with_name("texts.jsonl")], (), tmp_path / "corpus", held_out_share=0.1)
+    tokenizer, few = train_tokenizer(["a b c"] * 10, 512), ClassifyRecipe(label="label", examples=2)
+    LabelledCorpus.read(tmp_path / "corpus", few, tokenizer, seed=5)
+    with pytest.raises(RecipeError, match="among 2 labelled documents are 1 classes"):
+        LabelledCorpus.read(tmp_path / "corpus", few, tokenizer, seed=6)
 
 
 @pytest.mark.parametrize(
