@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,12 @@ class LayerCache(Protocol):
         ...
 
 
-@runtime_checkable
-class SequencesCache(Protocol):
+class SequencesCache(ABC):
     """One layer's keys and values of many sequences, whose tokens stand behind each other in one row: only the keeper
     knows what belongs together, so it attends.
     """
 
+    @abstractmethod
     def attend(
         self,
         queries: Tensor,
