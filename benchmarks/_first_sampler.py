@@ -15,11 +15,13 @@ import torch
 def main() -> None:
     from athanor.engine.decoding import complete  # type: ignore[import-not-found]  # of that version alone
 
+    from athanor.base.machine import prepare_process
     from athanor.engine.sampling import Sampling
     from athanor.models.build import build
     from athanor.models.config import standard_config
     from athanor.models.precision import autocast
 
+    prepare_process()
     wanted = json.loads(sys.stdin.readline())
     torch.set_num_threads(wanted["threads"])
     model = build(standard_config(*wanted["vocabulary_and_context"], **wanted["sizes"]), 0)

@@ -31,19 +31,9 @@ def history(context: typer.Context, json: AsJson = False) -> None:
     elif not runs:
         print(f"There are no runs in {RUNS}/ yet; `athanor run` makes one.")
     else:
-        columns = (
-            "name",
-            "recipe",
-            "state",
-            "budget",
-            "seed",
-            "parameters",
-            "loss",
-            "bits per byte",
-            "tokens/s",
-            "date",
-        )
+        columns = ("name", "recipe", "state", "time", "size", "loss", "bits per byte", "tokens/s", "date")
         print_table(columns, [_row(run) for run in runs], columns[4:-1])
+        print("\nBits per byte are held-out ones of the base model; lower is better. --json has more.")
         for run in runs:
             if run.error:
                 print(f"{run.name}: {run.error}")
@@ -116,18 +106,16 @@ def _group_row(name: str, runs: list[RunRecord]) -> list[str]:
 
 
 def _row(run: RunRecord) -> list[str]:
-    bits = run.heldout_bits_per_byte or {}
+    bits = (run.heldout_bits_per_byte or {}).get("base")
     state = run.state if run.state == "finished" or not run.stages else f"{run.state} after {run.stages[-1]}"
-    spent = duration(run.seconds) + (f" of {run.budget}" if run.budget else "")
     return [
         run.name,
         run.recipe or "",
         state,
-        spent,
-        str(run.seed or 0),
+        duration(run.seconds),
         quantity(run.parameters) if run.parameters else "",
         "" if run.loss is None else f"{run.loss:.3f}",
-        " → ".join(f"{value:.3f}" for value in bits.values() if value is not None),
+        "" if bits is None else f"{bits:.3f}",
         "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
-        run.date,
+        run.date[5:],
     ]
