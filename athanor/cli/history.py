@@ -31,12 +31,15 @@ def history(context: typer.Context, json: AsJson = False) -> None:
     elif not runs:
         print(f"There are no runs in {RUNS}/ yet; `athanor run` makes one.")
     else:
-        columns = ("name", "recipe", "state", "time", "size", "loss", "bits per byte", "tokens/s", "date")
-        print_table(columns, [_row(run) for run in runs], columns[4:-1])
-        print("\nBits per byte are held-out ones of the base model; lower is better. --json has more.")
+        columns = ("name", "state", "time", "size", "loss", "bits/byte", "tokens/s", "date")
+        print_table(columns, [_row(run) for run in runs], columns[2:-1])
+        print("\nbits/byte: held out, of the base model; lower is better. --json has more.")
         for run in runs:
             if run.error:
                 print(f"{run.name}: {run.error}")
+            elif run.state == "stopped":
+                reached = f" after {run.stages[-1]}" if run.stages else ""
+                print(f"{run.name}: stopped{reached}; the command that began it continues.")
 
 
 @app.command()
@@ -107,11 +110,9 @@ def _group_row(name: str, runs: list[RunRecord]) -> list[str]:
 
 def _row(run: RunRecord) -> list[str]:
     bits = (run.heldout_bits_per_byte or {}).get("base")
-    state = run.state if run.state == "finished" or not run.stages else f"{run.state} after {run.stages[-1]}"
     return [
         run.name,
-        run.recipe or "",
-        state,
+        run.state,
         duration(run.seconds),
         quantity(run.parameters) if run.parameters else "",
         "" if run.loss is None else f"{run.loss:.3f}",
