@@ -77,13 +77,14 @@ def compare(
 
 
 def _print_comparison(groups: list[Group], records: list[list[RunRecord]], settings: dict[str, list[Any]]) -> None:
-    columns = ("run", "runs", "parameters", "tokens", "seconds", "loss", "bits per byte", "tokens/s", "share of peak")
+    columns = ("run", "runs", "size", "tokens", "seconds", "loss", "bits/byte", "tokens/s", "of peak")
     rows = [_group_row(group.name, runs) for group, runs in zip(groups, records, strict=True)]
     print_table(columns, rows, columns[1:])
     if settings:
         print("\nSettings that differ:")
         print_table(
-            ("setting", *(group.name for group in groups)), [[key, *values] for key, values in settings.items()]
+            ("setting", *(group.name for group in groups)),
+            [[key, *("default" if value is None else value for value in values)] for key, values in settings.items()],
         )
 
 
