@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 from athanor.base.errors import AthanorError
 
 if TYPE_CHECKING:
+    from athanor.engine.classifier import load_classifier
     from athanor.engine.embedder import load_embedder
     from athanor.engine.language_model import load
 
 __version__ = "0.1.0"
-__all__ = ["AthanorError", "load", "load_embedder"]
+__all__ = ["AthanorError", "load", "load_classifier", "load_embedder"]
 
-_LOADERS = {"load": "athanor.engine.language_model", "load_embedder": "athanor.engine.embedder"}
+_LOADERS = {
+    "load": "athanor.engine.language_model",
+    "load_embedder": "athanor.engine.embedder",
+    "load_classifier": "athanor.engine.classifier",
+}
 
 
 def __getattr__(name: str) -> Any:

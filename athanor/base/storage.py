@@ -16,9 +16,14 @@ from urllib.parse import quote
 
 from athanor.base.errors import AthanorError, DataError
 from athanor.base.files import expanded_path, explain_disk_errors, sha256_file
-from athanor.base.transfers import Opening, RemoteFile, TransferError, download, read_json_from
+from athanor.base.transfers import Opening, RemoteFile, TransferError, download, read_json_from, read_whole
 
 _MOST_JSON = 64 << 20
+_ACCESS = {
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads a public bucket.",
+    "hf": "Log in with `hf auth login`, or set HF_TOKEN.",
+}
+_CREDENTIALS = ("Credential", "Authentication", "ProfileNotFound")  # in the names of the stores' exceptions
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "hf": ("huggingface_hub", "hub")}
 
 
@@ -37,8 +42,10 @@ class Storage:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
-        self.protocol, colon, rest = self.address.partition("://")
+        self.protocol, colon, rest = address.partition("://")
+        self.address = f"{self.protocol}{colon}{rest.rstrip('/')}" if colon else address.rstrip("/")
+        if colon and not rest.strip("/"):
+            raise DataError(f"{address} names no place.", "Behind :// stands a host, a bucket or a path.")
         self.folder: Path | None = None
         if not colon or self.protocol == "file":
             self.folder = expanded_path(rest if colon else self.address).absolute()
@@ -50,13 +57,13 @@ class Storage:
         if self.folder is None and self._opening is None:
             return read_json_from(self._url(path), {})
         try:
-            if self.folder is not None:
-                return json.loads((self.folder / path).read_bytes())
-            assert self._opening is not None
-            with self._opening(self._url(path), 0) as (file, _):
-                return json.loads(file.read(_MOST_JSON))
-        except (OSError, AthanorError) as error:
-            raise DataError(f"{self._url(path)} cannot be read ({_reason(error)}).") from None
+            if self._opening is not None:
+                return json.loads(read_whole(self._url(path), self._opening, _MOST_JSON))
+            return json.loads(Path(self._url(path)).read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{self._url(path)} does not exist.", "Is the address right?") from None
+        except OSError as error:
+            raise DataError(f"{self._url(path)} cannot be read ({error.strerror}).") from None
         except (ValueError, RecursionError):
             raise DataError(f"{self._url(path)} is not JSON.") from None
 
@@ -124,18 +131,25 @@ def _with_fsspec(protocol: str) -> Opening:
     @contextmanager
     def opening(address: str, place: int) -> Iterator[tuple[Any, int]]:
         try:
-            with fsspec.open(address, "rb", cache_type="readahead") as file:
+            system, path = fsspec.url_to_fs(address)
+            with system.open(path, "rb", cache_type="readahead") as file:
                 file.seek(place)
                 yield file, place
-        except (OSError, AthanorError):
+        except AthanorError:
             raise
-        except Exception as error:  # each store has exceptions of its own; what they mean is that it cannot be read
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # each store has exceptions of its own
+            kind, reason = type(error).__name__, " ".join(f"{error}".split())[:200]
+            status = getattr(getattr(error, "response", None), "status_code", None)  # the hub's
+            if isinstance(error, FileNotFoundError) or status == 404:
+                login = f" A private one is hidden: {_ACCESS['hf']}" if protocol == "hf" else ""
+                raise TransferError(f"{address} does not exist.", f"Is the address right?{login}", status=404) from None
+            if isinstance(error, PermissionError) or status in (401, 403) or any(word in kind for word in _CREDENTIALS):
+                hint = _ACCESS.get(protocol.rstrip("a"), "Set the credentials that it asks for.")
+                raise TransferError(f"{address} may not be read ({reason or kind}).", hint, status=403) from None
+            if isinstance(error, OSError):
+                raise
+            if isinstance(error, ValueError | TypeError) or "Validation" in kind:
+                raise DataError(f"{address} cannot be read ({reason or kind}).", "Is the address right?") from None
+            raise ConnectionError(f"{kind}: {reason}") from error  # which another try may mend
 
     return opening
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TransferError):
-        return error.message
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

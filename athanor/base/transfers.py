@@ -94,6 +94,24 @@ Opening = Callable[[str, int], AbstractContextManager[tuple[Any, int]]]
 """(address, place) → what can be read, and the place it really begins at: the wanted one, or 0."""
 
 
+def read_whole(url: str, opening: Opening, most: int) -> bytes:
+    """At most so many bytes of what is at an address; once it is open, what breaks is tried again. Raises
+    TransferError.
+    """
+    for left in reversed(range(_TRIES)):
+        is_open = False
+        try:
+            with opening(url, 0) as (file, _):
+                is_open = True
+                content: bytes = file.read(most)
+                return content
+        except OSError as error:
+            if not left or not is_open or not _may_pass(error):
+                raise _explained(url, error) from None
+        time.sleep(_PAUSE * 2 ** (_TRIES - 1 - left))
+    raise AssertionError("unreachable")
+
+
 def download(
     remote: RemoteFile,
     target: Path,
@@ -182,11 +200,13 @@ def _explained(url: str, error: Exception) -> TransferError:
     if isinstance(error, urllib.error.HTTPError):
         return TransferError(f"{url} answers {error.code} ({error.reason}).", status=error.code)
     if isinstance(error, FileNotFoundError):
-        return TransferError(f"{url} does not exist.", status=404)
+        return TransferError(f"{url} does not exist.", "Is the address right?", status=404)
     if isinstance(error, PermissionError):
         return TransferError(f"{url} may not be read.", "Log in, or set the credentials its host asks for.", status=403)
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    host = urlsplit(url).netloc or url
+    parts = urlsplit(url)
+    scheme = "" if parts.scheme.startswith("http") else f"{parts.scheme}://"
+    host = f"{scheme}{parts.netloc}" if parts.netloc else url
     return TransferError(
         f"{host} cannot be reached ({str(reason) or type(reason).__name__}).",
         "Check the connection and the proxy (HTTPS_PROXY); what has arrived is kept, the same command continues.",

@@ -11,6 +11,7 @@ import typer
 from athanor.base.errors import DataError
 from athanor.base.files import atomic_path
 from athanor.cli.output import AsJson, print_json, print_table
+from athanor.cli.texts import TextFile, TextsToRead, given_texts, short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,20 +22,15 @@ _MOST_SHOWN = 20  # pairs on the terminal
 
 def embed(
     model: Annotated[str, typer.Argument(help="An encoder: all-minilm-l6-v2, a model folder, or hf://org/name.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts to embed.", metavar="TEXT...")] = None,
-    input: Annotated[
-        Path | None,
-        typer.Option(
-            help='File of texts: one a line (empty ones are skipped), or .jsonl with strings or {"text": ...}.'
-        ),
-    ] = None,
+    texts: TextsToRead = None,
+    input: TextFile = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the vectors here: .npy, or .jsonl with their texts.")
     ] = None,
     json: AsJson = False,
 ) -> None:
     """Turn texts into vectors; without --output, say how alike several texts are."""
-    given = _texts(texts or [], input)
+    given = given_texts(texts or [], input, "embed")
     if output is not None and output.suffix not in (".npy", ".jsonl"):
         raise DataError(f"{output} has an unknown kind.", "Name it .npy or .jsonl.")
     if output is None and len(given) > _MOST_COMPARED:
@@ -59,33 +55,6 @@ def embed(
         _print_pairs(given, vectors)
 
 
-def _texts(given: list[str], file: Path | None) -> list[str]:
-    """Those on the command line, then those of the file. Raises DataError when there are none, or for a bad line."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n") if file else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}).", "Give a file of UTF-8 text.") from None
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if file and file.suffix == ".jsonl":
-        found = [*given, *(_text_of(line, f"Line {number} of {file}") for number, line in filled)]
-    else:
-        found = [*given, *(line.strip() for _, line in filled)]
-    if not found:
-        raise DataError("There is no text to embed.", "Give texts, or a file of them with --input.")
-    return found
-
-
-def _text_of(line: str, place: str) -> str:
-    try:
-        value = json_.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place} is not JSON ({error}).") from None
-    text = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise DataError(f"{place} holds no text.", 'Each line is a string or {"text": "..."}.')
-    return text
-
-
 def _write(output: Path, texts: list[str], vectors: np.ndarray[Any, Any]) -> None:
     import numpy as np
 
@@ -108,12 +77,7 @@ def _print_pairs(texts: list[str], vectors: np.ndarray[Any, Any]) -> None:
     first, second = np.triu_indices(len(texts), 1)
     alike = (vectors @ vectors.T)[first, second]
     order = np.argsort(-alike, kind="stable")[:_MOST_SHOWN]
-    rows = [(f"{alike[i]:.4f}", _short(printable(texts[first[i]])), _short(printable(texts[second[i]]))) for i in order]
+    rows = [(f"{alike[i]:.4f}", short(printable(texts[first[i]])), short(printable(texts[second[i]]))) for i in order]
     print_table(("cosine", "text", "text"), rows, right=("cosine",))
     if len(alike) > len(order):
         print(f"The {len(order)} likest of {len(alike)} pairs; --json prints all, --output writes the vectors.")
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:59]}…"

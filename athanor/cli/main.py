@@ -27,8 +27,8 @@ from athanor.base.machine import prepare_process
 from athanor.cli.output import print_error
 
 VERBS = (
-    "run", "chat", "generate", "embed", "models", "import", "export", "tokenizer", "corpus", "bench", "ablate",
-    "history", "doctor",
+    "run", "chat", "generate", "embed", "classify", "models", "import", "export", "tokenizer", "corpus", "bench",
+    "ablate", "history", "doctor",
 )  # fmt: skip
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -31,6 +31,8 @@ _LONGEST_LINE = 64 << 20
 _LARGEST_JSON = 256 << 20
 _NAMED = 1_000  # skipped places that are named one by one; all are counted
 _TEXT_FIELDS = ("text", "content", "body")
+_Text = tuple[str, str, dict[str, str]]
+"""What follows the file's name in the id, the text, its meta."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ def language_of(text: str) -> str:
 def read_file(path: Path, source: str, name: str, report: ReadReport) -> Iterator[Document]:
     """Documents of one file. name: the file's part of their ids."""
     name = valid_unicode(os.fsencode(name).decode("utf-8", "replace"))
-    readers: dict[str, Callable[[Path, ReadReport], Iterator[tuple[str, str]]]] = {
+    readers: dict[str, Callable[[Path, ReadReport], Iterator[_Text]]] = {
         ".txt": _read_text,
         ".md": _read_text,
         ".jsonl": _read_lines,
@@ -86,11 +88,11 @@ def read_file(path: Path, source: str, name: str, report: ReadReport) -> Iterato
             report.skip(str(path), "empty file")
             return
         found = False
-        for part, text in readers[suffix_of(path)](path, report):
+        for part, text, meta in readers[suffix_of(path)](path, report):
             if text.strip():
                 found = True
                 text = valid_unicode(text)
-                yield Document(text, valid_unicode(f"{source}/{name}{part}"), source, OWN, language_of(text))
+                yield Document(text, valid_unicode(f"{source}/{name}{part}"), source, OWN, language_of(text), meta)
             else:
                 report.skip(f"{path}{part}", "empty text")
         if not found:
@@ -104,7 +106,7 @@ def read_file(path: Path, source: str, name: str, report: ReadReport) -> Iterato
 # -- plain text -------------------------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
+def _read_text(path: Path, report: ReadReport) -> Iterator[_Text]:
     encoding = detect_encoding(path)
     if encoding is None:
         report.skip(str(path), "binary file or unknown encoding")
@@ -112,7 +114,7 @@ def _read_text(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
     number = 0
     for block in _text_blocks(path, encoding):
         for text in cut(block):
-            yield f"#{number:04d}", text
+            yield f"#{number:04d}", text, {}
             number += 1
 
 
@@ -195,16 +197,18 @@ def _text_and_id(row: Any) -> tuple[str | None, str | None]:
     return text, str(identity) if isinstance(identity, (str, int)) else None
 
 
-def _rows(path: Path, rows: Iterator[tuple[int, Any]], report: ReadReport) -> Iterator[tuple[str, str]]:
+def _rows(path: Path, rows: Iterator[tuple[int, Any]], report: ReadReport) -> Iterator[_Text]:
     for number, row in rows:
         text, identity = _text_and_id(row)
         if text is None:
             report.skip(f"{path}:{number}", f"no text in any of the fields {', '.join(_TEXT_FIELDS)}")
         else:
-            yield f"#{number}" if identity is None else f"#{number}:{identity}", text
+            label = row.get("label") if isinstance(row, dict) else None
+            meta = {"label": valid_unicode(str(label))} if isinstance(label, (str, int)) else {}
+            yield f"#{number}" if identity is None else f"#{number}:{identity}", text, meta
 
 
-def _read_lines(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
+def _read_lines(path: Path, report: ReadReport) -> Iterator[_Text]:
     yield from _rows(path, _json_lines(path, report), report)
 
 
@@ -228,7 +232,7 @@ def _json_lines(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         report.skip(f"{path}:{number + 1}", "damaged gzip data")
 
 
-def _read_json(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
+def _read_json(path: Path, report: ReadReport) -> Iterator[_Text]:
     """A list of texts or objects, or one object; an object of objects gives its values."""
     if path.stat().st_size > _LARGEST_JSON:
         report.skip(str(path), "JSON file larger than 256 MB (make it .jsonl)")
@@ -243,7 +247,7 @@ def _read_json(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
     yield from _rows(path, iter(enumerate(value if isinstance(value, list) else [value], 1)), report)
 
 
-def _read_parquet(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
+def _read_parquet(path: Path, report: ReadReport) -> Iterator[_Text]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -263,7 +267,7 @@ def _read_parquet(path: Path, report: ReadReport) -> Iterator[tuple[str, str]]:
             if column is None:
                 report.skip(str(path), f"no text in any of the columns {', '.join(_TEXT_FIELDS)}")
                 return
-            columns = [column, *(["id"] if "id" in types else [])]
+            columns = [column, *(name for name in ("id", "label") if name in types)]
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 rows = batch.to_pylist()

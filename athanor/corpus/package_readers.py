@@ -47,6 +47,8 @@ def summaries(source: Source, member: str, content: bytes) -> Iterator[Document]
     for entry in json.loads(content).values():
         title, extract = entry["title"], entry["extract"]
         meta = {key: entry[key] for key in ("title", "description", "topic") if entry.get(key)}
+        if meta.get("topic") == "Uncategorized":
+            del meta["topic"]
         yield _document(source, title, f"{title}\n\n{extract}", **meta)
 
 

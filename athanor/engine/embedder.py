@@ -6,13 +6,15 @@ The vectors have length one, so that the dot product of two is their cosine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from athanor.base.errors import DataError, ModelError
 from athanor.base.files import read_json
@@ -28,36 +30,36 @@ _TOGETHER = 32  # texts at a time, of like length
 _SHOWN_FROM = 256  # texts for which a bar is worth it
 
 
-class Embedder:
-    """max_length: tokens of a text that are read, the control tokens included; what comes after is cut off."""
+class TextReader:
+    """An encoder that reads texts, those of like length at a time. max_length: tokens of a text that are read, control
+    tokens included; what comes after is cut off.
+    """
 
-    def __init__(self, model: Encoder, tokenizer: ForeignTokenizer, max_length: int, pooling: Pooling = "mean") -> None:
+    def __init__(self, model: Encoder, tokenizer: ForeignTokenizer, max_length: int) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}.",
                 "They belong to different models.",
             )
-        self.model, self.tokenizer, self.max_length, self.pooling = model, tokenizer, max_length, pooling
+        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
         self._padding = model.config.embedding.padding_id or 0  # masked; where positions depend on it, the model's own
 
-    @property
-    def dimension(self) -> int:
-        return self.model.config.d_model
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, dimension) float32, each row of length one. Control tokens in a text are ordinary text.
+    def read(
+        self, texts: Sequence[str], width: int, rows: Callable[[Tensor, Tensor], Tensor], description: str
+    ) -> np.ndarray:
+        """(texts, width) float32. rows: (ids, mask) → that of some texts. Control tokens in a text are ordinary text.
 
         Raises DataError for what is no text, TokenizerError for a text with a lone surrogate.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise DataError("Only a list of texts can be embedded.", 'For one text: embed(["text"])[0].')
+            raise DataError("Only a list of texts can be read.", 'For one text: ["text"], and the first result.')
         ids = [self._ids(text) for text in texts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
-        with progress("Embedding", len(ids), "text") if len(ids) >= _SHOWN_FROM else nullcontext() as bar:
+        vectors = np.empty((len(ids), width), dtype=np.float32)
+        with progress(description, len(ids), "text") if len(ids) >= _SHOWN_FROM else nullcontext() as bar:
             for start in range(0, len(order), _TOGETHER):
                 some = order[start : start + _TOGETHER]
-                vectors[some] = self._vectors([ids[i] for i in some])
+                vectors[some] = self._rows([ids[i] for i in some], rows)
                 if bar:
                     bar.update(len(some))
         return vectors
@@ -67,15 +69,31 @@ class Embedder:
         return [*start, *self.tokenizer.encode(text)[: self.max_length - len(start) - len(end)], *end]
 
     @torch.inference_mode()
-    def _vectors(self, ids: list[list[int]]) -> np.ndarray:
+    def _rows(self, ids: list[list[int]], rows: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
         tokens = torch.full((len(ids), max(1, *map(len, ids))), self._padding, dtype=torch.long)
         mask = torch.zeros_like(tokens)
         for row, each in enumerate(ids):
             tokens[row, : len(each)] = torch.tensor(each)
             mask[row, : len(each)] = 1
         device = next(self.model.parameters()).device
-        vectors: np.ndarray = embed(self.model, tokens.to(device), mask.to(device), self.pooling).float().cpu().numpy()
-        return vectors
+        found: np.ndarray = rows(tokens.to(device), mask.to(device)).float().cpu().numpy()
+        return found
+
+
+class Embedder(TextReader):
+    """Texts as vectors of length one."""
+
+    def __init__(self, model: Encoder, tokenizer: ForeignTokenizer, max_length: int, pooling: Pooling = "mean") -> None:
+        super().__init__(model, tokenizer, max_length)
+        self.pooling = pooling
+
+    @property
+    def dimension(self) -> int:
+        return self.model.config.d_model
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, dimension) float32, each row of length one. Raises what `read` raises."""
+        return self.read(texts, self.dimension, partial(embed, self.model, pooling=self.pooling), "Embedding")
 
 
 def load_embedder(name: str | Path, *, dtype: torch.dtype | None = None) -> Embedder:
@@ -90,7 +108,7 @@ def load_embedder(name: str | Path, *, dtype: torch.dtype | None = None) -> Embe
     model = load_model(folder, dtype)
     if not isinstance(model, Encoder):
         raise ModelError(f"{folder} holds no encoder to embed texts with: {type(model).__name__}.", "Take an encoder.")
-    return Embedder(model, tokenizer, _max_length(folder, model), pooling)
+    return Embedder(model, tokenizer, longest_read(folder, model), pooling)
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -100,7 +118,7 @@ def _settings(file: Path) -> dict[str, Any]:
     return found
 
 
-def _max_length(folder: Path, model: Encoder) -> int:
+def longest_read(folder: Path, model: Encoder) -> int:
     """The least of what the model has places for, and what its files say."""
     said = (
         _settings(folder / "sentence_bert_config.json").get("max_seq_length"),

@@ -90,6 +90,8 @@ def _adjust(module: nn.Module) -> None:
         nn.init.eye_(module.project.weight)
     elif isinstance(module, Decoder | Encoder | EncoderDecoder):
         _quiet_tied_head(module)
+        if isinstance(module, Encoder) and module.classifier is not None:
+            nn.init.zeros_(module.classifier.weight)  # no class is likelier before the first step
 
 
 def _quiet_tied_head(model: Model) -> None:

@@ -357,11 +357,27 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """One logit a class, from the first token's state through the pooler. labels: the names of the classes.
+    activation: between the pooler's matrix and the classes': tanh in BERT and RoBERTa, gelu in ELECTRA.
+    """
+
+    labels: tuple[str, ...]
+    activation: Activation = "tanh"
+
+    def __post_init__(self) -> None:
+        word("activation", self.activation, Activation)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ModelError("A classifier needs at least one label, and none of them twice.")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder or an encoder; an `EncoderDecoderConfig` has one of each.
 
     norm: after the last layer, None for models whose layers end in a norm. causal: tokens see only earlier ones.
-    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT). sharing: for each layer
+    pooler: a dense layer on the first token's state; next_sentence: two logits from it (BERT); classifier: as many as
+    there are classes. sharing: for each layer
     the number of the block whose weights it has (ALBERT), None where each has its own. family: the name in `families`
     under which it is saved.
     """
@@ -376,6 +392,7 @@ class ModelConfig:
     causal: bool = True
     pooler: bool = False
     next_sentence: bool = False
+    classifier: ClassifierConfig | None = None
     sharing: tuple[int, ...] | None = None
     family: str = "qwen3"
 
@@ -389,6 +406,8 @@ class ModelConfig:
         ):
             raise ModelError(f"{self.n_layers} layers cannot share the weights of blocks as {self.sharing} says.")
         first = self.layers[0].attention.position
+        if self.classifier is not None and (self.causal or not self.pooler):
+            raise ModelError("A classifier reads an encoder's pooler.", "Set pooler=True in its configuration.")
         for layer in self.layers:
             position = layer.attention.position
             if position != first and any(isinstance(one, RelativeBias | Disentangled) for one in (position, first)):

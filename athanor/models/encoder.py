@@ -1,5 +1,5 @@
-"""The encoder: every token sees the whole text. Its heads predict hidden words, or say what two sentences have to do
-with each other (BERT, Devlin et al. 2019).
+"""The encoder: every token sees the whole text. Its heads predict hidden words, say what two sentences have to do with
+each other (BERT, Devlin et al. 2019), or of which class a text is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from athanor.base.errors import ModelError
 from athanor.models.config import ModelConfig
 from athanor.models.head import Head
+from athanor.models.mlp import ACTIVATIONS
 from athanor.models.stack import Stack
 from athanor.models.where import Where, batch_and_time, text_positions, valid_keys
 
@@ -24,6 +25,7 @@ class Encoder(Stack):
         self.head = Head(config) if config.head else None
         self.pooler = nn.Linear(config.d_model, config.d_model) if config.pooler else None
         self.next_sentence = nn.Linear(config.d_model, 2) if config.next_sentence else None
+        self.classifier = nn.Linear(config.d_model, len(config.classifier.labels)) if config.classifier else None
 
     def encode(
         self,
@@ -53,10 +55,17 @@ class Encoder(Stack):
         return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
     def pool(self, states: Tensor) -> Tensor:
-        """The first token's state, through a dense layer and tanh: (batch, d_model)."""
+        """The first token's state, through a dense layer and tanh, or what its classifier says: (batch, d_model)."""
         if self.pooler is None:
             raise ModelError("This encoder has no pooler.", "Set pooler=True in its configuration.")
-        return self.pooler(states[:, 0]).tanh()
+        activation = self.config.classifier.activation if self.config.classifier else "tanh"
+        return ACTIVATIONS[activation](self.pooler(states[:, 0]))
+
+    def classify(self, states: Tensor) -> Tensor:
+        """Logits of each text's classes (batch, labels), from its states."""
+        if self.classifier is None:
+            raise ModelError("This encoder is no classifier.", "`athanor run bert --set classify=topic` makes one.")
+        return self.classifier(self.pool(states))
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, **text: Any) -> Tensor:  # type: ignore[override]
         if self.head is None:

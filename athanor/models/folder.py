@@ -64,6 +64,8 @@ def save_model(
     tokens = {name: settings.get(name) if token is None else token for name, token in given.items()}
     write_json(folder / "config.json", {**settings, **tokens, "dtype": dtype, "torch_dtype": dtype})
     ids = {**tokens, "eos_token_id": list(stop_ids) or None}
+    if "decoder_start_token_id" in settings:
+        ids["decoder_start_token_id"] = settings["decoder_start_token_id"]
     write_json(folder / "generation_config.json", {**(generation or {}), **ids})
     if lineage is not None:
         write_json(folder / "athanor.json", lineage)
@@ -267,7 +269,7 @@ def _absent_prefix(weights: Weights, prefix: str) -> str:
 
 def _as_held(config: Config, weights: Weights, family: Family) -> Config:
     """`config`, with the parts for which the files hold weights, where a configuration does not tell."""
-    if isinstance(config, ModelConfig) and config.pooler and not config.next_sentence:
+    if isinstance(config, ModelConfig) and config.pooler and not (config.next_sentence or config.classifier):
         absent, rules = _absent_prefix(weights, family.prefix), family.rules(config)
         pooler = [name for rule in rules if rule.ours[0].startswith("pooler.") for name in rule.theirs]
         if not any(name.removeprefix(absent) in weights.get for name in pooler):

@@ -34,6 +34,8 @@ Objective = Literal[
 """What can be pre-trained on, as recipes name it."""
 LEARNT_POSITIONS = frozenset({"masked", "masked_pairs", "replaced"})
 """Objectives whose networks have a table with a row for each position."""
+CLASSIFIABLE = LEARNT_POSITIONS | {"spans", "ul2"}
+"""Objectives whose networks are fine-tuned to tell classes of texts."""
 Balance = Literal["loss", "bias"]
 """How experts come to be used evenly: by an auxiliary loss, or by a bias on the choice that follows the load."""
 _HEAD = 64

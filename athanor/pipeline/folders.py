@@ -8,7 +8,7 @@ from pathlib import Path
 from athanor.base.errors import RecipeError
 from athanor.base.run import RUNS
 
-STAGES = ("corpus", "tokenizer", "shards", "pretrain", "sft", "rl", "control", "evaluate")
+STAGES = ("corpus", "tokenizer", "shards", "pretrain", "classify", "sft", "rl", "control", "evaluate")
 """In the order of work; a user's MODEL is the last of MODEL_STAGES that is finished."""
 MODEL_STAGES = ("pretrain", "sft", "rl")
 

@@ -17,6 +17,7 @@ from athanor.base.progress import say
 from athanor.base.run import Run
 from athanor.models.precision import check_precision
 from athanor.pipeline.calibration import calibrate, use_threads
+from athanor.pipeline.classify_stage import check_labels, classify_stage
 from athanor.pipeline.data_stages import data_stages, fetch_sources
 from athanor.pipeline.evaluation_stage import evaluate_stage
 from athanor.pipeline.folders import MODEL_STAGES
@@ -82,7 +83,11 @@ def _live(
             say(expectation(life))
         tokenizer, shards = data_stages(life)
         if recipe.pretrain.objective != "next_token":
-            return objective_report(life, objective_stage(life, tokenizer, shards))
+            if recipe.classify is not None:
+                check_labels(life, recipe.classify.label)
+            pretrain = objective_stage(life, tokenizer, shards)
+            classify = None if recipe.classify is None else classify_stage(life, recipe.classify, tokenizer, pretrain)
+            return objective_report(life, pretrain, classify)
         base = pretrain_stage(life, tokenizer, shards)
         sft = sft_stage(life, tokenizer, base)
         rl = rl_stage(life, tokenizer, sft)

@@ -91,6 +91,11 @@ class Life:
         training = 1 - CORPUS_SHARE - besides - self.evaluation_share
         return wanted * max(0.0, training) / (1 - CORPUS_SHARE - self.recipe.evaluate.share)
 
+    @property
+    def classify_share(self) -> float:
+        """Of the budget, for fine-tuning on classes of texts."""
+        return 0.0 if self.recipe.classify is None else self.recipe.classify.share
+
     def tensorboard(self, stage: str) -> Path:
         return self.run.root / "tensorboard" / stage
 

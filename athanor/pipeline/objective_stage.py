@@ -76,7 +76,7 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         kept = model.discriminator if isinstance(model, Electra) else model
         parameters = sum(parameter.numel() for parameter in kept.parameters())
         metrics = {**metrics_of(outcome, parameters, flops), "scores": [score.as_dict() for score in scores]}
-        _save(stage, kept, encoder, plan, metrics)
+        save_with_tokenizer(stage, kept, encoder, plan, "base", metrics)
         return metrics, ["model"], timing_of(life, stage, outcome, flops)
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
@@ -101,10 +101,12 @@ def _preview(
     return evaluate
 
 
-def _save(stage: Stage, model: Any, tokenizer: Tokenizer, plan: PretrainPlan, metrics: dict[str, Any]) -> None:
+def save_with_tokenizer(
+    stage: Stage, model: Any, tokenizer: Tokenizer, plan: PretrainPlan, kind: str, metrics: dict[str, Any]
+) -> None:
     """The model's folder; its tokenizer's files say what stands around a text in this kind of network."""
     folder, end = stage.folder / "model", tokenizer.end_of_text_id
-    lineage = lineage_of(stage, "base", metrics)
+    lineage = lineage_of(stage, kind, metrics)
     save_model(model, folder, end_of_text_id=end, stop_ids=(end,), lineage=lineage)
     length = plan.model.max_seq_len
     if not plan.model.causal:

@@ -66,6 +66,7 @@ def expectation(life: Life) -> str:
         "reading text": CORPUS_SHARE,
         "fine-tuning": life.share("sft"),
         "reinforcement learning": life.share("rl"),
+        "classification": life.classify_share,
         "evaluation": life.evaluation_share,
     }
     others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items() if share)
@@ -274,7 +275,7 @@ def _pretraining_length(life: Life) -> int:
 
 
 def _pretraining_seconds(life: Life) -> float:
-    others = life.share("sft") + life.share("rl") + life.evaluation_share
+    others = life.share("sft") + life.share("rl") + life.classify_share + life.evaluation_share
     seconds = min(life.seconds_left(others), life.recipe.pretrain.share * life.seconds_left())
     return max(seconds, _LEAST_SHARE * (life.recipe.budget_seconds or 0.0))
 

@@ -150,6 +150,7 @@ class StagePlans(Plan):
     sft: SupervisedPlan | None = None
     rl: RlPlan | None = None
     control: SupervisedPlan | None = None
+    classify: SupervisedPlan | None = None
     evaluate: EvaluationPlan | None = None
 
     def get(self, stage: str) -> Any:

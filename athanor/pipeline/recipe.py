@@ -235,11 +235,32 @@ class EvaluateRecipe(_Section):
     all_text_baseline: bool = True
 
 
+class ClassifyRecipe(_Section):
+    """What a masked or denoising model is fine-tuned to tell of a text, against the same network from scratch.
+
+    label: where documents say it, in their `meta`: "topic" of the packaged Wikipedia summaries, "label" of a user's own
+    lines. examples: labelled documents to learn from, all where absent. steps: updates of each training; planned where
+    absent. seeds: how often both are trained. share: part of the budget.
+    """
+
+    label: str = Field(min_length=1, max_length=64)
+    examples: int | None = Field(default=None, ge=2, le=10**7)
+    steps: Steps | None = None
+    seeds: int = Field(default=3, ge=1, le=100)
+    share: float = Field(default=0.25, gt=0, lt=0.9)
+
+
+def _by_label(classify: Any) -> Any:
+    """The section that a bare label stands for."""
+    return {"label": classify} if isinstance(classify, str) else classify
+
+
 class Recipe(_Section):
     """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps.
     precision: of matrix products; weights are fp32 in any case. "auto" is the faster of fp32 and bf16; "fp16" scales
     the loss, for GPUs without bf16. sharded: where several processes train together, each holds a part of the model
-    (FSDP2) instead of a copy (DDP).
+    (FSDP2) instead of a copy (DDP). classify: for masked and denoising models; `classify = "topic"` is short for
+    `classify.label = "topic"`.
     """
 
     budget: str | None = None
@@ -254,6 +275,7 @@ class Recipe(_Section):
     sft: SftRecipe = SftRecipe()
     rl: RlRecipe = RlRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    classify: Annotated[ClassifyRecipe | None, BeforeValidator(_by_label)] = None
 
     @property
     def budget_seconds(self) -> float | None:

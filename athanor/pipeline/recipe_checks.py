@@ -7,7 +7,7 @@ from inspect import signature
 from athanor.base.errors import ModelError, RecipeError
 from athanor.environments import load_environment
 from athanor.models.config import standard_config
-from athanor.models.shapes import LEARNT_POSITIONS, config_of
+from athanor.models.shapes import CLASSIFIABLE, LEARNT_POSITIONS, config_of
 from athanor.pipeline.recipe import SHORTEST_BUDGET, ModelRecipe, Recipe, TrainingRecipe
 
 
@@ -46,6 +46,12 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.pretrain.compile == "blocks" and recipe.pretrain.objective != "next_token":
         raise RecipeError('pretrain.compile = "blocks" needs objective = "next_token".', "Leave it out.")
+    if recipe.classify is not None and recipe.pretrain.objective not in CLASSIFIABLE:
+        objective = recipe.pretrain.objective
+        raise RecipeError(
+            f'[classify] fine-tunes masked and denoising models, and pretrain.objective is "{objective}".',
+            f"Leave it out, or take one of {', '.join(sorted(CLASSIFIABLE))}.",
+        )
     if recipe.pretrain.objective != "next_token":
         _check_objective(recipe)
         return

@@ -54,7 +54,7 @@ def report_card(life: Life, evaluation: Stage) -> dict[str, Any]:
     return report
 
 
-def objective_report(life: Life, pretrain: Stage) -> dict[str, Any]:
+def objective_report(life: Life, pretrain: Stage, classify: Stage | None) -> dict[str, Any]:
     """The report of a run that ends after pre-training; also written as report.json and report.md."""
     plan, stages = PretrainPlan.of(pretrain), life.run.stages
     report = {
@@ -67,7 +67,7 @@ def objective_report(life: Life, pretrain: Stage) -> dict[str, Any]:
         "plan": pretrain.read("plan.json"),
         "objective": plan.objective,
         "family": "t5" if plan.objective in ("spans", "ul2") else plan.model.family,
-        "scores": pretrain.metrics["scores"],
+        "scores": [*pretrain.metrics["scores"], *(classify.metrics["scores"] if classify else [])],
         "stages": {name: _work(stage) for name, stage in stages.items()},
         "tokenizer": _tokenizer(stages["tokenizer"]),
         "corpus": _corpus(stages["corpus"]),

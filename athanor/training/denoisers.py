@@ -94,11 +94,15 @@ class CorruptedTexts:
         return {"source": source, "tokens": np.append(self.start_id, target[:-1]), "targets": target}
 
     def collate(self, drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], length: int) -> SourceTargetBatch:
-        end = self.special.end
-        sources = _columns(drawn, rows, {"source": end})
-        names = {"document_ids": "source_document_ids", "positions": "source_positions"}
-        sources = {names.get(name, name): column for name, column in sources.items()}
-        return SourceTargetBatch(**_columns(drawn, rows, {"tokens": end, "targets": IGNORED}), **sources)
+        return source_target_batch(drawn, rows, self.special.end)
+
+
+def source_target_batch(drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], end: int) -> SourceTargetBatch:
+    """Of drawn columns source, tokens and targets. end: stands where nothing else does."""
+    sources = _columns(drawn, rows, {"source": end})
+    names = {"document_ids": "source_document_ids", "positions": "source_positions"}
+    sources = {names.get(name, name): column for name, column in sources.items()}
+    return SourceTargetBatch(**_columns(drawn, rows, {"tokens": end, "targets": IGNORED}), **sources)
 
 
 def _columns(drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], empty: Mapping[str, int]) -> dict[str, Any]:

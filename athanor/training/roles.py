@@ -105,7 +105,7 @@ def _surroundings(model: nn.Module) -> tuple[dict[int, float], set[int], set[int
         if "tokens" in dict(embedding.named_children()):  # else they are another's
             scales[id(embedding.tokens)] = embedding.config.scale
     silent = {id(norms.output) for norms in _all(model, Norms)}
-    outputs = {id(encoder.next_sentence) for encoder in _all(model, Encoder)}
+    outputs = {id(head) for encoder in _all(model, Encoder) for head in (encoder.next_sentence, encoder.classifier)}
     return scales, silent, outputs
 
 

@@ -76,7 +76,7 @@ def test_later_settings_win_and_options_win_over_all() -> None:
         ("pretrian.steps=7", "unknown key 'pretrian'.*Did you mean 'pretrain'"),
         ("pretrain.step=7", r"unknown key 'pretrain\.step'.*Did you mean 'steps'"),
         ("pretrain.optimizer.moun_lr=1", r"pretrain\.optimizer\.moun_lr.*Did you mean 'muon_lr'"),
-        ("zzz=1", "unknown key 'zzz'.*Known there: budget, corpus"),
+        ("zzz=1", "unknown key 'zzz'.*Known there: budget, classify, corpus"),
         ("pretrain.steps=0", r"pretrain\.steps = 0 .*greater than 0"),
         ("pretrain.steps=many", r"pretrain\.steps = 'many'"),
         ("pretrain.steps=1.5", r"pretrain\.steps = 1\.5"),

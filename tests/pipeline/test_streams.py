@@ -60,7 +60,7 @@ def test_a_streamed_life_killed_while_it_trains_ends_like_one_that_was_not(strea
 
 
 def test_a_stream_that_is_not_there_ends_a_run_before_it_begins(tmp_path: Path) -> None:
-    for address, said in ((f"{tmp_path}/none", "cannot be read"), ("gopher://x/y", "gopher://")):
+    for address, said in ((f"{tmp_path}/none", "does not exist"), ("gopher://x/y", "gopher://")):
         with pytest.raises(DataError, match=said):
             live(load_recipe("default", [f"corpus.stream={address}"]), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -1,4 +1,6 @@
-"""BERT: post-norms, learned positions and segments; with its heads for masked words and for the next sentence."""
+"""BERT: post-norms, learned positions and segments; with its heads for masked words, for the next sentence, and for
+classes of texts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from typing import Any
 
 from athanor.models.config import (
     AttentionConfig,
+    ClassifierConfig,
     EmbeddingConfig,
     HeadConfig,
     LayerConfig,
@@ -18,6 +21,7 @@ from athanor.models.families.keys import Keys, activation_name
 from athanor.models.families.weights import Rule, parameter, same
 
 _MASKED, _BOTH, _BARE = "BertForMaskedLM", "BertForPreTraining", "BertModel"
+_CLASSIFIER = "BertForSequenceClassification"
 
 
 def layer_of(keys: Keys, activation: str = "gelu", epsilon: float = 1e-12) -> LayerConfig:
@@ -36,7 +40,7 @@ def layer_of(keys: Keys, activation: str = "gelu", epsilon: float = 1e-12) -> La
 
 def _read(keys: Keys) -> ModelConfig:
     layer, length = layer_of(keys), keys.whole("max_position_embeddings", 512)
-    tied = keys.flag("tie_word_embeddings", True)
+    tied, headed = keys.flag("tie_word_embeddings", True), keys.architecture in (_MASKED, _BOTH)
     assert isinstance(layer.mlp, MlpConfig)
     return ModelConfig(
         keys.whole("vocab_size"),
@@ -45,10 +49,11 @@ def _read(keys: Keys) -> ModelConfig:
         (layer,) * keys.depth("num_hidden_layers"),
         EmbeddingConfig(positions=length, token_types=keys.whole("type_vocab_size", 2), norm=layer.norm),
         norm=None,
-        head=None if keys.architecture == _BARE else HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation),
+        head=HeadConfig(tied=tied, bias=True, transform=layer.mlp.activation) if headed else None,
         causal=False,
         pooler=keys.architecture != _MASKED,
         next_sentence=keys.architecture == _BOTH,
+        classifier=ClassifierConfig(keys.labels()) if keys.architecture == _CLASSIFIER else None,
         family="bert",
     )
 
@@ -57,7 +62,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     """The keys that BERT's heirs share."""
     layer = config.layers[0]
     assert isinstance(layer.mlp, MlpConfig)
-    return {
+    return labelled(config) | {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
@@ -71,7 +76,20 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def labelled(config: ModelConfig) -> dict[str, Any]:
+    """The keys that name a classifier's classes; none for another model."""
+    if config.classifier is None:
+        return {}
+    labels = config.classifier.labels
+    return {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
 def _write(config: ModelConfig) -> dict[str, Any]:
+    if config.classifier is not None:
+        return write(config) | {"architectures": [_CLASSIFIER]}
     architecture = _BARE if config.head is None else _BOTH if config.next_sentence else _MASKED
     return write(config) | {"architectures": [architecture]}
 
@@ -111,11 +129,12 @@ def _rules(config: ModelConfig) -> list[Rule]:
         *same("head.norm", f"{head}.transform.LayerNorm"),
         *decoder_rules(config, head),
         *same("next_sentence", "cls.seq_relationship"),
+        *same("classifier", "classifier"),
     ]
 
 
 FAMILY = Family(
-    "bert", (_MASKED, _BOTH, _BARE), _read, _write, _rules, "bert.",
+    "bert", (_MASKED, _BOTH, _CLASSIFIER, _BARE), _read, _write, _rules, "bert.",
     (
         r".*embeddings\.position_ids",
         r"cls\..*", r"bert\.pooler\..*",  # hub folders keep heads that their architecture does not have

@@ -3,20 +3,21 @@ replaces them.
 
 Quirks: a matrix widens the embeddings, but only where `embedding_size` is not `hidden_size`; the discriminator's head
 is a dense layer, the activation and one logit a token, without a norm; the generator's activation is gelu whatever
-`hidden_act` says, and its last matrix is the embedding's. There is no pooler.
+`hidden_act` says, and its last matrix is the embedding's. Only a classifier has a pooler, with gelu for BERT's tanh.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from athanor.models.config import EmbeddingConfig, HeadConfig, MlpConfig, ModelConfig
+from athanor.models.config import ClassifierConfig, EmbeddingConfig, HeadConfig, MlpConfig, ModelConfig
 from athanor.models.families import bert
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
 from athanor.models.families.weights import Rule, same
 
 _GENERATOR, _DISCRIMINATOR, _BARE = "ElectraForMaskedLM", "ElectraForPreTraining", "ElectraModel"
+_CLASSIFIER = "ElectraForSequenceClassification"
 
 
 def _read(keys: Keys) -> ModelConfig:
@@ -41,14 +42,16 @@ def _read(keys: Keys) -> ModelConfig:
         norm=None,
         head=heads.get(keys.architecture),
         causal=False,
+        pooler=keys.architecture == _CLASSIFIER,
+        classifier=ClassifierConfig(keys.labels(), "gelu") if keys.architecture == _CLASSIFIER else None,
         family="electra",
     )
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    head = config.head
+    head, bare = config.head, _CLASSIFIER if config.classifier else _BARE
     return bert.write(config) | {
-        "architectures": [_BARE if head is None else _DISCRIMINATOR if head.outputs else _GENERATOR],
+        "architectures": [bare if head is None else _DISCRIMINATOR if head.outputs else _GENERATOR],
         "embedding_size": config.embedding.size or config.d_model,
         "tie_word_embeddings": head is None or head.tied or head.outputs is not None,
     }
@@ -58,7 +61,9 @@ def _rules(config: ModelConfig) -> list[Rule]:
     discriminates = config.head is not None and config.head.outputs is not None
     head = "discriminator_predictions" if discriminates else "generator_predictions"
     return [
+        *same("pooler", "classifier.dense"),
         *bert.rules("electra."),
+        *same("classifier", "classifier.out_proj"),
         *same("embedding.widen", "electra.embeddings_project"),
         *same("head.dense", f"{head}.dense"),
         *same("head.norm", f"{head}.LayerNorm"),
@@ -67,6 +72,6 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 
 FAMILY = Family(
-    "electra", (_DISCRIMINATOR, _GENERATOR, _BARE), _read, _write, _rules, "electra.",
+    "electra", (_DISCRIMINATOR, _GENERATOR, _CLASSIFIER, _BARE), _read, _write, _rules, "electra.",
     (r".*embeddings\.position_ids", r"(generator|discriminator)_(predictions|lm_head)\..*"),
 )  # fmt: skip

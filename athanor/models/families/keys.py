@@ -102,6 +102,14 @@ class Keys:
             )
         return ACTIVATION_NAMES[value]
 
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's classes, by their number; as transformers calls them where nothing is said."""
+        names = self.take("id2label", {str(i): f"LABEL_{i}" for i in range(self.whole("num_labels", 2))})
+        try:
+            return tuple(str(names[str(number)]) for number in range(len(names)))
+        except (KeyError, TypeError):
+            raise ModelError(f"{self.place}: id2label = {shown(names)} does not number the classes from 0.") from None
+
     def fixed(self, **accepted: Any) -> None:
         """Settings that must be absent or have the one value that is computed here."""
         for name, value in accepted.items():

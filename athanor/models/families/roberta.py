@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from athanor.models.config import EmbeddingConfig, HeadConfig, ModelConfig
+from athanor.models.config import ClassifierConfig, EmbeddingConfig, HeadConfig, ModelConfig
 from athanor.models.families import bert
 from athanor.models.families.family import Family
 from athanor.models.families.keys import Keys
 from athanor.models.families.weights import Rule, same
 
 
-def family(name: str, masked: str, bare: str) -> Family:
-    """RoBERTa under another name. masked, bare: its architectures."""
+def family(name: str, masked: str, bare: str, classifier: str) -> Family:
+    """RoBERTa under another name. masked, bare, classifier: its architectures."""
 
     def read(keys: Keys) -> ModelConfig:
         layer, rows = bert.layer_of(keys), keys.whole("max_position_embeddings", 512)
         padding, segments = keys.whole("pad_token_id", 1), keys.whole("type_vocab_size", 2)
         tied, is_bare = keys.flag("tie_word_embeddings", True), keys.architecture == bare
+        classifies = keys.architecture == classifier
         return ModelConfig(
             keys.whole("vocab_size"),
             keys.whole("hidden_size"),
@@ -33,31 +34,34 @@ def family(name: str, masked: str, bare: str) -> Family:
                 positions=rows, position_offset=padding + 1, padding_id=padding, token_types=segments, norm=layer.norm
             ),
             norm=None,
-            head=None if is_bare else HeadConfig(tied=tied, bias=True, transform="gelu"),
+            head=None if is_bare or classifies else HeadConfig(tied=tied, bias=True, transform="gelu"),
             causal=False,
-            pooler=is_bare,
+            pooler=is_bare or classifies,
+            classifier=ClassifierConfig(keys.labels()) if classifies else None,
             family=name,
         )
 
     def write(config: ModelConfig) -> dict[str, Any]:
         return bert.write(config) | {
-            "architectures": [bare if config.head is None else masked],
+            "architectures": [classifier if config.classifier else bare if config.head is None else masked],
             "pad_token_id": config.embedding.padding_id,
         }
 
     return Family(
-        name, (masked, bare), read, write, _rules, "roberta.",
+        name, (masked, classifier, bare), read, write, _rules, "roberta.",
         (r".*embeddings\.position_ids", r"lm_head\..*", r"roberta\.pooler\..*"),
     )  # fmt: skip
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
     return [
+        *(same("pooler", "classifier.dense") if config.classifier else ()),
         *bert.rules("roberta."),
+        *same("classifier", "classifier.out_proj"),
         *same("head.dense", "lm_head.dense"),
         *same("head.norm", "lm_head.layer_norm"),
         *bert.decoder_rules(config, "lm_head"),
     ]
 
 
-FAMILY = family("roberta", "RobertaForMaskedLM", "RobertaModel")
+FAMILY = family("roberta", "RobertaForMaskedLM", "RobertaModel", "RobertaForSequenceClassification")

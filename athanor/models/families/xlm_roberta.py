@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from athanor.models.families import roberta
 
-FAMILY = roberta.family("xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaModel")
+FAMILY = roberta.family(
+    "xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForSequenceClassification"
+)
