@@ -8,7 +8,7 @@ matrices a second time. Where it is not available, plain products are used in ti
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from athanor.engine.same_bits import TILE, Compute, RowByRow, pad_rows, random_n
 from athanor.models.attention import CrossAttention
 from athanor.models.decoder import Decoder
 from athanor.models.moe import Experts, Moe, Router
+from athanor.models.stack import Stack
 
 
 def packed(model: Decoder, dtype: torch.dtype | None) -> Decoder:
@@ -28,6 +29,21 @@ def packed(model: Decoder, dtype: torch.dtype | None) -> Decoder:
     dtype: of the products, by default that of the weights. The bias by distance is left to who attends
     (`relative_table`). Raises ModelError for what depends on the whole text.
     """
+    view = _by_row(model, dtype)
+    head = _PackedLinear(model.head_weight, view.head.bias, dtype)
+    view.head.product = lambda states, embedding: head(states)  # type: ignore[method-assign]
+    return view
+
+
+def packed_encoder(model: Stack, dtype: torch.dtype | None) -> Stack:
+    """The same of an encoder."""
+    return _by_row(model, dtype)
+
+
+M = TypeVar("M", bound=Stack)
+
+
+def _by_row(model: M, dtype: torch.dtype | None) -> M:
     kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     kept |= {id(module.watch): None for module in model.modules() if isinstance(module, Router) and module.watch}
     view = copy.deepcopy(model, kept)  # a training run that watches its experts is neither copied nor told
@@ -45,8 +61,6 @@ def packed(model: Decoder, dtype: torch.dtype | None) -> Decoder:
                 setattr(module, name, PagedCrossAttention(child))
         if isinstance(module, Moe) and module.config.capacity is not None:
             raise ModelError("Experts with a capacity depend on all of the text, which a cache does not keep.")
-    head = _PackedLinear(model.head_weight, view.head.bias, dtype)
-    view.head.product = lambda states, embedding: head(states)  # type: ignore[method-assign]
     return view
 
 

@@ -20,6 +20,7 @@ from athanor.base.errors import AthanorError
 from athanor.engine.engine import Engine
 from athanor.engine.requests import Request
 from athanor.engine.sampling import Sampling
+from athanor.engine.source_rung import SourceRung
 from athanor.models.encoder_decoder import EncoderDecoder
 from tests.engine.conftest import TEXTS
 from tests.models.family_rows import PAIRS
@@ -65,7 +66,7 @@ def test_greedy_answers_are_those_of_transformers(name: str, tmp_path: Path) -> 
         assert completion.tokens == wanted.tolist()[len(prompt) : len(prompt) + n]
 
 
-@pytest.fixture(scope="module", params=["t5", "bart", "switch, full experts"])
+@pytest.fixture(scope="module", params=["t5", "bart", "marian", "switch, full experts"])
 def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> EncoderDecoder:
     return both(request.param, tmp_path_factory.mktemp("model"))[1]
 
@@ -115,6 +116,27 @@ def _roomy(model: EncoderDecoder) -> Any:
     return replace(model.config, decoder=_without_capacity(model.config.decoder))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_a_source_read_among_others_has_the_same_bits(name: str, threads: int, tmp_path: Path) -> None:
+    rung, before = SourceRung(both(name, tmp_path)[1]), torch.get_num_threads()
+    assert rung._reader is not None
+    lengths = (5, 30, 1, 17, 32, 33, 39, 5) if name != "t5" else (5, 270, 1, 17, 32, 33, 129, 5, 64, 300, 31, 200, 1500)
+    some = [np.random.default_rng(n).integers(3, 95, n).tolist() for n in lengths]
+    torch.set_num_threads(threads)
+    try:
+        together, alone = rung.encode(some), [rung.encode([source])[0] for source in some]
+    finally:
+        torch.set_num_threads(before)
+    for source, one, other in zip(some, together, alone, strict=True):
+        plain = rung._alone(source)
+        assert torch.equal(one.hidden, other.hidden)
+        for ours, same, theirs in zip(one.layers, other.layers, plain.layers, strict=True):
+            for part, others, wanted in zip(ours, same, theirs, strict=True):
+                assert torch.equal(part, others)
+                np.testing.assert_allclose(part[:, : len(source)], wanted[:, : len(source)].detach(), atol=2e-5)
+
+
 def test_sources_are_read_once_and_forgotten(model: EncoderDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
     import weakref
@@ -122,9 +144,9 @@ def test_sources_are_read_once_and_forgotten(model: EncoderDecoder, monkeypatch:
     engine, read = Engine.of(model), []
     plain = engine.rung.encode  # type: ignore[attr-defined]
 
-    def encode(tokens: list[int]) -> Any:
-        found = plain(tokens)
-        read.append(weakref.ref(found))
+    def encode(sources: list[list[int]]) -> Any:
+        found = plain(sources)
+        read.extend(map(weakref.ref, found))
         return found
 
     monkeypatch.setattr(engine.rung, "encode", encode)
