@@ -24,8 +24,8 @@ _LONG = 128  # places
 
 @dataclass(frozen=True, eq=False)
 class ReadSource:
-    """layers: keys and values (heads, places, head_dim) fp32 for each layer of the decoder. hidden: (places,) bool,
-    those that are none.
+    """layers: keys (heads, head_dim, places) and values (heads, places, head_dim) fp32 for each layer of the decoder;
+    so keys need fewer rows to be multiplied with (`same_bits`). hidden: (places,) bool, those that are none.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -36,17 +36,18 @@ def kept(read: Sequence[tuple[Tensor, Tensor]]) -> ReadSource:
     """read: (1, heads, length, head_dim) pairs, as `EncoderDecoder.read` gives them."""
     length = read[0][0].shape[2]
     places = attended(length - 1)
-    layers = [
-        (F.pad(keys[0].float(), (0, 0, 0, places - length)), F.pad(values[0].float(), (0, 0, 0, places - length)))
-        for keys, values in read
-    ]
-    return ReadSource(layers, torch.arange(places, device=read[0][0].device) >= length)
+    spare = places - length
+    layers = [(F.pad(k[0].float().mT, (0, spare)), F.pad(v[0].float(), (0, 0, 0, spare))) for k, v in read]
+    return ReadSource(
+        [(keys.contiguous(), values) for keys, values in layers],
+        torch.arange(places, device=read[0][0].device) >= length,
+    )
 
 
 class SourceGroup:
     """Sources of equally many places, about each of which n tokens are written: one batched product.
 
-    rows: of all these tokens, source by source. layers: keys and values, (sources · heads, places, head_dim).
+    rows: of all these tokens, source by source. layers: keys and values, (sources · heads, …).
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], hidden: Tensor, layers: list[tuple[Tensor, Tensor]]) -> None:
@@ -142,7 +143,7 @@ class PagedCrossAttention(nn.Module):
         """(sources · n, heads, head_dim) → (sources · n, heads · head_dim)."""
         keys, values = group.layers[layer]
         asked = queries.unflatten(0, (-1, group.n)).transpose(1, 2)
-        scores = product(asked.flatten(0, 1), keys.mT).view(*asked.shape[:3], -1).mul_(self.layer.scale)
+        scores = product(asked.flatten(0, 1), keys).view(*asked.shape[:3], -1).mul_(self.layer.scale)
         weights = scores.masked_fill_(group.hidden, -torch.inf).softmax(-1)
         found = product(weights.flatten(0, 1), values).view(asked.shape)
         return found.transpose(1, 2).reshape(len(queries), -1)

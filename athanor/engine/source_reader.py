@@ -77,7 +77,7 @@ class SourceReader:
         for group in about:
             layers = [(group.gather(keys[0]).float(), group.gather(values[0]).float()) for keys, values in read]
             for i, number in enumerate(group.numbers):
-                kept = [(keys[:, i].clone(), values[:, i].clone()) for keys, values in layers]
+                kept = [(keys[:, i].mT.contiguous(), values[:, i].clone()) for keys, values in layers]
                 found[number] = ReadSource(kept, group.hidden[i])
         return [read for read in found if read is not None]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from athanor.engine.packed_model import packed, relative_table
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
-from athanor.engine.rung import Cache, Segment
+from athanor.engine.rung import Cache, Segment, check_contents
 from athanor.engine.same_bits import row_count, widths
 from athanor.models.config import AttentionConfig, LayerConfig
 from athanor.models.decoder import Decoder
@@ -124,6 +124,7 @@ class TorchRung:
 
     @torch.inference_mode()
     def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
+        check_contents(blocks, data, self.bytes_per_block)
         chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
         rows, parts = torch.from_numpy(data).to(self.device), self._parts()
         sizes = [part.shape[0] * part.shape[2] * part.element_size() for part in parts]
