@@ -17,6 +17,7 @@ import torch
 import athanor
 import athanor.models as models
 from athanor.base.errors import AthanorError
+from athanor.engine.answer_file import answer_file
 from athanor.engine.engine import Engine
 from athanor.engine.requests import Request
 from athanor.engine.sampling import Sampling
@@ -272,3 +273,44 @@ def test_the_command_translates(translator: Path) -> None:
     assert done.returncode == 0, done.stderr
     lm = athanor.load(translator).between(target="deu_Latn")  # type: ignore[attr-defined]
     assert json.loads(done.stdout)["tokens"] == lm.generate("the old furnace", max_tokens=9).tokens
+
+
+def test_lines_of_a_file_name_their_languages(translator: Path, tmp_path: Path) -> None:
+    lm = athanor.load(translator)
+    lines: list[Any] = ["the old furnace", {"prompt": "the old furnace", "from": "fra_Latn", "to": "deu_Latn", "id": 1}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    assert answer_file(lm, "m", source, target, {"max_tokens": 9}).refused == 0
+    told = [json.loads(line)["text"] for line in target.read_text().splitlines()]
+    other = lm.between("fra_Latn", "deu_Latn")  # type: ignore[attr-defined]
+    assert told == [each.generate("the old furnace", max_tokens=9).text for each in (lm, other)]
+    assert answer_file(lm, "m", source, target, {"max_tokens": 9}).before == 2
+    with pytest.raises(AthanorError, match="something else"):
+        answer_file(other, "m", source, target, {"max_tokens": 9})
+    source.write_text(json.dumps({"prompt": "x", "to": "klingon"}))
+    with pytest.raises(AthanorError, match=r"Line 1 of .* no language 'klingon'"):
+        answer_file(lm, "m", source, tmp_path / "other.jsonl", {})
+
+
+@torch.inference_mode()
+def test_marian_is_told_the_language_before_the_source(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    from tests.tokenizer.test_translators import marian, peer
+
+    marian(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    size = len(json.loads((tmp_path / "vocab.json").read_text()))
+    ends = {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": 0, "forced_eos_token_id": 0}
+    architecture, settings = PAIRS["marian"]
+    theirs = reference(architecture, {**settings, "vocab_size": size, **ends})
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    lm, tokenizer = athanor.load(tmp_path), peer(tmp_path)
+    never = [size - 1, 0]
+    ids = tokenizer(">>nld<< the old furnace", return_tensors="pt").input_ids
+    wanted = theirs.generate(
+        ids, max_new_tokens=12, do_sample=False, num_beams=1, suppress_tokens=never, forced_eos_token_id=None
+    )[0].tolist()
+    other = lm.between(target="nld")  # type: ignore[attr-defined]
+    assert other.text_prompt("the old furnace") == ids[0].tolist()
+    assert other.generate("the old furnace", max_tokens=12, suppress_tokens=never).tokens == wanted[1:13]
