@@ -32,6 +32,8 @@ class Sampling:
 
     repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019);
     presence_penalty and frequency_penalty are subtracted for tokens already said, once and as often as they were said.
+    no_repeat_ngram_size: so many tokens in a row, the prompt's included, never come twice; 0 allows it, and what a
+    constraint forces is said all the same.
     logit_bias: (id, what is added to its logit) pairs, or a mapping. suppress_tokens: ids that are never drawn.
     allowed_tokens: the only ids that are. stop: texts that end the answer and are not part of it. stop_ids: ids that
     end it besides the model's own. min_tokens: before these nothing ends it. seed None: a fresh one for each request.
@@ -52,6 +54,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     suppress_tokens: tuple[int, ...] = ()
     allowed_tokens: tuple[int, ...] = ()
@@ -158,6 +161,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "repetition_penalty": (Real, lambda x: 0.01 <= x <= 100, "0.01 to 100; 1 switches it off"),
     "presence_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100; 0 switches it off"),
     "frequency_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100; 0 switches it off"),
+    "no_repeat_ngram_size": (Integral, lambda x: x >= 0, "0 (off) or more"),
     "logit_bias": (tuple, _are_biases, "ids from 0 upwards with numbers from -10000 to 10000"),
     "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
     "min_tokens": (Integral, lambda x: x >= 0, "0 or more"),
@@ -197,7 +201,8 @@ class Adjustment:
         self._there = set(prompt) if self._penalised else set()
         self._said: Counter[int] = Counter()
         named = bool(sampling.logit_bias or sampling.suppress_tokens or sampling.allowed_tokens)
-        self._always = named or self._penalised
+        self._always = named or self._penalised or sampling.no_repeat_ngram_size > 0
+        self._text = list(prompt) if sampling.no_repeat_ngram_size else []
         self._banned = _index(sampling.suppress_tokens)
 
     def push(self, token: int) -> None:
@@ -205,11 +210,13 @@ class Adjustment:
             self._there.add(token)
         if self._counted:
             self._said[token] += 1
+        if self.sampling.no_repeat_ngram_size:
+            self._text.append(token)
 
     def branch(self) -> Adjustment:
         """The same, to go on by itself."""
         other = copy.copy(self)
-        other._there, other._said = set(self._there), Counter(self._said)
+        other._there, other._said, other._text = set(self._there), Counter(self._said), self._text[:]
         return other
 
     def acts(self, said: int) -> bool:
@@ -242,8 +249,19 @@ class Adjustment:
             row.fill_(-torch.inf)[allowed] = kept
         if len(self._banned):
             row[self._banned] = -torch.inf
+        if sampling.no_repeat_ngram_size:
+            row[_repeating([*self._text, *drafted], sampling.no_repeat_ngram_size)] = -torch.inf
         if said < sampling.min_tokens and self.stop_ids:
             row[_index(tuple(sorted(self.stop_ids)))] = -torch.inf
+
+
+def _repeating(tokens: Sequence[int], n: int) -> Tensor:
+    """Tokens that would be the last of n in a row that are there already."""
+    if len(tokens) < n:
+        return _index(())
+    there = np.lib.stride_tricks.sliding_window_view(np.array(tokens), n)
+    same = (there[:, :-1] == np.array(tokens[len(tokens) - n + 1 :])).all(1)
+    return torch.from_numpy(np.unique(there[same, -1]))
 
 
 @lru_cache(maxsize=64)

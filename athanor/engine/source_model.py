@@ -13,7 +13,8 @@ from typing import Any
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.base.files import read_json
-from athanor.engine.language_model import LanguageModel, Message, defaults_of
+from athanor.engine.generation_config import defaults_of
+from athanor.engine.language_model import LanguageModel, Message
 from athanor.engine.requests import Request
 from athanor.engine.rung import Rung
 from athanor.engine.sampling import Sampling
@@ -91,7 +92,8 @@ def source_model(
     begins = [token for token in begins if token is not None]
     if not all(type(token) is int and 0 <= token < model.config.vocab_size for token in begins):
         raise ModelError(f"{place} says that answers begin with {begins}, which are not all tokens.")
-    return SourceModel(model, tokenizer, defaults_of(place, samples=settings.get("do_sample") is True), begins, rung)
+    defaults = defaults_of(place, samples=settings.get("do_sample") is True, begun=len(begins))
+    return SourceModel(model, tokenizer, defaults, begins, rung)
 
 
 def between(lm: LanguageModel, source: Any, target: Any) -> LanguageModel:
