@@ -281,8 +281,8 @@ class Engine:
             writing += [places_of(other) for other in others]
             rows += [row - 1] * len(others)
         if writing:
-            # A whole step's logits need not be copied where each is used once.
-            whole = len(rows) == len(logits) == row
+            # A whole step's logits need not be copied where each is used once, in order.
+            whole = rows == [*range(len(logits))]
             self._telling.say(writing, logits if whole else logits[torch.tensor(rows)])
         for beams in searching:
             self._telling.search(beams)
