@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from athanor.engine.logits import largest, log_softmax
 from athanor.engine.requests import TokenLogprob, likeliest
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ class BeamSearch:
         self.request, self.sampling = first.request, first.request.sampling
         self.live, self._free = [Beam(first, 0.0, None)], answers[1:]
         self.finished: list[Hypothesis] = []
-        self._rows: dict[Answer, Tensor] = {}
+        self._rows: dict[Answer, np.ndarray] = {}
         self._width = max(2, 1 + len(first.stop_ids)) * self.sampling.beams
         # The token that a translation is forced to begin with counts as said.
         self._before = 1 if first.source is not None else first.n_prompt
 
-    def note(self, answer: Answer, logits: Tensor) -> bool:
+    def note(self, answer: Answer, logits: np.ndarray) -> bool:
         """Takes the logits after what a beam has said; whether it was the last that was missing."""
-        self._rows[answer] = logits.clone()
+        self._rows[answer] = logits.copy()
         return len(self._rows) == len(self.live)
 
     def start_over(self) -> None:
@@ -104,19 +104,18 @@ class BeamSearch:
         """The best, in order; their answers are those that they come from."""
         rows, scores, after = [], [], []
         for beam in self.live:
-            everything = torch.log_softmax(self._rows[beam.answer], -1)
+            everything = log_softmax(self._rows[beam.answer])
             adjusted, answer = everything, beam.answer
             if answer.adjustment.acts(answer.said):
-                adjusted = everything.clone()
+                adjusted = everything.copy()
                 answer.adjustment.apply(adjusted, answer.said)
             rows.append(everything)
-            scores.append(adjusted + beam.score)
+            scores.append(adjusted + np.float32(beam.score))
             after.append(likeliest(everything, self.sampling.logprobs))
-        best = torch.stack(scores).flatten()
-        values, places = best.topk(min(self._width, len(best)))
+        values, places = largest(np.concatenate(scores), self._width)
         vocab_size = len(rows[0])
         for score, place in zip(values.tolist(), places.tolist(), strict=True):
-            if score > -torch.inf:
+            if score > -np.inf:
                 number, token = divmod(place, vocab_size)
                 said = Said(token, float(rows[number][token]), after[number], self.live[number].said)
                 yield Beam(self.live[number].answer, score, said)

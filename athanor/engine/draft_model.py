@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from athanor.base.errors import ModelError
 from athanor.engine.blocks import BlockPool
+from athanor.engine.logits import Adjustment, draw
 from athanor.engine.rung import LOOKBACK, Rung, Segment
-from athanor.engine.sampling import Adjustment, draw
 from athanor.engine.speculation import Text
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.foreign import ForeignTokenizer
@@ -55,12 +54,12 @@ class DraftModel:
             logits = self._compute(kept, tokens)
             if adjustment.acts(said + n):
                 adjustment.apply(logits[0], said + n)
-            token = int(draw(logits, text.sampling, np.array([text.key], np.uint64), np.array([said + n])))
+            token = int(draw(logits, text.sampling, np.array([text.key], np.uint64), np.array([said + n]))[0])
             adjustment.push(token)
             tokens = np.append(tokens, np.int32(token))
         return tokens[len(text.tokens) :].tolist()
 
-    def _compute(self, kept: _Kept, tokens: np.ndarray) -> torch.Tensor:
+    def _compute(self, kept: _Kept, tokens: np.ndarray) -> np.ndarray:
         """(1, vocabulary) logits after all tokens."""
         start = len(kept.tokens)
         blocks = np.array(kept.blocks[: -(-len(tokens) // self._rung.block_size)], dtype=np.int32)
@@ -68,7 +67,7 @@ class DraftModel:
             [Segment(tokens[start:], start, blocks, 1, tokens[max(0, start - LOOKBACK) : start])]
         )
         kept.tokens = tokens
-        return torch.from_numpy(logits.copy())
+        return logits.copy()
 
     def _find(self, tokens: np.ndarray) -> _Kept:
         """What is kept of the same text, cut to what is the same; the last token is always computed."""

@@ -14,8 +14,6 @@ from functools import cached_property, partial
 from threading import RLock
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.machine import available_memory
@@ -23,6 +21,7 @@ from athanor.engine.beams import BeamSearch
 from athanor.engine.constraint import Guidance
 from athanor.engine.drawing import Place, places_of
 from athanor.engine.handle import Handle, Stream
+from athanor.engine.logits import chosen_logprobs
 from athanor.engine.requests import Completion, Event, Request, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
@@ -249,7 +248,7 @@ class Engine:
             self._scheduler.segment(answer, n, drafts[answer][-1].drafted if answer in drafts else ())
             for answer, n in work.items()
         ]
-        logits = torch.from_numpy(self.rung.forward(segments))
+        logits = self.rung.forward(segments)
         writing, rows, row = list[list[Place]](), list[int](), 0
         searching: list[BeamSearch] = []
         for (answer, n), segment in zip(work.items(), segments, strict=True):
@@ -283,7 +282,7 @@ class Engine:
         if writing:
             # A whole step's logits need not be copied where each is used once, in order.
             whole = rows == [*range(len(logits))]
-            self._telling.say(writing, logits if whole else logits[torch.tensor(rows)])
+            self._telling.say(writing, logits if whole else logits[rows])
         for beams in searching:
             self._telling.search(beams)
         if self.speculation and all(answer.said for answer in work):
@@ -316,11 +315,10 @@ class Engine:
                 rows += room
         return drafts
 
-    def _note_prompt(self, answer: Answer, logits: Tensor) -> None:
+    def _note_prompt(self, answer: Answer, logits: np.ndarray) -> None:
         start = answer.computed + 1
-        following = answer.tokens[start : start + len(logits)].astype(np.int64)
-        known = torch.log_softmax(logits[: len(following)], -1).gather(1, torch.from_numpy(following)[:, None])
-        answer.stream.prompt_logprobs += known.squeeze(1).tolist()
+        following = answer.tokens[start : start + len(logits)]
+        answer.stream.prompt_logprobs += chosen_logprobs(logits[: len(following)], following)
 
 
 def _as_exception(error: BaseException) -> Exception:

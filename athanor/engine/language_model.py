@@ -292,7 +292,7 @@ def load(
 
     dtype: of `LanguageModel.model`, by default as it is stored. format: of the weights that answers are computed with:
     "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. The last two
-    also round activations to 8 bits. cache: of keys and values; "int8" takes half the memory of "auto". speculate:
+    also round activations. cache: of keys and values; "int8" takes half the memory of "auto". speculate:
     how tokens are guessed, to verify several at once where that is faster: "lookup" in the text so far, by a smaller
     model with the same vocabulary, or "off".
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.

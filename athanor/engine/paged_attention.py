@@ -20,6 +20,7 @@ from torch import Tensor
 
 from athanor.engine.rung import Segment
 from athanor.engine.same_bits import SIZES, TILE, Compute, RowByRow, random_numbers
+from athanor.models.attention import SequencesCache
 from athanor.models.config import AttentionConfig, LatentAttentionConfig
 from athanor.models.position_config import Alibi
 from athanor.models.positions import alibi_slopes
@@ -149,7 +150,7 @@ def groups(segments: Sequence[Segment], heads: int, block_size: int, nowhere: in
     return made
 
 
-class PagedLayer:
+class PagedLayer(SequencesCache):
     """One layer's cache: keys and values (kv_heads, blocks + 1, block_size · size).
 
     The last block stays zero; it stands where a sequence has none. With `eight_bits` they are int8, and there are fp32

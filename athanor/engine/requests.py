@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.base.randomness import request_key
+from athanor.engine.logits import largest
 from athanor.engine.sampling import Sampling
 from athanor.models.config import ModelConfig
 
@@ -119,11 +119,11 @@ class Completion:
         self.finish_reason = event.finish_reason or self.finish_reason
 
 
-def likeliest(logprobs: Tensor, n: int) -> tuple[TokenLogprob, ...]:
+def likeliest(logprobs: np.ndarray, n: int) -> tuple[TokenLogprob, ...]:
     """logprobs: (vocabulary,)."""
     if not n:
         return ()
-    values, ids = logprobs.topk(min(n, len(logprobs)))
+    values, ids = largest(logprobs, n)
     return tuple(TokenLogprob(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True))
 
 

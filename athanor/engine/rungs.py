@@ -35,7 +35,7 @@ def open_rung(
 ) -> Rung:
     """file: the GGUF file that the model was read from, if it was. Its blocks are computed with but for "fp32" and
     "bf16", whatever their bits, for quantised twice they would be worth less; those of formats that no kernel knows are
-    converted, and how much that changes is said. "int8" and "int4" round activations to 8 bits. cache: of keys and
+    converted, and how much that changes is said. "int8" and "int4" round activations too. cache: of keys and
     values; "int8" takes half the memory.
 
     Raises ModelError for a format that this model cannot have here.
@@ -45,21 +45,11 @@ def open_rung(
     if cache not in get_args(Cache):
         raise ModelError(f"There is no number format {cache!r} of keys and values.", "Accepted: auto, int8.")
     device = next(model.parameters()).device
-    reason = f"it is on {device}"
-    if isinstance(model, EncoderDecoder):
-        reason = "it is an encoder and a decoder"
-    elif device.type == "cpu":
-        reason = unsupported(model.config)
-    if not reason and isinstance(model, Decoder):
-        try:
+    if isinstance(model, Decoder) and device.type == "cpu" and not unsupported(model.config):
+        with suppress(NativeError):
             return _native(model, form, file, cache)
-        except NativeError as error:
-            reason = error.message
-    if form in ("int8", "int4"):
-        raise ModelError(
-            f"The format {form} needs the kernels in C, which cannot execute this model here: {reason}.",
-            "Take bf16, fp32 or auto.",
-        )
+    if form in ("int8", "int4") and device.type != "cpu":
+        raise ModelError(f"The format {form} is for processors, and the model is on {device}.", "Take bf16 or auto.")
     precision = "fp32" if form == "auto" else form
     if isinstance(model, EncoderDecoder):
         return SourceRung(model, precision, cache)

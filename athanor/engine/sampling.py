@@ -1,27 +1,14 @@
-"""From logits to the next token: the settings, and the one function that draws.
-
-Each row is drawn by inverting its distribution at one uniform number keyed by (seed, position), so what a request says
-does not depend on what else is in its batch. The order is the usual one: penalties, bias and bans, temperature, top-k,
-top-p, min-p, typical.
-"""
+"""The settings of drawing: what is accepted, what contradicts itself, what off is."""
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from athanor.base.errors import AthanorError
-from athanor.base.randomness import uniforms
 from athanor.engine.constraint import Constraint
 
 
@@ -179,173 +166,5 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "stop": (tuple, lambda x: all(isinstance(text, str) and text for text in x), "texts that are not empty"),
 }
 
-# Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
-_GREEDY_BELOW = 1e-5
-_LIKELIEST = 256  # tokens that nearly always hold what top_p asks for
-_BLOCK = 128  # places of the vocabulary summed together when drawing
-
 GREEDY = Sampling(temperature=0.0)
 AS_TRAINED = Sampling(temperature=1.0, top_p=1.0)
-
-
-class Adjustment:
-    """What one answer's settings and history do to its logits before a token is drawn.
-
-    stop_ids: cannot be drawn before `min_tokens`.
-    """
-
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: frozenset[int]) -> None:
-        self.sampling, self.stop_ids = sampling, stop_ids
-        self._penalised = sampling.repetition_penalty != 1
-        self._counted = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-        self._there = set(prompt) if self._penalised else set()
-        self._said: Counter[int] = Counter()
-        named = bool(sampling.logit_bias or sampling.suppress_tokens or sampling.allowed_tokens)
-        self._always = named or self._penalised or sampling.no_repeat_ngram_size > 0
-        self._text = list(prompt) if sampling.no_repeat_ngram_size else []
-        self._banned = _index(sampling.suppress_tokens)
-
-    def push(self, token: int) -> None:
-        if self._penalised:
-            self._there.add(token)
-        if self._counted:
-            self._said[token] += 1
-        if self.sampling.no_repeat_ngram_size:
-            self._text.append(token)
-
-    def branch(self) -> Adjustment:
-        """The same, to go on by itself."""
-        other = copy.copy(self)
-        other._there, other._said, other._text = set(self._there), Counter(self._said), self._text[:]
-        return other
-
-    def acts(self, said: int) -> bool:
-        """Whether logits would be changed after so many tokens."""
-        return self._always or self._counted or said < self.sampling.min_tokens
-
-    def bans(self, token: int) -> bool:
-        """Whether it is never drawn."""
-        sampling = self.sampling
-        named = bool(sampling.allowed_tokens) and token not in sampling.allowed_tokens
-        return named or token in sampling.suppress_tokens or token in self.stop_ids
-
-    def apply(self, row: Tensor, said: int, drafted: Sequence[int] = ()) -> None:
-        """Changes (vocabulary,) logits in place. drafted: the last of the tokens said, which `push` was not told."""
-        sampling = self.sampling
-        there = self._there.union(drafted) if self._penalised else self._there
-        counts_of = self._said + Counter(drafted) if self._counted and drafted else self._said
-        if there:
-            index = torch.tensor(sorted(there))
-            chosen, penalty = row[index], sampling.repetition_penalty
-            row[index] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-        if counts_of:
-            index, counts = torch.tensor(list(counts_of)), torch.tensor(list(counts_of.values()))
-            row[index] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-        if sampling.logit_bias:
-            row[torch.tensor([i for i, _ in sampling.logit_bias])] += torch.tensor([b for _, b in sampling.logit_bias])
-        if sampling.allowed_tokens:
-            allowed = torch.tensor(sampling.allowed_tokens)
-            kept = row[allowed]
-            row.fill_(-torch.inf)[allowed] = kept
-        if len(self._banned):
-            row[self._banned] = -torch.inf
-        if sampling.no_repeat_ngram_size:
-            row[_repeating([*self._text, *drafted], sampling.no_repeat_ngram_size)] = -torch.inf
-        if said < sampling.min_tokens and self.stop_ids:
-            row[_index(tuple(sorted(self.stop_ids)))] = -torch.inf
-
-
-def _repeating(tokens: Sequence[int], n: int) -> Tensor:
-    """Tokens that would be the last of n in a row that are there already."""
-    if len(tokens) < n:
-        return _index(())
-    there = np.lib.stride_tricks.sliding_window_view(np.array(tokens), n)
-    same = (there[:, :-1] == np.array(tokens[len(tokens) - n + 1 :])).all(1)
-    return torch.from_numpy(np.unique(there[same, -1]))
-
-
-@lru_cache(maxsize=64)
-def _index(ids: tuple[int, ...]) -> Tensor:
-    return torch.tensor(ids, dtype=torch.int64)
-
-
-def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """(rows, vocabulary) fp32 logits → what is drawn from, fp32; temperature above 0."""
-    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
-    if sampling.top_k and sampling.top_k < logits.shape[-1]:
-        least = probabilities.topk(sampling.top_k, dim=-1).values[:, -1:]
-        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    if sampling.top_p < 1:
-        probabilities = _nucleus(probabilities, sampling.top_p)
-    if sampling.min_p > 0:
-        least = sampling.min_p * probabilities.max(-1, keepdim=True).values
-        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    return _typical(probabilities, sampling.typical_p) if sampling.typical_p < 1 else probabilities
-
-
-def _nucleus(probabilities: Tensor, mass: float) -> Tensor:
-    """The likeliest that hold `mass`, in the order of their ids where they are alike; the one that crosses the bound
-    is kept. Looks at the first few, and at all only in the rows where these are not enough.
-    """
-    if probabilities.shape[-1] <= 2 * _LIKELIEST:
-        return _nucleus_of(probabilities, probabilities, None, mass)[0]
-    likeliest, where = probabilities.topk(_LIKELIEST, dim=-1, sorted=False)
-    where, back = where.sort(dim=-1)
-    kept, enough = _nucleus_of(probabilities, likeliest.gather(1, back), where, mass)
-    if not enough.all():
-        kept[~enough] = _nucleus_of(probabilities[~enough], probabilities[~enough], None, mass)[0]
-    return kept
-
-
-def _nucleus_of(probabilities: Tensor, some: Tensor, where: Tensor | None, mass: float) -> tuple[Tensor, Tensor]:
-    """What is left of (rows, vocabulary), and (rows,) whether `some` of it, at rising places `where`, said enough: the
-    bound is crossed above the least of them, whose equals may be among the others.
-    """
-    ordered, order = some.sort(dim=-1, descending=True, stable=True)
-    kept = ordered.cumsum(-1) - ordered < mass
-    kept[:, 0] = True  # whatever fp32 makes of the bound
-    last = ordered.gather(1, kept.sum(-1, keepdim=True) - 1)
-    places = order if where is None else where.gather(1, order)
-    left = torch.zeros_like(probabilities).scatter(1, places, ordered * kept)
-    return left, (last > ordered[:, -1:]).squeeze(1)
-
-
-def _typical(probabilities: Tensor, mass: float) -> Tensor:
-    """Those whose surprise is nearest to the expected one, until they hold `mass`."""
-    surprise = -probabilities.log()
-    expected = (probabilities * surprise).nansum(-1, keepdim=True)
-    order = (surprise - expected).abs().argsort(dim=-1, stable=True)
-    ordered = probabilities.gather(1, order)
-    beyond = ordered.cumsum(-1) - ordered >= mass
-    beyond[:, 0] = False
-    kept = probabilities.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
-    return kept / kept.sum(-1, keepdim=True)
-
-
-def draw(logits: Tensor, sampling: Sampling, keys: np.ndarray, positions: np.ndarray) -> Tensor:
-    """The next token of each row, (rows,) int64.
-
-    logits: (rows, vocabulary) fp32. keys: (rows,) uint64, one a request. positions: (rows,) int, tokens drawn so far.
-    """
-    if sampling.temperature < _GREEDY_BELOW:
-        return logits.argmax(-1)
-    return _invert(filtered_probabilities(logits, sampling), torch.from_numpy(uniforms(keys, positions)))
-
-
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """For each row the index at which its cumulative weight passes `uniform` of its total; never one of weight zero.
-
-    First the block of 128 is found by the blocks' sums, then the place in it: two short cumulative sums for a long one.
-    """
-    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    ends = blocks.double().sum(-1).cumsum(-1)
-    wanted = uniform * ends[:, -1]
-    block = torch.searchsorted(ends, wanted[:, None], right=True).squeeze(1)
-    rows = torch.arange(len(weights))
-    within = blocks[rows, block].double().cumsum(-1)
-    before = torch.where(block > 0, ends[rows, block - 1], 0.0)
-    # Rounding must not carry the remainder past the block's own total.
-    rest = torch.minimum(wanted - before, within[:, -1] * (1 - 1e-12))
-    return block * _BLOCK + torch.searchsorted(within, rest[:, None], right=True).squeeze(1)

@@ -20,9 +20,9 @@ import numpy as np
 from athanor.base.errors import AthanorError
 from athanor.engine.blocks import BlockPool, Node
 from athanor.engine.constraint import Guide
+from athanor.engine.logits import Adjustment
 from athanor.engine.requests import Request
 from athanor.engine.rung import LOOKBACK, Rung, Segment
-from athanor.engine.sampling import Adjustment
 from athanor.engine.text import StopText
 
 if TYPE_CHECKING:

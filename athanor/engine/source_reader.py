@@ -18,7 +18,9 @@ from torch import Tensor
 from athanor.engine.cross_attention import PagedCrossAttention, ReadSource
 from athanor.engine.packed_model import packed_encoder
 from athanor.engine.paged_attention import MOST_SCORES, attended, product
+from athanor.engine.products import Quantized
 from athanor.engine.same_bits import row_count, widths
+from athanor.models.attention import SequencesCache
 from athanor.models.config import AttentionConfig, LatentAttentionConfig, ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
 from athanor.models.position_config import Alibi, Disentangled
@@ -46,11 +48,13 @@ def reads_together(encoder: ModelConfig) -> bool:
 
 class SourceReader:
     """encoder: of the model; decoder: a packed one, whose cross-attention makes the keys and values that are kept.
-    products: the type of the encoder's.
+    products, form: of the encoder's matrices, as `packed_model` has them.
     """
 
-    def __init__(self, encoder: Stack, decoder: Decoder, products: torch.dtype | None) -> None:
-        self._encoder, self._bias = packed_encoder(encoder, products), encoder.relative_bias
+    def __init__(
+        self, encoder: Stack, decoder: Decoder, products: torch.dtype | None, form: Quantized | None = None
+    ) -> None:
+        self._encoder, self._bias = packed_encoder(encoder, products, form), encoder.relative_bias
         self._crossings = [module.layer for module in decoder.modules() if isinstance(module, PagedCrossAttention)]
         self._widths = widths(encoder.config)
         self._n_layers, self._heads = encoder.config.n_layers, encoder.config.layers[0].attention.n_heads
@@ -133,8 +137,8 @@ def _groups(lengths: Sequence[int], heads: int, device: torch.device) -> list[_G
     return made
 
 
-class _SourceAttention:
-    """Every layer's attention to all of a source (`models.attention.SequencesCache`)."""
+class _SourceAttention(SequencesCache):
+    """Every layer's attention to all of a source."""
 
     def __init__(self, groups: Sequence[_Group], bias: RelativeBiasTable | None) -> None:
         self._groups = groups

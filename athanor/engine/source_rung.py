@@ -48,7 +48,7 @@ class SourceRung(TorchRung):
     def _take_encoder(self, model: EncoderDecoder) -> None:
         self._whole, self._side_by_side = model, SideBySide()
         together = reads_together(model.config.encoder)
-        self._reader = SourceReader(model.encoder, self._model, self._products) if together else None
+        self._reader = SourceReader(model.encoder, self._model, self._products, self._form) if together else None
 
     def _sources(self, segments: Sequence[Segment]) -> list[StepSources]:
         pieces, row = [], 0

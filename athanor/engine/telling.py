@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from athanor.base.errors import AthanorError
 from athanor.engine.beams import BeamSearch
 from athanor.engine.drawing import NOTHING, Place, draw_places
 from athanor.engine.handle import Stream
+from athanor.engine.logits import chosen_logprobs, log_softmax
 from athanor.engine.requests import Event, TokenLogprob, likeliest
 from athanor.engine.scheduler import Answer, Scheduler
 from athanor.engine.speculation import Speculation
@@ -24,11 +24,10 @@ class Telling:
     ) -> None:
         self.scheduler, self.speculation, self.max_seq_len, self.ended = scheduler, speculation, max_seq_len, ended
 
-    def say(self, writing: Sequence[list[Place]], logits: Tensor) -> None:
+    def say(self, writing: Sequence[list[Place]], logits: np.ndarray) -> None:
         """Draws a token for each place from its row of logits, and tells them as far as drafts came true."""
         tokens = draw_places([place for places in writing for place in places], logits)
-        everything = torch.log_softmax(logits, -1)
-        logprobs = everything.gather(1, torch.tensor(tokens).clamp(min=0)[:, None]).squeeze(1).tolist()
+        logprobs = chosen_logprobs(logits, tokens)
         row = 0
         for places in writing:
             answer, drafted, said = places[0].answer, places[-1].drafted, list[int]()
@@ -40,7 +39,8 @@ class Telling:
                 logprob = logprobs[row + n] if wanted or place.forced is None else 0.0
                 came_true = n < len(drafted) and drafted[n] == token
                 said.append(token)
-                self._tell(answer, token, logprob, likeliest(everything[row + n], wanted), came_true)
+                top = likeliest(log_softmax(logits[row + n]), wanted) if wanted else ()
+                self._tell(answer, token, logprob, top, came_true)
                 if answer.is_done or not came_true:
                     break
             row += len(places)

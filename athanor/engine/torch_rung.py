@@ -9,7 +9,7 @@ rows at which elementwise operations are not cut within a vector. Frequencies th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from athanor.engine.packed_model import packed, relative_table
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
+from athanor.engine.products import Quantized
 from athanor.engine.rung import Cache, Segment, check_contents
 from athanor.engine.same_bits import row_count, widths
 from athanor.models.config import AttentionConfig, LayerConfig
@@ -29,14 +30,17 @@ _BLOCK = 16
 
 
 class TorchRung:
-    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does. Keys and values are
-    kept in the type of the products, or in 8 bits.
+    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does; "int8" and "int4" as
+    "fp32", but matrices have 8 or 4 bits and are multiplied with rows in bf16. Keys and values are kept in the type of
+    the products, or in 8 bits.
     """
 
     block_size = _BLOCK
 
     def __init__(self, model: Decoder, precision: str = "fp32", cache: Cache = "auto") -> None:
-        self.config, self.precision = model.config, precision
+        self.config = model.config
+        self._form: Quantized | None = precision if precision in get_args(Quantized) else None  # type: ignore[assignment]
+        self.precision = precision = "fp32" if self._form else precision
         self.device = next(model.parameters()).device
         with autocast(precision, self.device):
             enabled = torch.is_autocast_enabled(self.device.type)
@@ -68,7 +72,7 @@ class TorchRung:
         self._take(model)
 
     def _take(self, model: Decoder) -> None:
-        self._model = packed(model, self._products)
+        self._model = packed(model, self._products, self._form)
         self._relative = relative_table(model)
 
     @torch.inference_mode()

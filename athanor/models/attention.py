@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,12 @@ class LayerCache(Protocol):
         ...
 
 
-@runtime_checkable
-class SequencesCache(Protocol):
+class SequencesCache(ABC):
     """One layer's keys and values of many sequences, whose tokens stand behind each other in one row: only the keeper
     knows what belongs together, so it attends.
     """
 
+    @abstractmethod
     def attend(
         self,
         queries: Tensor,
@@ -106,7 +107,7 @@ class Attention(nn.Module):
         already, or the vectors of distances.
         """
         config, x = self.config, for_products(x)
-        queries, keys, values = self.query(x), self.key(x), self.value(x)
+        queries, keys, values = self.project(x)
         if config.qk_norm == "projection":
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys, values = (part.unflatten(-1, (-1, config.head_dim)) for part in (queries, keys, values))
@@ -130,6 +131,9 @@ class Attention(nn.Module):
         mask = where.added_mask(config.window, queries.dtype) if bias is None else bias.to(queries.dtype)
         mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, config.soft_cap)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query(x), self.key(x), self.value(x)
 
 
 def _norm_of(heads: int, config: AttentionConfig, norms: NormConfig) -> nn.Module:

@@ -41,4 +41,9 @@ class Mlp(nn.Module):
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         x = for_products(x)
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = self.project(x)
+        return self.down(self.activation(gate) * up)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.gate is not None
+        return self.gate(x), self.up(x)

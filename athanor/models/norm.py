@@ -13,17 +13,23 @@ from torch import Tensor, nn
 from athanor.models.config import NormConfig
 
 
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
+    """What x becomes, and what it was multiplied with before the weights."""
+    wide = x.float()  # the mean square is taken in fp32, as transformers does
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    if offset:  # in bf16 the sum would lose most of the weight
+        return (wide * scale).mul_(weight.float() + offset).to(x.dtype), scale
+    return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype)), scale
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-        wide = x.float()  # the mean square is taken in fp32, as transformers does
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        normed, scale = _rms_norm(x, weight, epsilon, offset)
         context.save_for_backward(x, weight, scale)
         context.offset = offset
-        if offset:  # in bf16 the sum would lose most of the weight
-            return (wide * scale).mul_(weight.float() + offset).to(x.dtype)
-        return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype))
+        return normed
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -46,6 +52,8 @@ class RMSNorm(nn.Module):
         self.epsilon, self.offset = config.epsilon, config.offset
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return _rms_norm(x, self.weight, self.epsilon, self.offset)[0]
         return _RmsNorm.apply(x, self.weight, self.epsilon, self.offset)
 
 

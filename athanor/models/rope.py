@@ -129,6 +129,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool = False) -
     if torch.compiler.is_compiling():  # a compiler fuses what is written plainly, and knows no parts of outputs
         turned = _turned(x[..., :dim], cosine, sine, interleaved)
         return turned if dim == x.shape[-1] else torch.cat([turned, x[..., dim:]], dim=-1)
+    turn = _Rotate.apply if torch.is_grad_enabled() else _turn
     if dim == x.shape[-1]:
-        return _Rotate.apply(x, cosine, sine, interleaved)
-    return torch.cat([_Rotate.apply(x[..., :dim].contiguous(), cosine, sine, interleaved), x[..., dim:]], dim=-1)
+        return turn(x, cosine, sine, interleaved)
+    return torch.cat([turn(x[..., :dim].contiguous(), cosine, sine, interleaved), x[..., dim:]], dim=-1)

@@ -140,7 +140,7 @@ def rounds_of(name: str, model: Decoder, tokenizer: Tokenizer, seed: int, go_on:
     oracle = Oracle(some, alone, 0.3)
     engine = Engine(RUNGS[name](model), model.config, tokenizer, **LIMITS, drafter=oracle)
     rng, memory, survived = np.random.default_rng(seed), list[int](), set[int]()
-    while go_on(len(memory)):
+    while go_on(len(memory)) or (not engine.preemptions and len(memory) < 8):
         for number, said in soak(engine, some, rng).items():
             assert told(said) == alone[number], f"{number}: {some[number]}"
             survived.add(number)

@@ -114,7 +114,10 @@ def test_keys_and_values_of_eight_bits_change_little(name: str) -> None:
     assert 0.5 < small.bytes_per_block / usual.bytes_per_block < 0.8
 
 
-@pytest.mark.parametrize(("precision", "cache"), [("fp32", "auto"), ("bf16", "auto"), ("fp32", "int8")])
+@pytest.mark.parametrize(
+    ("precision", "cache"),
+    [("fp32", "auto"), ("bf16", "auto"), ("fp32", "int8"), ("int8", "auto"), ("int4", "auto")],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_bits_do_not_depend_on_cuts_company_or_blocks(name: str, precision: str, cache: Cache) -> None:
     rung = rung_of(named(name), precision, cache)
@@ -144,6 +147,30 @@ def test_precision_is_that_of_autocast(precision: str) -> None:
         expected = model(torch.from_numpy(TOKENS[:1, :100].astype(np.int64)))[0].float().log_softmax(-1).numpy()
     ours = torch.from_numpy(whole(rung_of(model, precision), 0, 100)).log_softmax(-1).numpy()
     assert np.abs(ours - expected).mean() < (1e-4 if precision == "fp32" else 5e-2)
+
+
+def of_few_bits(weight: torch.Tensor, group: int, most: int) -> torch.Tensor:
+    """Rounded to so many steps of the largest in each group of columns, whose sign is the lowest step's in 4 bits."""
+    groups = weight.unflatten(1, (-1, group))
+    extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    scale = (extreme / -most if most == 8 else extreme.abs() / most).bfloat16().float()
+    return ((groups / scale).round().clamp(-most, 7 if most == 8 else most) * scale).flatten(1)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_matrices_of_few_bits_are_multiplied_as_they_are_rounded(form: str) -> None:
+    layer = LayerConfig(AttentionConfig(4, 2, 16, bias=True), MlpConfig(96))
+    model = made(layer, d_model=64, head=HeadConfig(tied=False, bias=True))
+    ours = whole(rung_of(model, form), 0, 100)
+    exact = whole(rung_of(model), 0, 100)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "embedding" not in name:
+                few = form == "int4" and "head" not in name
+                parameter.copy_(of_few_bits(parameter, 32 if few else parameter.shape[1], 8 if few else 127))
+    rounded = whole(rung_of(model), 0, 100)
+    assert np.abs(ours - rounded).mean() < 0.03 * rounded.std()
+    assert np.abs(ours - rounded).mean() < 0.5 * np.abs(exact - rounded).mean()
 
 
 @pytest.mark.parametrize("cache", ["auto", "int8"])
