@@ -2,9 +2,10 @@
 size that `make run` makes, and the first rung alone against llama.cpp.
 
 transformers writes greedily with its cache, in the faster of fp32 and bf16; it and the engine go by turns, and the
-row's ratio is the median over them. The first rung (torch's operations, no C) computes the packaged model in fp32,
-bf16, int8 and int4; the best one of each row is given. Models of runs are freshly initialised, with logits as sure as
-those of trained ones (about 3 nats), and draw at temperature 0.7 and top-p 0.95 over 8,192 tokens of vocabulary.
+row's ratio is the median over them; so do they with an encoder–decoder of T5-small's shape in fp32, whose weights are
+made up. The first rung (torch's operations, no C) computes the packaged model in fp32, bf16, int8 and int4; the best
+one of each row is given. Models of runs are freshly initialised, with logits as sure as those of trained ones (about 3
+nats), and draw at temperature 0.7 and top-p 0.95 over 8,192 tokens of vocabulary.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from athanor.engine.sampling import Sampling
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.build import build, count_parameters
 from athanor.models.config import HeadConfig, standard_config
+from athanor.models.folder import load_model
 from athanor.models.gguf.load import load_gguf
 
 ISSUE = "D"
@@ -47,6 +49,7 @@ def rows() -> Iterator[dict[str, Any]]:
     yield shared_prefix()
     for d_model, n_layers, form in SIZES:
         yield small_model(d_model, n_layers, form)
+    yield from encoder_decoder()
     yield from first_rung()
 
 
@@ -130,6 +133,43 @@ def small_model(d_model: int, n_layers: int, form: WantedFormat) -> dict[str, An
     speed = median(write() for _ in range(TURNS))
     size = f"{count_parameters(small) / 1e6:.1f} M parameters"
     return row(f"one stream by a model of {size} in {form}, drawing included", speed, "tokens/s", target=SMALL)
+
+
+def encoder_decoder() -> Iterator[dict[str, Any]]:
+    """Sources of 40 tokens, read and answered greedily, one and 16 at a time."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    shape = T5Config(
+        vocab_size=32_128, d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, decoder_start_token_id=0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        peer = T5ForConditionalGeneration(shape).eval()
+        peer.save_pretrained(folder)
+        engine = Engine.of(load_model(Path(folder)))  # type: ignore[arg-type]
+    sources = torch.randint(5, 32_000, (16, 40))
+
+    def ours(streams: int) -> float:
+        sampling = Sampling(temperature=0, max_tokens=WRITTEN)
+        start = time.perf_counter()
+        engine.generate([Request([0], sampling, source=source) for source in sources[:streams].tolist()])
+        return streams * WRITTEN / (time.perf_counter() - start)
+
+    def theirs(streams: int) -> float:
+        start = time.perf_counter()
+        peer.generate(sources[:streams], max_new_tokens=WRITTEN, do_sample=False, eos_token_id=None)
+        return streams * WRITTEN / (time.perf_counter() - start)
+
+    for streams in (1, 16):
+        ours(streams), theirs(streams)
+        turns = [(ours(streams), theirs(streams)) for _ in range(TURNS)]
+        speed, their = (median(speeds) for speeds in zip(*turns, strict=True))
+        found = row(
+            f"encoder–decoder of T5-small's shape, {streams} at a time, sources read, against transformers",
+            speed, "tokens/s", target=1.0, peer=their,
+        )  # fmt: skip
+        ratio = median(mine / other for mine, other in turns)
+        yield {**found, "ratio": ratio, "met": ratio >= 1}
 
 
 def first_rung() -> Iterator[dict[str, Any]]:

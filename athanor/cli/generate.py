@@ -72,9 +72,10 @@ def generate(
     folder = find_model(model)
 
     from athanor.engine.language_model import load
+    from athanor.engine.source_model import between
 
     settings |= constraints.chosen(any_json, json_schema, regex, choice, grammar)
-    lm = _between(load(folder, format=format, cache=cache, speculate=speculate), read, write)  # type: ignore[arg-type]
+    lm = between(load(folder, format=format, cache=cache, speculate=speculate), read, write)  # type: ignore[arg-type]
     if source is not None and target is not None:
         _answer_file(lm, str(folder), source, target, settings, chat, json)
         return
@@ -86,16 +87,6 @@ def generate(
     for piece in lm.stream(question, **settings):
         print(_shown(piece.text), end="", flush=True)
     print()
-
-
-def _between(lm: LanguageModel, read: str | None, write: str | None) -> LanguageModel:
-    from athanor.engine.source_model import SourceModel
-
-    if read is None and write is None:
-        return lm
-    if not isinstance(lm, SourceModel):
-        raise DataError("This model has no languages to choose.", "--from and --to are for M2M-100 and NLLB.")
-    return lm.between(read, write)
 
 
 def _print_replies(replies: Sequence[Reply], json: bool) -> None:

@@ -31,22 +31,15 @@ def history(context: typer.Context, json: AsJson = False) -> None:
     elif not runs:
         print(f"There are no runs in {RUNS}/ yet; `athanor run` makes one.")
     else:
-        columns = (
-            "name",
-            "recipe",
-            "state",
-            "budget",
-            "seed",
-            "parameters",
-            "loss",
-            "bits per byte",
-            "tokens/s",
-            "date",
-        )
-        print_table(columns, [_row(run) for run in runs], columns[4:-1])
+        columns = ("name", "state", "time", "size", "loss", "bits/byte", "tokens/s", "date")
+        print_table(columns, [_row(run) for run in runs], columns[2:-1])
+        print("\nbits/byte: held out, of the base model; lower is better. --json has more.")
         for run in runs:
             if run.error:
                 print(f"{run.name}: {run.error}")
+            elif run.state == "stopped":
+                reached = f" after {run.stages[-1]}" if run.stages else ""
+                print(f"{run.name}: stopped{reached}; the command that began it continues.")
 
 
 @app.command()
@@ -84,13 +77,14 @@ def compare(
 
 
 def _print_comparison(groups: list[Group], records: list[list[RunRecord]], settings: dict[str, list[Any]]) -> None:
-    columns = ("run", "runs", "parameters", "tokens", "seconds", "loss", "bits per byte", "tokens/s", "share of peak")
+    columns = ("run", "runs", "size", "tokens", "seconds", "loss", "bits/byte", "tokens/s", "of peak")
     rows = [_group_row(group.name, runs) for group, runs in zip(groups, records, strict=True)]
     print_table(columns, rows, columns[1:])
     if settings:
         print("\nSettings that differ:")
         print_table(
-            ("setting", *(group.name for group in groups)), [[key, *values] for key, values in settings.items()]
+            ("setting", *(group.name for group in groups)),
+            [[key, *("default" if value is None else value for value in values)] for key, values in settings.items()],
         )
 
 
@@ -116,18 +110,14 @@ def _group_row(name: str, runs: list[RunRecord]) -> list[str]:
 
 
 def _row(run: RunRecord) -> list[str]:
-    bits = run.heldout_bits_per_byte or {}
-    state = run.state if run.state == "finished" or not run.stages else f"{run.state} after {run.stages[-1]}"
-    spent = duration(run.seconds) + (f" of {run.budget}" if run.budget else "")
+    bits = (run.heldout_bits_per_byte or {}).get("base")
     return [
         run.name,
-        run.recipe or "",
-        state,
-        spent,
-        str(run.seed or 0),
+        run.state,
+        duration(run.seconds),
         quantity(run.parameters) if run.parameters else "",
         "" if run.loss is None else f"{run.loss:.3f}",
-        " → ".join(f"{value:.3f}" for value in bits.values() if value is not None),
+        "" if bits is None else f"{bits:.3f}",
         "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
-        run.date,
+        run.date[5:],
     ]

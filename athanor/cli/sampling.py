@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "repetition_penalty": (float, "Above 1: tokens already there become less likely."),
     "presence_penalty": (float, "Taken from the logits of tokens already said."),
     "frequency_penalty": (float, "The same, as often as they were said."),
+    "no_repeat_ngram_size": (int, "So many tokens in a row never come twice; 0: they may."),
     "logit_bias": (str, "Add to tokens' logits."),
     "suppress_tokens": (str, "Ids that are never said, besides those of the model's settings."),
     "allowed_tokens": (str, "The only ids that may be said."),

@@ -19,6 +19,7 @@ from athanor.base.progress import progress
 from athanor.engine.constraint import KEYWORDS
 from athanor.engine.language_model import LanguageModel, Reply, Underway
 from athanor.engine.sampling import Sampling
+from athanor.engine.source_model import SourceModel, between
 
 _AHEAD = 256  # prompts that are submitted before the first of them is answered
 
@@ -39,17 +40,18 @@ def answer_file(
     """Answers every line of `source` in `target`.
 
     A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id", which
-    is handed through, and settings of `Sampling` or a constraint that count for this line instead of `changes`.
+    is handed through, the languages "from" and "to" where the model knows several, and settings of `Sampling` or a
+    constraint that count for this line instead of `changes`.
     chat: texts are messages to be answered. name: of the model. Raises DataError for lines that are nothing of this, or
     a target that belongs to something else.
     """
     lines = [_read(line, f"Line {number} of {source}", lm, changes, chat) for number, line in _lines(source)]
-    prints = [fingerprint([name, line.prompt, asdict(line.settings)]) for line in lines]
+    prints = [fingerprint([name, line.prompt, asdict(line.settings), *line.spoken]) for line in lines]
     done = _answered(target, prints)
     tokens, refused = sum(line.get("tokens", 0) for line in done), sum("error" in line for line in done)
     rest = list(enumerate(lines))[len(done) :]
     with target.open("a", encoding="utf-8") as file, progress("Answering", total=len(rest), unit="prompt") as bar:
-        for number, answer in zip(range(len(done), len(lines)), _answers(lm, rest), strict=True):
+        for number, answer in zip(range(len(done), len(lines)), _answers(rest), strict=True):
             file.write(json.dumps({**answer, "asked": prints[number]}, ensure_ascii=False) + "\n")
             file.flush()
             tokens, refused = tokens + answer.get("tokens", 0), refused + ("error" in answer)
@@ -89,9 +91,13 @@ def told(reply: Reply) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Line:
+    """lm: which answers it. spoken: what tells its languages from others', nothing where there are none."""
+
     id: Any
     prompt: Any
     settings: Sampling
+    lm: LanguageModel
+    spoken: tuple[tuple[int, ...], ...] = ()
 
 
 def _read(line: Any, place: str, lm: LanguageModel, changes: Mapping[str, Any], chat: bool) -> _Line:
@@ -105,13 +111,16 @@ def _read(line: Any, place: str, lm: LanguageModel, changes: Mapping[str, Any], 
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     name = found.pop("id", None)
+    has_own = bool(found)
     if any(keyword in found for keyword in KEYWORDS):  # a line's constraint counts instead of that of all
         changes = {setting: value for setting, value in changes.items() if setting not in KEYWORDS}
     try:
-        return _Line(name, prompt, lm.sampling({**changes, **found}))
+        lm = between(lm, found.pop("from", None), found.pop("to", None))
+        spoken = (lm.first, lm.begins) if isinstance(lm, SourceModel) else ()
+        return _Line(name, prompt, lm.sampling({**changes, **found}), lm, spoken)
     except AthanorError as error:
         hint = f'{error.hint} What is no setting can stand under "id".' if found else error.hint
-        raise DataError(f"{place}: {error.message}" if found else error.message, hint) from None
+        raise DataError(f"{place}: {error.message}" if has_own else error.message, hint) from None
 
 
 def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
@@ -133,14 +142,14 @@ def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _answers(lm: LanguageModel, lines: Sequence[tuple[int, _Line]]) -> Iterator[dict[str, Any]]:
+def _answers(lines: Sequence[tuple[int, _Line]]) -> Iterator[dict[str, Any]]:
     """In order; what the model cannot read gives an error in place of an answer."""
     under_way: deque[tuple[dict[str, Any], Underway | None]] = deque()
     rest = iter(lines)
     try:
         while True:
             while len(under_way) < _AHEAD and (line := next(rest, None)) is not None:
-                under_way.append(_begin(lm, *line))
+                under_way.append(_begin(*line))
             if not under_way:
                 return
             head, work = under_way[0]
@@ -157,9 +166,9 @@ def _answers(lm: LanguageModel, lines: Sequence[tuple[int, _Line]]) -> Iterator[
                 work.cancel()
 
 
-def _begin(lm: LanguageModel, number: int, line: _Line) -> tuple[dict[str, Any], Underway | None]:
+def _begin(number: int, line: _Line) -> tuple[dict[str, Any], Underway | None]:
     head: dict[str, Any] = {"index": number} if line.id is None else {"index": number, "id": line.id}
     try:
-        return head, lm.submit(line.prompt, line.settings)
+        return head, line.lm.submit(line.prompt, line.settings)
     except AthanorError as error:
         return {**head, "error": str(error)}, None

@@ -27,6 +27,7 @@ from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling
 from athanor.engine.scheduler import Answer, Scheduler, Source
+from athanor.engine.source_rung import read_sources
 from athanor.engine.speculation import MOST_GUESSED, Drafter, Speculation
 from athanor.engine.telling import Telling
 from athanor.engine.text import BeginningOfText, StopText
@@ -240,9 +241,8 @@ class Engine:
 
     def _compute(self, work: dict[Answer, int]) -> None:
         started = time.perf_counter()
-        for answer in work:
-            if answer.source is not None and answer.source.read is None:
-                answer.source.read = self.rung.encode(answer.source.tokens)  # type: ignore[attr-defined]
+        if self._encoder is not None:
+            read_sources(self.rung, work)  # type: ignore[arg-type]
         drafts = self._drafts(work)
         segments = [
             self._scheduler.segment(answer, n, drafts[answer][-1].drafted if answer in drafts else ())
@@ -280,8 +280,8 @@ class Engine:
             writing += [places_of(other) for other in others]
             rows += [row - 1] * len(others)
         if writing:
-            # A whole step's logits need not be copied where each is used once.
-            whole = len(rows) == len(logits) == row
+            # A whole step's logits need not be copied where each is used once, in order.
+            whole = rows == [*range(len(logits))]
             self._telling.say(writing, logits if whole else logits[rows])
         for beams in searching:
             self._telling.search(beams)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from athanor.base.errors import AthanorError, ModelError
-from athanor.base.files import read_json
 from athanor.engine.constraint import KEYWORDS, constraint_of
 from athanor.engine.draft_model import DraftModel, check_vocabularies
 from athanor.engine.engine import Engine
+from athanor.engine.generation_config import defaults_of
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
 from athanor.engine.requests import Completion, Event, Request, TokenLogprob
@@ -334,30 +334,3 @@ def _load(place: Path, dtype: torch.dtype | None, format: WantedFormat, cache: C
 
         return source_model(place, loaded, tokenizer, rung)
     return LanguageModel(loaded, tokenizer, defaults_of(place), rung=rung)
-
-
-def defaults_of(folder: Path, samples: bool = True) -> Sampling:
-    """What `generation_config.json` says. samples: or greedy, whatever it says. Raises ModelError for what cannot be
-    used.
-    """
-    path = folder / "generation_config.json"
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not a JSON object.")
-    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "suppress_tokens")
-    given: dict[str, Any] = {name: found[name] for name in known if found.get(name) is not None}
-    if isinstance(given.get("suppress_tokens"), list):
-        given["suppress_tokens"] = tuple(given["suppress_tokens"])
-    if not samples:
-        given = {name: value for name, value in given.items() if name not in ("top_k", "top_p", "min_p")}
-        given["temperature"] = 0.0
-        searched = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
-        given |= {ours: found[theirs] for theirs, ours in searched.items() if found.get(theirs) is not None}
-    bad = found.get("bad_words_ids")
-    alone = [word[0] for word in bad if isinstance(word, list) and len(word) == 1] if isinstance(bad, list) else []
-    if alone:
-        given["suppress_tokens"] = (*given.get("suppress_tokens", ()), *alone)
-    try:
-        return Sampling(**given)
-    except AthanorError as error:
-        raise ModelError(f"{path}: {error.message}", error.hint) from None

@@ -36,7 +36,9 @@ class Adjustment:
         self._there = set(prompt) if self._penalised else set()
         self._said: Counter[int] = Counter()
         named = bool(sampling.logit_bias or sampling.suppress_tokens or sampling.allowed_tokens)
-        self._always = named or self._penalised or self._counted
+        self._never_twice = sampling.no_repeat_ngram_size
+        self._text = list(prompt) if self._never_twice else []
+        self._always = named or self._penalised or self._counted or self._never_twice > 0
         self._banned = _index(sampling.suppress_tokens)
 
     def push(self, token: int) -> None:
@@ -44,11 +46,13 @@ class Adjustment:
             self._there.add(token)
         if self._counted:
             self._said[token] += 1
+        if self._never_twice:
+            self._text.append(token)
 
     def branch(self) -> Adjustment:
         """The same, to go on by itself."""
         other = copy.copy(self)
-        other._there, other._said = set(self._there), Counter(self._said)
+        other._there, other._said, other._text = set(self._there), Counter(self._said), self._text[:]
         return other
 
     def acts(self, said: int) -> bool:
@@ -83,8 +87,19 @@ class Adjustment:
             row[allowed] = kept
         if len(self._banned):
             row[self._banned] = -np.inf
+        if self._never_twice:
+            row[_repeating([*self._text, *drafted], self._never_twice)] = -np.inf
         if said < sampling.min_tokens and self.stop_ids:
             row[[*self.stop_ids]] = -np.inf
+
+
+def _repeating(tokens: Sequence[int], n: int) -> np.ndarray:
+    """Tokens that would be the last of n in a row that are there already."""
+    if len(tokens) < n:
+        return _index(())
+    there = np.lib.stride_tricks.sliding_window_view(np.array(tokens), n)
+    same = (there[:, :-1] == np.array(tokens[len(tokens) - n + 1 :])).all(1)
+    return there[same, -1]
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,7 @@ from athanor.engine.native import library
 from athanor.engine.native.library import INSTRUCTIONS
 from athanor.engine.native.packing import LANES, Format, padded
 from athanor.engine.native.weights import NativeWeights
-from athanor.engine.rung import Cache, Segment
+from athanor.engine.rung import Cache, Segment, check_contents
 from athanor.models.config import AttentionConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.gguf.blocks import Blocks, conversions
@@ -113,6 +113,7 @@ class NativeRung:
     def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
         chosen = np.asarray(blocks, dtype=np.int64)
         self._check_blocks(chosen)
+        check_contents(blocks, data, self.bytes_per_block)
         self._cache[chosen] = data
 
     def update_weights(self, model: Decoder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from athanor.models.attention import Attention, CrossAttention
 from athanor.models.decoder import Decoder
 from athanor.models.mlp import Mlp
 from athanor.models.moe import Experts, Moe, Router
+from athanor.models.stack import Stack
 
 
 def packed(model: Decoder, dtype: torch.dtype | None, form: Quantized | None = None) -> Decoder:
@@ -27,6 +28,21 @@ def packed(model: Decoder, dtype: torch.dtype | None, form: Quantized | None = N
     bias by distance is left to who attends
     (`relative_table`). Raises ModelError for what depends on the whole text.
     """
+    view = _by_row(model, dtype, form)
+    head = _PackedLinear(model.head_weight, view.head.bias, dtype, "int8" if form == "int4" else form)
+    view.head.product = lambda states, embedding: head(states)  # type: ignore[method-assign]
+    return view
+
+
+def packed_encoder(model: Stack, dtype: torch.dtype | None, form: Quantized | None = None) -> Stack:
+    """The same of an encoder."""
+    return _by_row(model, dtype, form)
+
+
+M = TypeVar("M", bound=Stack)
+
+
+def _by_row(model: M, dtype: torch.dtype | None, form: Quantized | None) -> M:
     kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     kept |= {id(module.watch): None for module in model.modules() if isinstance(module, Router) and module.watch}
     view = copy.deepcopy(model, kept)  # a training run that watches its experts is neither copied nor told
@@ -48,8 +64,6 @@ def packed(model: Decoder, dtype: torch.dtype | None, form: Quantized | None = N
                 setattr(module, name, PagedCrossAttention(child))
         if isinstance(module, Moe) and module.config.capacity is not None:
             raise ModelError("Experts with a capacity depend on all of the text, which a cache does not keep.")
-    head = _PackedLinear(model.head_weight, view.head.bias, dtype, "int8" if form == "int4" else form)
-    view.head.product = lambda states, embedding: head(states)  # type: ignore[method-assign]
     return view
 
 

@@ -26,7 +26,7 @@ from athanor.models.position_config import Alibi
 from athanor.models.positions import alibi_slopes
 
 _LEAST = 32  # keys: whole vectors
-_MOST_SCORES = 1 << 24  # of a group at a time
+MOST_SCORES = 1 << 24  # of a group at a time
 
 
 @lru_cache
@@ -135,14 +135,14 @@ def groups(segments: Sequence[Segment], heads: int, block_size: int, nowhere: in
         while place < end:
             keys = attended(place)
             n = min(keys, end) - place
-            most = max(TILE, _MOST_SCORES // (keys * heads))
+            most = max(TILE, MOST_SCORES // (keys * heads))
             n = min(n, max(size for size in SIZES if size <= most))
             found[next(size for size in SIZES if size >= n), keys].append(_Piece(row + place, place, n, segment.blocks))
             place += n
         row += end
     made = []
     for (n, keys), pieces in found.items():
-        together = max(1, _MOST_SCORES // (n * keys * heads))
+        together = max(1, MOST_SCORES // (n * keys * heads))
         made += [
             Group(pieces[i : i + together], n, keys, block_size, nowhere, device)
             for i in range(0, len(pieces), together)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from athanor.base.errors import ModelError
 from athanor.models.decoder import Decoder
 
 Cache = Literal["auto", "int8"]
@@ -68,9 +69,19 @@ class Rung(Protocol):
         ...
 
     def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
-        """Puts what `read_blocks` returned into other blocks of the same rung."""
+        """Puts what `read_blocks` returned into other blocks of the same rung. Raises ModelError for anything else."""
         ...
 
     def update_weights(self, model: Decoder) -> None:
         """Takes over the weights of `model`, of the same configuration; what is in the cache becomes stale."""
         ...
+
+
+def check_contents(blocks: Sequence[int], data: np.ndarray, bytes_per_block: int) -> None:
+    """Raises ModelError for what is not the contents of so many blocks."""
+    shape = len(blocks), bytes_per_block
+    if data.shape != shape or data.dtype != np.uint8:
+        raise ModelError(
+            f"Contents of {len(blocks)} blocks were to be written, but these are {data.dtype} of shape {data.shape}.",
+            f"Give what read_blocks returned: uint8 of shape {shape}, of the same model and cache.",
+        )

@@ -13,9 +13,17 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from athanor.models.config import ModelConfig, MoeConfig
+
 TILE = 16
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of rows that are used: each new one costs a library the choice of a kernel."""
+
+_VECTOR = 32  # elements: two AVX-512 registers, which torch's loops handle at a time
+_GRAIN = 32_768  # elements below which torch does not use another thread
+_SPLIT = 256  # rows from which on several products cost less than padding of more than `_WASTE`
+_WASTE = 1.1
+_STEP = 64  # rows, from there on
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -40,10 +48,10 @@ class RowByRow:
             self._held.add(now)
             return compute(rows)
         larger = next((size for size in SIZES if n <= size and self._holds(size)), None)
-        if larger is not None:
+        if larger is not None and (n < _SPLIT or larger <= _WASTE * n):
             return compute(pad_rows(rows, larger, dim)).narrow(dim, 0, n)
         step = max(size for size in SIZES if size <= max(n, TILE) and self._holds(size))
-        return torch.cat([self(compute, part) for part in rows.split(step, dim)], dim)
+        return torch.cat([self(compute, part.contiguous()) for part in rows.split(step, dim)], dim)
 
     def _holds(self, n: int) -> bool:
         if n == TILE:
@@ -58,6 +66,38 @@ class RowByRow:
             tiles = torch.cat([compute(part).narrow(dim, 0, m) for part, m in parts], dim)
             _known[key] = torch.equal(compute(rows.narrow(dim, 0, n).contiguous()), tiles.narrow(dim, 0, n))
         return _known[key]
+
+
+def row_count(n: int, widths: set[int]) -> int:
+    """How many rows n tokens are computed as, in elementwise operations over rows of these widths."""
+    found = next((size for size in SIZES if n <= size <= _SPLIT and _are_whole(size, widths)), 0)
+    rows = -(-n // _STEP) * _STEP
+    while not found:
+        found = rows if _are_whole(rows, widths) else 0
+        rows += _STEP
+    return found
+
+
+def _are_whole(rows: int, widths: set[int]) -> bool:
+    """Whether torch cuts so many elements between vectors alone: what is left over of one is computed by other code,
+    whose exponentials differ in the last bit.
+    """
+    for elements in (rows * width for width in widths):
+        threads = min(torch.get_num_threads(), -(-elements // _GRAIN))
+        if elements % _VECTOR or (threads > 1 and -(-elements // threads) % _VECTOR):
+            return False
+    return True
+
+
+def widths(config: ModelConfig) -> set[int]:
+    """Of what activations are applied to, of the states, and of the sines in them."""
+    found = {config.d_model, config.d_model // 2 if config.embedding.sinusoidal else config.d_model}
+    for layer in config.layers:
+        if isinstance(layer.mlp, MoeConfig):
+            found |= {layer.mlp.shared.d_ff} if layer.mlp.shared else set()
+        else:
+            found.add(layer.mlp.d_ff)
+    return found
 
 
 def pad_rows(rows: Tensor, n: int, dim: int = 0) -> Tensor:

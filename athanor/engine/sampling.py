@@ -19,6 +19,8 @@ class Sampling:
 
     repetition_penalty divides positive and multiplies negative logits of tokens already there (Keskar et al. 2019);
     presence_penalty and frequency_penalty are subtracted for tokens already said, once and as often as they were said.
+    no_repeat_ngram_size: so many tokens in a row, the prompt's included, never come twice; 0 allows it, and what a
+    constraint forces is said all the same.
     logit_bias: (id, what is added to its logit) pairs, or a mapping. suppress_tokens: ids that are never drawn.
     allowed_tokens: the only ids that are. stop: texts that end the answer and are not part of it. stop_ids: ids that
     end it besides the model's own. min_tokens: before these nothing ends it. seed None: a fresh one for each request.
@@ -39,6 +41,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     suppress_tokens: tuple[int, ...] = ()
     allowed_tokens: tuple[int, ...] = ()
@@ -145,6 +148,7 @@ _ACCEPTED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "repetition_penalty": (Real, lambda x: 0.01 <= x <= 100, "0.01 to 100; 1 switches it off"),
     "presence_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100; 0 switches it off"),
     "frequency_penalty": (Real, lambda x: -100 <= x <= 100, "-100 to 100; 0 switches it off"),
+    "no_repeat_ngram_size": (Integral, lambda x: x >= 0, "0 (off) or more"),
     "logit_bias": (tuple, _are_biases, "ids from 0 upwards with numbers from -10000 to 10000"),
     "max_tokens": (Integral, lambda x: x >= 1, "1 or more"),
     "min_tokens": (Integral, lambda x: x >= 0, "0 or more"),

@@ -1,49 +1,69 @@
 """The first rung for encoder–decoders: the decoder over a paged cache, beside sources that are read once.
 
-A source is encoded alone and whole, for its tokens see each other; so what is kept of it depends on nothing else. The
-decoder's experts have no capacity here: a text that is written token by token never fills them (Switch Transformer).
+A source is encoded whole, for its tokens see each other. What waits is encoded together (`source_reader`), but not by
+encoders whose experts have a capacity: what they do with a text depends on what is beside it. The decoder's experts
+have no capacity here: a text that is written token by token never fills them (Switch Transformer).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from athanor.engine.cross_attention import ReadSource, StepSources, kept, source_groups
+from athanor.engine.cross_attention import ReadSource, SideBySide, StepSources, kept, source_groups
 from athanor.engine.rung import Cache, Segment
+from athanor.engine.source_reader import SourceReader, reads_together
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.config import ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
 from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.models.precision import autocast
 
+if TYPE_CHECKING:
+    from athanor.engine.scheduler import Answer
+
 
 class SourceRung(TorchRung):
     def __init__(self, model: EncoderDecoder, precision: str = "fp32", cache: Cache = "auto") -> None:
         super().__init__(decoder_of(model), precision, cache)
-        self._whole = model
+        self._take_encoder(model)
 
     @torch.inference_mode()
-    def encode(self, source: Sequence[int]) -> ReadSource:
-        """What every later token of an answer sees of its source."""
-        tokens = torch.tensor([list(source)], device=self.device)
+    def encode(self, sources: Sequence[Sequence[int]]) -> list[ReadSource]:
+        """What every later token of the answers sees of their sources."""
         with autocast(self.precision, self.device):
-            return kept(self._whole.read(self._whole.encode(tokens)))
+            return self._reader.read(sources) if self._reader else [self._alone(source) for source in sources]
+
+    def _alone(self, source: Sequence[int]) -> ReadSource:
+        tokens = torch.tensor([list(source)], device=self.device)
+        return kept(self._whole.read(self._whole.encode(tokens)))
 
     def update_weights(self, model: Any) -> None:
         super().update_weights(decoder_of(model))
-        self._whole = model
+        self._take_encoder(model)
+
+    def _take_encoder(self, model: EncoderDecoder) -> None:
+        self._whole, self._side_by_side = model, SideBySide()
+        together = reads_together(model.config.encoder)
+        self._reader = SourceReader(model.encoder, self._model, self._products, self._form) if together else None
 
     def _sources(self, segments: Sequence[Segment]) -> list[StepSources]:
         pieces, row = [], 0
         for segment in segments:
             pieces.append((row, len(segment.tokens), segment.source))
             row += len(segment.tokens)
-        groups = source_groups(pieces)
+        groups = source_groups(pieces, self._side_by_side)
         return [StepSources(layer, groups) for layer in range(self.config.n_layers)]
+
+
+def read_sources(rung: SourceRung, answers: Iterable[Answer]) -> None:
+    """Reads what these answers are about, where that is not done yet."""
+    sources = {id(answer.source): answer.source for answer in answers if answer.source and answer.source.read is None}
+    for source, read in zip(sources.values(), rung.encode([one.tokens for one in sources.values()]), strict=True):
+        source.read = read
 
 
 def decoder_of(model: EncoderDecoder) -> Decoder:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -83,14 +84,14 @@ class Speculation:
         self._guessing = 0.0  # seconds a guessed token
         self._chance = _CHANCE  # of new answers
         self._steps = self._idle = 0  # steps, and those since something was last worth guessing
-        self._guesses: dict[Answer, Sequence[int]] = {}
+        self._guesses: WeakKeyDictionary[Answer, Sequence[int]] = WeakKeyDictionary()  # ended answers are let go
         self.drafted = self.accepted = 0
 
     def guesses(self, answers: Sequence[Answer], rows: int) -> dict[Answer, Sequence[int]]:
         """What to verify for each, in a step that computes `rows` rows anyway; only where something was guessed."""
         self._steps += 1
         if self._idle > _PROBE and self._steps % _RESTING:
-            self._guesses = {}
+            self._guesses.clear()
             return {}
         for answer in answers:
             answer.chance = self._chance if answer.chance is None else answer.chance
@@ -98,7 +99,8 @@ class Speculation:
         self._idle = 0 if chosen else self._idle + 1
         step = self._seconds[rows][0] if rows in self._seconds else 0.0
         tries = self._guessing < _CHEAP * step or self._steps % _PROBE == 0
-        self._guesses, asked = {}, 0
+        self._guesses.clear()
+        asked = 0
         start = time.perf_counter()
         for answer in answers:
             k = min(chosen.get(answer, 0) or int(tries), answer.longest - answer.length - 1)

@@ -8,7 +8,6 @@ rows at which elementwise operations are not cut within a vector. Frequencies th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -19,17 +18,15 @@ from torch import Tensor
 from athanor.engine.packed_model import packed, relative_table
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
 from athanor.engine.products import Quantized
-from athanor.engine.rung import Cache, Segment
-from athanor.engine.same_bits import SIZES
-from athanor.models.config import AttentionConfig, LayerConfig, ModelConfig, MoeConfig
+from athanor.engine.rung import Cache, Segment, check_contents
+from athanor.engine.same_bits import row_count, widths
+from athanor.models.config import AttentionConfig, LayerConfig
 from athanor.models.decoder import Decoder
 from athanor.models.ngram_memory import Followers, NGramMemory
 from athanor.models.position_config import RopeConfig
 from athanor.models.precision import autocast
 
 _BLOCK = 16
-_VECTOR = 32  # elements: two AVX-512 registers, which torch's loops handle at a time
-_GRAIN = 32_768  # elements below which torch does not use another thread
 
 
 class TorchRung:
@@ -51,7 +48,7 @@ class TorchRung:
         self._cached = self._products or next(model.parameters()).dtype
         self._take(model)
         self._heads = max(layer.attention.n_heads for layer in self.config.layers)
-        self._widths = _widths(self.config)
+        self._widths = widths(self.config)
         self._stretches = any(_depends_on_length(layer) for layer in self.config.layers)
         self._layers: list[PagedLayer] = []
         self._blocks = 0
@@ -112,12 +109,7 @@ class TorchRung:
 
     def _rows(self, n: int) -> int:
         """How many rows n tokens are computed as; one more where the last shows how long a text can be."""
-        n += self._stretches
-        for size in SIZES:
-            if size >= n and all(_whole_vectors(size * width) for width in self._widths):
-                return size
-        step = math.lcm(SIZES[-1], *(_VECTOR // math.gcd(_VECTOR, width) for width in self._widths))
-        return -(-n // step) * step
+        return row_count(n + self._stretches, self._widths)
 
     def _padded(self, states: Tensor) -> Tensor:
         rows = self._rows(len(states))
@@ -136,6 +128,7 @@ class TorchRung:
 
     @torch.inference_mode()
     def write_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
+        check_contents(blocks, data, self.bytes_per_block)
         chosen = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
         rows, parts = torch.from_numpy(data).to(self.device), self._parts()
         sizes = [part.shape[0] * part.shape[2] * part.element_size() for part in parts]
@@ -168,25 +161,6 @@ def _wanted(segments: Sequence[Segment]) -> np.ndarray:
     ends = np.cumsum([len(segment.tokens) for segment in segments])
     found = [np.arange(end - segment.wanted, end) for segment, end in zip(segments, ends.tolist(), strict=True)]
     return np.concatenate(found).astype(np.int64)
-
-
-def _whole_vectors(elements: int) -> bool:
-    """Whether torch cuts so many elements between vectors alone: what is left over of one is computed by other code,
-    whose exponentials differ in the last bit.
-    """
-    threads = min(torch.get_num_threads(), -(-elements // _GRAIN))
-    return elements % _VECTOR == 0 and (threads == 1 or -(-elements // threads) % _VECTOR == 0)
-
-
-def _widths(config: ModelConfig) -> set[int]:
-    """Of what activations are applied to, and of the states."""
-    found = {config.d_model}
-    for layer in config.layers:
-        if isinstance(layer.mlp, MoeConfig):
-            found |= {layer.mlp.shared.d_ff} if layer.mlp.shared else set()
-        else:
-            found.add(layer.mlp.d_ff)
-    return found
 
 
 def _depends_on_length(layer: LayerConfig) -> bool:

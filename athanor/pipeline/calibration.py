@@ -5,6 +5,7 @@ Kept in `calibration.json`, so that a resumed run or experiment decides the same
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from athanor.pipeline.life import PRETRAIN_LENGTH
 from athanor.pipeline.recipe import Recipe
 from athanor.science.planner import Speed, measure_speed
 
+_SHORT_BUDGET = 300.0  # seconds, of which measuring takes less time
 _LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 
 
@@ -48,10 +50,12 @@ def calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
     if found is None or found.asked != asked:
         say("Measuring the machine …")
         started = time.monotonic()
-        rates = measure()
+        short = (recipe.budget_seconds or math.inf) < _SHORT_BUDGET
+        rates = measure(1.0 if short else 3.0)
         precision = rates.precision if recipe.precision == "auto" else recipe.precision
         precision = "fp32" if precision == "fp16" else precision  # which a CPU is no measure of
-        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision) if recipe.budget else None
+        steps = 1 if short else 2
+        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision, steps) if recipe.budget else None
         found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
         write_json(path, found.model_dump(mode="json"))
     return found.rates, found.speed, found.seconds

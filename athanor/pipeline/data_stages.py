@@ -19,7 +19,7 @@ from athanor.corpus.packages import PACKAGES, Source
 from athanor.corpus.readers import resolve
 from athanor.corpus.shards import write_shards
 from athanor.evaluation.test_sets import TEST_SET_PACKAGES, packaged_test_texts
-from athanor.pipeline.life import Life
+from athanor.pipeline.life import CORPUS_SHARE, Life
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.stream_stages import stream_stages
 from athanor.pipeline.teachers import teachers_tokenizer
@@ -28,8 +28,9 @@ from athanor.tokenizer.inspection import compression_by_language
 
 Split = Literal["train", "heldout"]
 
-_BYTES_PER_SECOND = 1.2e6  # cleaned, tokenised and sharded on one core of the reference machine, measured
-CORPUS_SHARE = 0.1  # of the budget, at most, for reading text
+# Cleaned, tokenised and sharded on the reference machine, measured; and what that takes for no text at all.
+_BYTES_PER_SECOND, _READING_SECONDS = 1.2e6, 3.5
+_LEAST_BYTES = 2_000_000
 
 
 def fetch_sources(recipe: Recipe) -> None:
@@ -43,11 +44,12 @@ def fetch_sources(recipe: Recipe) -> None:
     fetch_all({package.name: package for package in needed}.values())
 
 
-def _limit_bytes(life: Life) -> int | None:
+def limit_bytes(life: Life) -> int | None:
     """A short budget reads only part of a large corpus; the part it could not train on anyway."""
     if life.recipe.corpus.limit_bytes is not None or life.recipe.budget_seconds is None:
         return life.recipe.corpus.limit_bytes
-    return int(_BYTES_PER_SECOND * CORPUS_SHARE * life.recipe.budget_seconds)
+    seconds = CORPUS_SHARE * life.recipe.budget_seconds - _READING_SECONDS
+    return max(_LEAST_BYTES, int(_BYTES_PER_SECOND * seconds))
 
 
 def data_stages(life: Life) -> tuple[Stage, Stage]:
@@ -62,7 +64,7 @@ def data_stages(life: Life) -> tuple[Stage, Stage]:
 def corpus_stage(life: Life) -> Stage:
     recipe = life.recipe.corpus
     given = recipe.model_dump(mode="json", exclude={"stream", "cache_bytes"})
-    settings: dict[str, Any] = {**given, "seed": life.seed, "limit_bytes": _limit_bytes(life)}
+    settings: dict[str, Any] = {**given, "seed": life.seed, "limit_bytes": limit_bytes(life)}
 
     def work(stage: Stage) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         with progress("Reading documents", unit="byte") as bar:
@@ -79,7 +81,7 @@ def corpus_stage(life: Life) -> Stage:
                 seed=life.seed,
                 held_out_share=recipe.held_out_share,
                 weights=recipe.weights,
-                limit_bytes=_limit_bytes(life),
+                limit_bytes=limit_bytes(life),
                 progress=advance,
             )
         return report.to_dict(), ["documents", "DATA_LICENSES.md", "report.json"], {}

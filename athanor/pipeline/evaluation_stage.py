@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from athanor.alignment.conversations import sft_evaluation
-from athanor.alignment.rollouts import answer_text
 from athanor.base.progress import progress, say
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage
@@ -36,7 +35,7 @@ from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
 from athanor.pipeline.probing import USUAL_PROBLEMS, by_environment
-from athanor.pipeline.samples import COMPLETIONS
+from athanor.pipeline.samples import COMPLETIONS, held_conversations
 from athanor.pipeline.together import open_text, text_batches
 from athanor.tokenizer import Tokenizer
 
@@ -207,20 +206,19 @@ def _pass_rates(
 
 def _samples(life: Life, plan: EvaluationPlan, tokenizer: Tokenizer, models: Mapping[str, Decoder]) -> dict[str, Any]:
     """What the models say, with fixed seeds: completions of the base model, chats with the final one."""
-    completions, chats = [], []
     said = Sampling(suppress_tokens=tokenizer.never_said)
     base, final = (LanguageModel(models[name], tokenizer, said, plan.precision) for name in ("base", "rl"))
-    for language, prompt in COMPLETIONS:
-        reply = base.generate(prompt, max_tokens=60, temperature=0.7, repetition_penalty=1.1, seed=life.seed)
-        completions.append({"language": language, "stage": "base", "prompt": prompt, "text": reply.text})
-    for language, turns in _CHATS:
-        messages: list[dict[str, str]] = []
-        for turn in turns:
-            messages.append({"role": "user", "content": turn})
-            if len(final.chat_prompt(messages)) >= final.model.config.max_seq_len:
-                messages.pop()  # the answers before filled a small context
-                break
-            reply = final.chat(messages, max_tokens=80, temperature=0.3, repetition_penalty=1.1, seed=life.seed)
-            messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
-        chats.append({"language": language, "stage": "rl", "messages": messages})
+    prompts = [prompt for _, prompt in COMPLETIONS]
+    how = {"repetition_penalty": 1.1, "seed": life.seed}
+    completions = [
+        {"language": language, "stage": "base", "prompt": prompt, "text": reply.text}
+        for (language, prompt), reply in zip(
+            COMPLETIONS, base.generate_many(prompts, max_tokens=60, temperature=0.7, **how), strict=True
+        )
+    ]
+    held = held_conversations(final, tokenizer, [turns for _, turns in _CHATS], max_tokens=80, temperature=0.3, **how)
+    chats = [
+        {"language": language, "stage": "rl", "messages": messages}
+        for (language, _), messages in zip(_CHATS, held, strict=True)
+    ]
     return {"completions": completions, "chats": chats}

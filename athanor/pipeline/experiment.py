@@ -39,6 +39,7 @@ from athanor.science import ablation, planner
 from athanor.science.ablation import Trial
 
 _SCORED_TOKENS = 50_000
+_MOVES_HELD_OUT = ("sources", "limit_bytes", "held_out_share")  # whatever else they do, found before the text is read
 _PREVIEWS = 12  # of the held-out figure while training, for the curves
 
 
@@ -79,6 +80,9 @@ class Experiment:
         """
         recipes = {arm.name: arm.recipe(self.settings) for arm in (baseline, *arms)}
         start = recipes[BASELINE]
+        for name, recipe in recipes.items():
+            if any(getattr(recipe.corpus, key) != getattr(start.corpus, key) for key in _MOVES_HELD_OUT):
+                raise _changes_held_out(name)
         self._open(start)
         measured = self._budgeted(start)
         use_threads(measured)
@@ -265,7 +269,12 @@ def _scored_tokens(recipe: Recipe) -> int:
 def _check_held_out(data: Mapping[str, Data]) -> None:
     for name, found in data.items():
         if found.held_out_text != data[BASELINE].held_out_text:
-            raise RecipeError(
-                f"Arm {name} changes the held-out documents, so its bits per byte cannot be compared.",
-                "What corpus settings change must leave them as they are; corpus.weights does.",
-            )
+            raise _changes_held_out(name)
+
+
+def _changes_held_out(arm: str) -> RecipeError:
+    return RecipeError(
+        f"Arm {arm} changes the held-out documents, so its bits per byte cannot be compared.",
+        "Of the corpus, arms may change the weights. A setting for all arms belongs into a recipe file, or into the "
+        "table [baseline] of --arms; each --set is an arm.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +22,11 @@ P = TypeVar("P", bound=Plan)
 Work = tuple[Mapping[str, Any], list[str], Mapping[str, Any]]
 """What a stage's work returns: metrics, outputs, timing."""
 
-_EVALUATION_SECONDS, _REFERENCE_RATE = 36.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
+_EVALUATION_SECONDS, _REFERENCE_RATE = 15.0, 2e11  # what evaluation takes at least on a machine of so many FLOP/s
 _SCORING_SHARE = 0.05  # of the budget, where only what was pre-trained is measured
+_MOST_EVALUATION = 0.25  # of the budget, whatever evaluation would take
 _REPORT_SECONDS = 5.0  # for drawing the report card, after everything is measured
+CORPUS_SHARE = 0.08  # of the budget, at most, for reading text
 PRETRAIN_LENGTH = 256  # places of a row: most documents are shorter, and attention stays a small part
 
 
@@ -77,14 +80,16 @@ class Life:
         if budget is None:
             return share
         seconds = _EVALUATION_SECONDS * max(1.0, _REFERENCE_RATE / self.rates.best)
-        return max(share, min(0.35, seconds / budget))
+        return max(share, min(_MOST_EVALUATION, seconds / budget))
 
     def share(self, stage: str) -> float:
-        """Of the budget, for "sft" or "rl": the recipe's, less where evaluation needs more than its own."""
+        """Of the budget, for "sft" or "rl": the recipe's, less where a short budget leaves less for training."""
         if stage not in self.recipe.stages:
             return 0.0
         wanted: float = getattr(self.recipe, stage).share
-        return wanted * (1 - self.evaluation_share) / (1 - self.recipe.evaluate.share)
+        besides = (self.measuring_seconds + _REPORT_SECONDS) / (self.recipe.budget_seconds or math.inf)
+        training = 1 - CORPUS_SHARE - besides - self.evaluation_share
+        return wanted * max(0.0, training) / (1 - CORPUS_SHARE - self.recipe.evaluate.share)
 
     @property
     def classify_share(self) -> float:

@@ -1,11 +1,15 @@
-"""What a model says while it trains, to the same few prompts each time: shown by TensorBoard beside the curves."""
+"""What a model says while it trains, to the same few prompts each time, shown by TensorBoard beside the curves; and
+what it says to whole conversations at the end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from athanor.alignment.rollouts import answer_text
 from athanor.engine.language_model import LanguageModel, Reply
 from athanor.engine.sampling import Sampling
 from athanor.models.decoder import Decoder
@@ -46,3 +50,22 @@ def _write(
         }
 
     return write
+
+
+def held_conversations(
+    model: LanguageModel, tokenizer: Tokenizer, turns: Sequence[Sequence[str]], **sampling: Any
+) -> list[list[dict[str, str]]]:
+    """What was said to the user's turns, all conversations side by side; one ends early where its context is full."""
+    chats: list[list[dict[str, str]]] = [[] for _ in turns]
+    for number in range(max(map(len, turns))):
+        open_chats = []
+        for messages, wanted in zip(chats, turns, strict=True):
+            if len(messages) != 2 * number or number >= len(wanted):
+                continue
+            asked = [*messages, {"role": "user", "content": wanted[number]}]
+            if len(model.chat_prompt(asked)) < model.model.config.max_seq_len:
+                messages[:] = asked
+                open_chats.append(messages)
+        for messages, reply in zip(open_chats, model.chat_many(open_chats, **sampling), strict=True):
+            messages.append({"role": "assistant", "content": answer_text(tokenizer, reply.tokens)})
+    return chats

@@ -14,7 +14,7 @@ def summary(report: dict[str, Any], root: Path) -> str:
         return pretraining_summary(report, root)
     bits, rates, timing = report["heldout_bits_per_byte"], report["rl"]["pass_at_1"], report["timing"]
     low, high = rates["difference_ci95"]["after_minus_control"]
-    stop = report["sft"]["stop_rate"]["value"]
+    stop, asked = report["sft"]["stop_rate"], report["rl"]
     budget = timing["budget_seconds"]
     baseline, whole = (report["baselines"][f"kneser_ney_{text}"] for text in ("same_tokens", "all_text"))
     counted = f"{baseline:.3f}" + (f", on all text: {whole:.3f}" if whole is not None else "")
@@ -22,10 +22,12 @@ def summary(report: dict[str, Any], root: Path) -> str:
         f"{quantity(report['model']['parameters'])} parameters, "
         f"{quantity(report['stages']['pretrain']['tokens'])} tokens read, {duration(timing['seconds'])}"
         + (f" of {duration(budget)}." if budget else "."),
-        f"Held-out bits per byte: {bits['base']:.3f} (5-gram on the tokens read: {counted}).",
-        f"Answers that stop by themselves: {stop:.0%}.",
-        f"Reinforcement learning, pass@1: {rates['before']:.0%} before, {rates['after']:.0%} after, "
-        f"{rates['control']:.0%} for the control (difference {low:+.1%} to {high:+.1%}).",
+        f"Held-out bits per byte, {quantity(bits['tokens'])} tokens: {bits['base']:.3f} "
+        f"(5-gram on the tokens read: {counted}).",
+        f"Answers that stop by themselves: {stop['value']:.0%} of {stop['n']}.",
+        f"Reinforcement learning, pass@1 on {asked['problems']} problems × {asked['samples']} answers: "
+        f"{rates['before']:.1%} before, {rates['after']:.1%} after, "
+        f"{rates['control']:.1%} for the control (difference {low:+.1%} to {high:+.1%}, 95 %).",
         "",
         f"Report:  {root / 'report.html'}",
         f"Chat:    athanor chat {root.name}",

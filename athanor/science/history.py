@@ -71,7 +71,8 @@ def read_run(folder: Path, root: Path | None = None) -> RunRecord:
     rows = _tail(folder / "pretrain" / "metrics.jsonl")
     metrics, speeds = _newest(rows), _newest(_tail(folder / "pretrain" / "timing.jsonl"))
     losses = [loss for row in rows if (loss := _number(row.get("loss"))) is not None][-_LAST:]
-    state, error = _state(folder, about)
+    report = _report(folder, stages)
+    state, error = _state(folder, about, bool(report))
     return RunRecord(
         name=_name(folder, root or RUNS),
         recipe=about.get("made_from") if isinstance(about.get("made_from"), str) else None,
@@ -85,7 +86,7 @@ def read_run(folder: Path, root: Path | None = None) -> RunRecord:
         parameters=_whole(pretrain.get("parameters")),
         tokens=_whole(pretrain.get("tokens")),
         loss=fmean(losses) if losses else None,
-        heldout_bits_per_byte=_bits(folder, stages, metrics),
+        heldout_bits_per_byte=_bits(report, stages, metrics),
         tokens_per_second=_number(timing.get("tokens_per_second")) or _number(speeds.get("tokens_per_second")),
         share_of_peak=_number(timing.get("share_of_peak")) or _number(speeds.get("share_of_peak")),
     )
@@ -99,19 +100,31 @@ def _finished_stages(folder: Path) -> dict[str, dict[str, Any]]:
             if stage.get("status") == "finished" and stage.get("name") == name}  # fmt: skip
 
 
-def _state(folder: Path, about: Mapping[str, Any]) -> tuple[str, str | None]:
+def _report(folder: Path, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's report, unless a stage was made anew since: then it is that of another run."""
+    report = _object(folder / "report.json")
+    lineage = _inside(report, "lineage")
+    current = all(
+        stages.get(name, {}).get("fingerprint") == _inside(lineage, name).get("fingerprint") for name in lineage
+    )
+    return report if current else {}
+
+
+def _state(folder: Path, about: Mapping[str, Any], reported: bool) -> tuple[str, str | None]:
     """A killed process leaves no word; a run without one ended well if its report is there."""
     if is_running(folder):
         return "running", None
     state = about.get("state")
     if state in ("finished", "failed", "stopped"):
         return str(state), str(about["error"]) if state == "failed" and about.get("error") else None
-    return ("finished" if (folder / "report.json").is_file() and "state" not in about else "stopped"), None
+    return ("finished" if reported and "state" not in about else "stopped"), None
 
 
-def _bits(folder: Path, stages: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, float | None] | None:
+def _bits(
+    report: Mapping[str, Any], stages: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> dict[str, float | None] | None:
     """Of the report, of an experiment's score, else of the last preview while training."""
-    if bits := _inside(_object(folder / "report.json"), "heldout_bits_per_byte"):
+    if bits := _inside(report, "heldout_bits_per_byte"):
         return {name: _number(bits.get(name)) for name in _MODELS.values()}
     scored = _inside(stages.get("score", {}), "metrics")
     value = _number((scored or metrics).get("bits_per_byte"))

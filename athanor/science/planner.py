@@ -132,12 +132,12 @@ class Speed:
         return self.flops(config.d_model) / config.flops_per_token(length / 2)
 
 
-def measure_speed(vocab_size: int, length: int, precision: str) -> Speed:
-    """Two short measurements, a few seconds in all."""
+def measure_speed(vocab_size: int, length: int, precision: str, steps: int = 2) -> Speed:
+    """Two short measurements of so many steps, a few seconds in all."""
     points = []
     for d_model, n_layers in ((128, 4), (512, 2)):
         config = standard_config(vocab_size, length, d_model=d_model, n_layers=n_layers)
-        rate = measure_training(config, max(1, 2048 // length), length, precision)
+        rate = measure_training(config, max(1, 2048 // length), length, precision, steps)
         points.append((d_model, rate * config.flops_per_token(length / 2)))
     return Speed(*points)
 

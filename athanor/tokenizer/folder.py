@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face folder: `tokenizer.json`, or the older files that stand for one.
 
-Those are `vocab.json` with `merges.txt` (GPT-2, RoBERTa, OPT), `vocab.txt` (BERT) and sentencepiece's `tokenizer.model`
-(Llama 2, T5).
+Those are `vocab.json` with `merges.txt` (GPT-2, RoBERTa, OPT), `vocab.txt` (BERT), sentencepiece's `tokenizer.model`
+(Llama 2, T5), and that of translators (`translators`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from athanor.tokenizer.gguf import from_sentencepiece
 from athanor.tokenizer.sentencepiece import read_sentencepiece
 from athanor.tokenizer.spelling import vocabulary
 from athanor.tokenizer.templates import read_template
+from athanor.tokenizer.translators import is_translator, read_translator
 
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _WRAPPED = ("roberta", "bart", "longformer", "led", "deberta")  # model types whose texts stand between <s> and </s>
@@ -57,7 +58,12 @@ def from_folder(folder: Path | str) -> ForeignTokenizer:
 
 def _from_folder(folder: Path) -> ForeignTokenizer:
     config, model = _object(folder / "tokenizer_config.json"), _object(folder / "config.json")
-    names = _special_names(folder, config)
+    names, stops = _special_names(folder, config), list[int]()
+    for found in (_object(folder / "generation_config.json"), model):
+        ends = found.get("eos_token_id")
+        stops += [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i not in stops]
+    if not (folder / "tokenizer.json").is_file() and is_translator(folder, str(model.get("model_type"))):
+        return read_translator(folder, str(model.get("model_type")), config, names, stops)
     try:
         document = _document(folder, config, str(model.get("model_type")), names)
         document = _with_configured_ends(document, config, names)
@@ -65,10 +71,6 @@ def _from_folder(folder: Path) -> ForeignTokenizer:
         raise TokenizerError(
             f"The tokenizer of {folder} is not complete ({type(error).__name__}: {error}).", "Fetch it again."
         ) from None
-    stops: list[int] = []
-    for found in (_object(folder / "generation_config.json"), model):
-        ends = found.get("eos_token_id")
-        stops += [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i not in stops]
     has_template = config or (folder / "chat_template.jinja").is_file()
     template = read_template(folder) if has_template else None
     return ForeignTokenizer(document, stop_ids=stops, template=template, names=names)
@@ -104,8 +106,9 @@ def _document(folder: Path, config: Mapping[str, Any], model_type: str, names: d
         return _with_extra_ids(document, config) if model_type == "t5" else document
     raise TokenizerError(
         f"{folder} has no tokenizer that can be read.",
-        "Read are tokenizer.json, vocab.json with merges.txt, vocab.txt and, for Llama, Mistral, Gemma, Phi-3 and T5, "
-        "tokenizer.model. transformers writes the first: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        "Read are tokenizer.json, vocab.json with merges.txt, vocab.txt, for Marian and M2M-100 vocab.json with "
+        "sentencepiece's models, and for Llama, Mistral, Gemma, Phi-3 and T5 tokenizer.model. transformers writes the "
+        "first: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
     )
 
 

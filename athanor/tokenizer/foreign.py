@@ -62,7 +62,7 @@ class ForeignTokenizer:
             special = {int(token["id"]) for token in self._added.values() if token["special"]}
             self.control = {name: int(token["id"]) for name, token in self._added.items()}
             self._bytes = bytes_of_tokens(self.document, self.kind)
-            self._backend = _backend(without_control(self.document, self._added))
+            self._backend = backend_of(without_control(self.document, self._added))
             self.start_ids, self.end_ids = wrapped_with(document.get("post_processor"))
         self.vocab_size = max(self._bytes) + 1
         if strangers := {*self.start_ids, *self.end_ids, *stop_ids} - self._bytes.keys():
@@ -171,8 +171,11 @@ class ForeignTokenizer:
         except UnicodeEncodeError:
             raise TokenizerError("The text holds a lone surrogate, which is not a Unicode character.") from None
         with library_errors():
-            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return ids
+            found = backend.encode(text, add_special_tokens=False)
+        return self._ids_of(found)
+
+    def _ids_of(self, found: tokenizers.Encoding) -> list[int]:
+        return list(found.ids)
 
     @cached_property
     def _inner(self) -> tokenizers.Tokenizer:
@@ -182,7 +185,7 @@ class ForeignTokenizer:
             return self._backend
         document = {**without_control(self.document, self._added), "pre_tokenizer": _never_first(cut)}
         with library_errors():
-            return _backend(document)
+            return backend_of(document)
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -205,7 +208,7 @@ class ForeignTokenizer:
                 raise TokenizerError(f"A tool or its call holds the control token {found[0]}.", "Remove it.")
 
 
-def _backend(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def backend_of(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     return Backend.from_str(json.dumps(document, ensure_ascii=False))

@@ -30,7 +30,7 @@ def run(
 ) -> Iterator[Run]:
     """Carries out an experiment on the tiny recipe and returns its result; the machine is not measured."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "measure", lambda: Rates(1e11, 1e10, 1e10))
+    monkeypatch.setattr(calibration, "measure", lambda *_: Rates(1e11, 1e10, 1e10))
     monkeypatch.setattr(calibration, "measure_speed", lambda *_: Speed((128, 2e9), (512, 3e9)))
 
     def run(*sets: str, **options: Any) -> dict[str, Any]:

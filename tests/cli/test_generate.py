@@ -130,7 +130,8 @@ def test_all_settings_are_options_with_their_names(athanor: Athanor, model_folde
     assert set(SETTINGS) == {field.name for field in fields(Sampling)} - {"constraint"}
     settings = {
         "temperature": 1.1, "top_k": 30, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95, "repetition_penalty": 1.1,
-        "presence_penalty": 0.2, "frequency_penalty": 0.1, "max_tokens": 9, "min_tokens": 9, "seed": 4, "n": 2,
+        "presence_penalty": 0.2, "frequency_penalty": 0.1, "no_repeat_ngram_size": 3,
+        "max_tokens": 9, "min_tokens": 9, "seed": 4, "n": 2,
         "logprobs": 2, "logit_bias": {100: 3.5, 101: 2.0}, "suppress_tokens": [120, 121],
         "allowed_tokens": list(range(97, 130)), "stop": ["zz", "yy"], "stop_ids": [122], "prompt_logprobs": True,
     }  # fmt: skip

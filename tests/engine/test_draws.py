@@ -39,6 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "presence_penalty": {"presence_penalty": 1.5},
     "presence wanted": {"presence_penalty": -1.0},
     "frequency_penalty": {"frequency_penalty": 1.5},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "no token twice": {"no_repeat_ngram_size": 1},
     "logit_bias": {"logit_bias": ((3, 1.5), (5, -2.0), (11, 0.5))},
     "suppress_tokens": {"suppress_tokens": (1, 8, 10)},
     "allowed_tokens": {"allowed_tokens": (0, 4, 7, 9, 11)},
@@ -46,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all": {
         "temperature": 1.3, "top_k": 9, "top_p": 0.95, "min_p": 0.04, "typical_p": 0.9, "repetition_penalty": 1.2,
         "presence_penalty": 0.3, "frequency_penalty": 0.4, "logit_bias": ((2, 1.0),), "suppress_tokens": (6,),
+        "no_repeat_ngram_size": 2,
     },
 }  # fmt: skip
 RUNGS = ["torch", *(["native"] if compilers() else [])]
@@ -65,6 +68,8 @@ def defined(logits: Tensor, sampling: Sampling, said: Sequence[int]) -> np.ndarr
         scores = theirs.SequenceBiasLogitsProcessor(biases)(seen, scores.float()).double()
     banned = [i for i in range(VOCABULARY) if sampling.allowed_tokens and i not in sampling.allowed_tokens]
     banned += [*sampling.suppress_tokens, *(STOPS if len(said) < sampling.min_tokens else ())]
+    if sampling.no_repeat_ngram_size:
+        scores = theirs.NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size)(seen, scores)
     if banned:
         scores = theirs.SuppressTokensLogitsProcessor(banned)(seen, scores)
     scores = theirs.TemperatureLogitsWarper(sampling.temperature)(seen, scores)

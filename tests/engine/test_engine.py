@@ -15,7 +15,6 @@ import torch
 
 from athanor.base.errors import AthanorError
 from athanor.engine.engine import Engine
-from athanor.engine.handle import Handle
 from athanor.engine.requests import Completion, Event, Request, gather
 from athanor.engine.sampling import Sampling
 from athanor.engine.text import StopText
@@ -114,52 +113,6 @@ def test_requests_join_and_leave_at_any_step(long_model: Decoder, expected: list
         handle.wait()
     said = [tokens(gather(each, request.sampling.n)) for each, request in zip(events, some, strict=True)]
     assert said == expected
-
-
-def test_a_soak_leaves_nothing_behind(long_model: Decoder) -> None:
-    """Arrivals, cancellations, abandoned handles, failing callbacks and short memory, in random order."""
-    rng = np.random.default_rng(11)
-    some = requests(40, seed=4)
-    engine = Engine.of(long_model, blocks=40, most_tokens=64, most_running=12)
-    kept: dict[int, tuple[Handle, list[Event]]] = {}
-    waiting = list(enumerate(some))
-    failing = 0
-    while waiting or any(not handle.is_done for handle, _ in kept.values()):
-        if waiting and rng.random() < 0.5:
-            number, request = waiting.pop()
-            fate = rng.choice(["kept", "cancelled", "abandoned", "fails"], p=[0.55, 0.15, 0.15, 0.15])
-            if fate == "kept":
-                events: list[Event] = []
-                kept[number] = engine.submit(request, events.append), events
-            elif fate == "abandoned":
-                handle = engine.submit(request)
-                iterator = iter(handle)
-                if rng.random() < 0.5:
-                    next(iterator)
-                del iterator, handle
-            elif fate == "cancelled":
-                handle = engine.submit(request)
-                for _ in range(int(rng.integers(0, 8))):
-                    engine.step()
-                handle.cancel()
-                assert handle.is_done
-            else:
-                failing += 1
-                refused = engine.submit(request, _fail)
-                with pytest.raises(AthanorError, match="the caller's fault"):
-                    refused.wait()
-        engine.step()
-        gc.collect(0)
-    assert failing
-    assert engine.preemptions
-    assert engine.free_blocks == engine.blocks
-    assert not any(engine._scheduler.pool._owners)
-    said = [tokens(gather(events, some[number].sampling.n)) for number, (_, events) in kept.items()]
-    assert said == alone(long_model, [some[number] for number in kept])
-
-
-def _fail(event: Event) -> None:
-    raise RuntimeError("the caller's fault")
 
 
 @pytest.mark.parametrize("steps", [0, 2, 20], ids=["queued", "reading", "writing"])

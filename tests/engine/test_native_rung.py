@@ -191,6 +191,9 @@ def test_blocks_are_copied_and_put_aside(cache: Cache) -> None:
     rung.copy_block(1, 9)
     rung.forward([whole(some_tokens(5), [0, 1, 2])])
     rung.write_blocks([12, 14], kept[[0, 2]])
+    for wrong in (kept[:2], kept[:, 1:], kept.astype(np.float32)):
+        with pytest.raises(ModelError, match="Contents of 3 blocks were to be written"):
+            rung.write_blocks([10, 11, 12], wrong)
     again = rung.forward([Segment(tokens[-1:], LENGTH - 1, np.array([12, 9, 14]), 1)])
     assert again.tobytes() == wanted.tobytes()
 

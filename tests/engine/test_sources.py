@@ -17,9 +17,11 @@ import torch
 import athanor
 import athanor.models as models
 from athanor.base.errors import AthanorError
+from athanor.engine.answer_file import answer_file
 from athanor.engine.engine import Engine
 from athanor.engine.requests import Request
 from athanor.engine.sampling import Sampling
+from athanor.engine.source_rung import SourceRung
 from athanor.models.encoder_decoder import EncoderDecoder
 from tests.engine.conftest import TEXTS
 from tests.models.family_rows import PAIRS
@@ -65,7 +67,7 @@ def test_greedy_answers_are_those_of_transformers(name: str, tmp_path: Path) -> 
         assert completion.tokens == wanted.tolist()[len(prompt) : len(prompt) + n]
 
 
-@pytest.fixture(scope="module", params=["t5", "bart", "switch, full experts"])
+@pytest.fixture(scope="module", params=["t5", "bart", "marian", "switch, full experts"])
 def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> EncoderDecoder:
     return both(request.param, tmp_path_factory.mktemp("model"))[1]
 
@@ -115,6 +117,29 @@ def _roomy(model: EncoderDecoder) -> Any:
     return replace(model.config, decoder=_without_capacity(model.config.decoder))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_a_source_read_among_others_has_the_same_bits(name: str, threads: int, tmp_path: Path) -> None:
+    rung, before = SourceRung(both(name, tmp_path)[1]), torch.get_num_threads()
+    assert rung._reader is not None
+    lengths = (5, 30, 1, 17, 32, 33, 39, 5) if name != "t5" else (5, 270, 1, 17, 32, 33, 129, 5, 64, 300, 31, 200, 1500)
+    some = [np.random.default_rng(n).integers(3, 95, n).tolist() for n in lengths]
+    torch.set_num_threads(threads)
+    try:
+        together, alone = rung.encode(some), [rung.encode([source])[0] for source in some]
+    finally:
+        torch.set_num_threads(before)
+    for source, one, other in zip(some, together, alone, strict=True):
+        plain = rung._alone(source)
+        assert torch.equal(one.hidden, other.hidden)
+        for ours, same, theirs in zip(one.layers, other.layers, plain.layers, strict=True):
+            assert torch.equal(ours[0], same[0])
+            assert torch.equal(ours[1], same[1])
+            n = len(source)
+            np.testing.assert_allclose(ours[0][..., :n], theirs[0][..., :n].detach(), atol=2e-5)
+            np.testing.assert_allclose(ours[1][:, :n], theirs[1][:, :n].detach(), atol=2e-5)
+
+
 def test_sources_are_read_once_and_forgotten(model: EncoderDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
     import weakref
@@ -122,9 +147,9 @@ def test_sources_are_read_once_and_forgotten(model: EncoderDecoder, monkeypatch:
     engine, read = Engine.of(model), []
     plain = engine.rung.encode  # type: ignore[attr-defined]
 
-    def encode(tokens: list[int]) -> Any:
-        found = plain(tokens)
-        read.append(weakref.ref(found))
+    def encode(sources: list[list[int]]) -> Any:
+        found = plain(sources)
+        read.extend(map(weakref.ref, found))
         return found
 
     monkeypatch.setattr(engine.rung, "encode", encode)
@@ -248,3 +273,44 @@ def test_the_command_translates(translator: Path) -> None:
     assert done.returncode == 0, done.stderr
     lm = athanor.load(translator).between(target="deu_Latn")  # type: ignore[attr-defined]
     assert json.loads(done.stdout)["tokens"] == lm.generate("the old furnace", max_tokens=9).tokens
+
+
+def test_lines_of_a_file_name_their_languages(translator: Path, tmp_path: Path) -> None:
+    lm = athanor.load(translator)
+    lines: list[Any] = ["the old furnace", {"prompt": "the old furnace", "from": "fra_Latn", "to": "deu_Latn", "id": 1}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    assert answer_file(lm, "m", source, target, {"max_tokens": 9}).refused == 0
+    told = [json.loads(line)["text"] for line in target.read_text().splitlines()]
+    other = lm.between("fra_Latn", "deu_Latn")  # type: ignore[attr-defined]
+    assert told == [each.generate("the old furnace", max_tokens=9).text for each in (lm, other)]
+    assert answer_file(lm, "m", source, target, {"max_tokens": 9}).before == 2
+    with pytest.raises(AthanorError, match="something else"):
+        answer_file(other, "m", source, target, {"max_tokens": 9})
+    source.write_text(json.dumps({"prompt": "x", "to": "klingon"}))
+    with pytest.raises(AthanorError, match=r"Line 1 of .* no language 'klingon'"):
+        answer_file(lm, "m", source, tmp_path / "other.jsonl", {})
+
+
+@torch.inference_mode()
+def test_marian_is_told_the_language_before_the_source(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    from tests.tokenizer.test_translators import marian, peer
+
+    marian(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    size = len(json.loads((tmp_path / "vocab.json").read_text()))
+    ends = {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": 0, "forced_eos_token_id": 0}
+    architecture, settings = PAIRS["marian"]
+    theirs = reference(architecture, {**settings, "vocab_size": size, **ends})
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    lm, tokenizer = athanor.load(tmp_path), peer(tmp_path)
+    never = [size - 1, 0]
+    ids = tokenizer(">>nld<< the old furnace", return_tensors="pt").input_ids
+    wanted = theirs.generate(
+        ids, max_new_tokens=12, do_sample=False, num_beams=1, suppress_tokens=never, forced_eos_token_id=None
+    )[0].tolist()
+    other = lm.between(target="nld")  # type: ignore[attr-defined]
+    assert other.text_prompt("the old furnace") == ids[0].tolist()
+    assert other.generate("the old furnace", max_tokens=12, suppress_tokens=never).tokens == wanted[1:13]

@@ -187,6 +187,9 @@ def test_blocks_move_out_and_in_and_are_copied(cache: Cache) -> None:
     moved = np.array([230, 231, 232], dtype=np.int32)
     rung.write_blocks(moved, kept)
     rung.write_blocks(own, np.zeros_like(kept))
+    for wrong in (kept[:2], kept[:, 1:], kept.astype(np.float32)):
+        with pytest.raises(ModelError, match="Contents of 3 blocks were to be written"):
+            rung.write_blocks([10, 11, 12], wrong)
     rung.copy_block(231, 239)
     for blocks in (moved, np.array([230, 239, 232], dtype=np.int32)):
         assert np.array_equal(rung.forward([Segment(TOKENS[0, 39:40], 39, blocks, 1)])[0], expected)

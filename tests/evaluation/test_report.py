@@ -383,6 +383,10 @@ def test_a_gain_is_claimed_only_above_chance() -> None:
 def test_the_model_is_praised_only_where_it_beats_counting() -> None:
     report = made_up_report()
     assert "so it has learnt more than" in paragraph(report)
+    report["plan"]["pretrain"]["ngram_targets"] = True
+    report["baselines"]["kneser_ney_all_text"] = report["heldout_bits_per_byte"]["base"] - 0.1
+    assert "whose n-grams were among its targets" in paragraph(report)
+    assert "so it has learnt a part of what n-grams say" in paragraph(report)
     report["heldout_bits_per_byte"]["base"] = 2.1
     assert "so it predicts no better than counting" in paragraph(report)
 

@@ -61,7 +61,7 @@ def _measured_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def _rates() -> Rates:
+def _rates(_seconds: float) -> Rates:
     return measure(0.05)
 
 

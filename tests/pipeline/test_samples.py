@@ -10,9 +10,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from athanor.alignment.rollouts import answer_text
+from athanor.engine.language_model import LanguageModel
 from athanor.models.build import build
 from athanor.models.config import standard_config
-from athanor.pipeline.samples import COMPLETIONS, Write, answered, continued
+from athanor.pipeline.samples import COMPLETIONS, Write, answered, continued, held_conversations
 from athanor.tokenizer import Tokenizer, train_tokenizer
 from athanor.training.batches import DocumentPieces, PackedBatches
 from athanor.training.loop import LoopConfig, Trainer
@@ -68,3 +70,14 @@ def test_they_are_shown_at_every_evaluation(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert [event.step for event in events.Tensors("said/1")] == [2, 4, 6]
+
+
+def test_conversations_side_by_side_are_those_one_after_the_other(tokenizer: Tokenizer) -> None:
+    model = LanguageModel(build(standard_config(512, 48, d_model=64, n_layers=1), 0), tokenizer)
+    turns = [("Hello!", "Stone."), ("River?",), ("The history of the city, " * 9,)]
+    how = {"max_tokens": 8, "temperature": 0.5, "seed": 3}
+    held = held_conversations(model, tokenizer, turns, **how)
+    assert held == [held_conversations(model, tokenizer, [one], **how)[0] for one in turns]
+    assert [message["role"] for message in held[1]] == ["user", "assistant"]
+    assert held[0][1]["content"] == answer_text(tokenizer, model.chat(held[0][:1], **how).tokens)
+    assert held[2] == []  # it does not fit into the context

@@ -145,17 +145,23 @@ def _times(ratio: float) -> str:
 
 def _prediction(report: Report) -> str:
     base = report.heldout_bits_per_byte.base if report.heldout_bits_per_byte else None
-    baseline = report.baselines.kneser_ney_same_tokens
+    baseline, whole = report.baselines.kneser_ney_same_tokens, report.baselines.kneser_ney_all_text
     if base is None:
         return ""
     needs = f"It needs {base:.3f} bits for a byte of text it has never seen"
     if baseline is None:
         return f"{needs}."
-    if base < baseline:
+    needs += f", a 5-gram counted on the same tokens {baseline:.3f}"
+    taught = report.plan.pretrain.get("ngram_targets") and whole is not None
+    if taught:  # by more text than it read, so that the 5-gram of that text is what it has to beat
+        needs += f", one counted on all text, whose n-grams were among its targets, {whole:.3f}"
+    if base < (whole if taught and whole is not None else baseline):
         verdict = "so it has learnt more than which short phrases are frequent"
+    elif base < baseline:
+        verdict = "so it has learnt a part of what n-grams say and predicts better than counting what it read would"
     else:
         verdict = "so it predicts no better than counting short phrases would"
-    return f"{needs}, a 5-gram counted on the same tokens {baseline:.3f}, {verdict}."
+    return f"{needs}, {verdict}."
 
 
 def _small(report: Report) -> bool:

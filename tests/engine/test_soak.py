@@ -1,0 +1,176 @@
+"""Everything at once, in random order: arrivals, cancellations, abandoned handles, failing callbacks, short memory; of
+requests that are drawn, searched with beams, constrained and guessed, on both rungs and with a cache of 8 bits.
+
+What survives says what it says alone, every block is back, and memory is flat.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from athanor.base.errors import AthanorError
+from athanor.engine.engine import Engine
+from athanor.engine.handle import Handle, Stream
+from athanor.engine.native.compiling import compilers
+from athanor.engine.native_rung import NativeRung
+from athanor.engine.requests import Completion, Event, Request, gather
+from athanor.engine.rung import Rung
+from athanor.engine.scheduler import Answer
+from athanor.engine.speculation import Speculation
+from athanor.engine.torch_rung import TorchRung
+from athanor.models.decoder import Decoder
+from athanor.tokenizer import Tokenizer
+from tests.engine.conftest import random_model
+from tests.engine.test_constraint import constrained
+from tests.engine.test_engine import requests
+from tests.engine.test_speculation import Oracle, always, said_by
+
+RUNGS: dict[str, Callable[[Decoder], Rung]] = {
+    "torch": TorchRung,
+    "torch, 8 bits": lambda model: TorchRung(model, cache="int8"),
+    "native": lambda model: NativeRung(model, "fp32"),
+    "native, 8 bits": lambda model: NativeRung(model, "int8", cache="int8"),
+}
+RUNS = [
+    pytest.param(name, marks=pytest.mark.skipif("native" in name and not compilers(), reason="there is no C compiler"))
+    for name in RUNGS
+]
+LIMITS = {"blocks": 31, "most_tokens": 64, "most_running": 32}
+FLAT = 12 << 20  # bytes that what is resident may move by, of allocators alone
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Decoder:
+    return random_model(5, tokenizer.vocab_size, max_seq_len=400)
+
+
+def some_of_all(tokenizer: Tokenizer) -> list[Request]:
+    """Most are short, so that many come and go."""
+    plain = requests(20, longest=40, seed=4)
+    searched = [
+        replace(one.sampling, temperature=0.0, top_k=0, beams=2 + i % 2, n=1 + i % 2) for i, one in enumerate(plain[:5])
+    ]
+    stopped = [replace(one.sampling, stop=("e", "炉"), logprobs=2) for one in plain[5:8]]
+    varied = [replace(one.sampling, no_repeat_ngram_size=2, frequency_penalty=0.4) for one in plain[8:11]]
+    told = [replace(one.sampling, prompt_logprobs=True) for one in plain[11:13]]
+    kinds = [*searched, *stopped, *varied, *told]
+    mixed = [replace(one, sampling=kind) for one, kind in zip(plain, kinds, strict=False)]
+    long = [replace(one, stop_ids=frozenset[int]()) for one in plain[len(kinds) :]]  # these have to make room
+    lengths = [40] * len(mixed) + [90] * len(long) + [40] * 9
+    return [
+        replace(one, sampling=replace(one.sampling, max_tokens=most, min_tokens=min(most, one.sampling.min_tokens)))
+        for one, most in zip([*mixed, *long, *constrained(tokenizer)[:9]], lengths, strict=True)
+    ]
+
+
+def told(completions: Sequence[Completion]) -> list[tuple[object, ...]]:
+    return [(c.tokens, c.logprobs, c.text, c.finish_reason, c.top) for c in completions]
+
+
+class Failing:
+    """A caller whose function breaks at its n-th event."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, event: Event) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("the caller's fault")
+
+
+def soak(engine: Engine, some: Sequence[Request], rng: np.random.Generator) -> dict[int, list[Completion]]:
+    """One round, in which each request meets some fate; what the survivors said."""
+    kept: dict[int, tuple[Handle, list[Event]]] = {}
+    failing: list[Handle] = []
+    waiting = rng.permutation(len(some)).tolist()
+    while waiting or not all(handle.is_done for handle in [*(handle for handle, _ in kept.values()), *failing]):
+        if waiting and rng.random() < 0.95:
+            number = waiting.pop()
+            request = some[number]
+            fate = rng.choice(["kept", "cancelled", "abandoned", "fails"], p=[0.6, 0.1, 0.15, 0.15])
+            if fate == "kept":
+                events: list[Event] = []
+                kept[number] = engine.submit(request, events.append), events
+            elif fate == "abandoned":
+                iterator = iter(engine.submit(request))
+                if rng.random() < 0.5:
+                    next(iterator)
+                del iterator
+            elif fate == "cancelled":
+                handle = engine.submit(request)
+                for _ in range(int(rng.integers(0, 5))):
+                    engine.step()
+                handle.cancel()
+                assert handle.is_done
+            else:
+                failing.append(engine.submit(request, Failing(int(rng.integers(0, 4)))))
+        engine.step()
+    for handle in failing:
+        with suppress(AthanorError):  # unless the answer was shorter than its caller's patience
+            handle.wait()
+    return {number: gather(events, some[number].sampling.n) for number, (_, events) in kept.items()}
+
+
+def under_way() -> int:
+    """Answers and streams that anything still holds."""
+    gc.collect()
+    return sum(type(each) in (Answer, Stream) for each in gc.get_objects())
+
+
+def resident() -> int:
+    """Bytes."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def rounds_of(name: str, model: Decoder, tokenizer: Tokenizer, seed: int, go_on: Callable[[int], bool]) -> list[int]:
+    """Checks round after round; what was resident after each."""
+    some = some_of_all(tokenizer)
+    plain, lasting = Engine(RUNGS[name](model), model.config, tokenizer), under_way()
+    alone = [said_by(plain, [request])[0] for request in some]
+    oracle = Oracle(some, alone, 0.3)
+    engine = Engine(RUNGS[name](model), model.config, tokenizer, **LIMITS, drafter=oracle)
+    rng, memory, survived = np.random.default_rng(seed), list[int](), set[int]()
+    while go_on(len(memory)) or (not engine.preemptions and len(memory) < 8):
+        for number, said in soak(engine, some, rng).items():
+            assert told(said) == alone[number], f"{number}: {some[number]}"
+            survived.add(number)
+        assert engine.free_blocks == engine.blocks
+        assert not any(engine._scheduler.pool._owners)
+        assert under_way() == lasting
+        memory.append(resident())
+    assert engine.preemptions
+    assert engine.speculation is not None
+    assert engine.speculation.accepted
+    assert len(survived) > len(some) // 2
+    return memory
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_soak_leaves_nothing_behind(
+    name: str, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Speculation, "_choose", always)
+    rounds_of(name, model, tokenizer, 11, lambda done: done < (2 if "native" in name else 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what is resident is not told here")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_long_soak_leaves_memory_flat(
+    name: str, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Speculation, "_choose", always)
+    end = time.monotonic() + 40
+    memory = rounds_of(name, model, tokenizer, 12, lambda done: done < 12 or time.monotonic() < end)
+    third = len(memory) // 3
+    assert max(memory[-third:]) - max(memory[:third]) < FLAT, memory
