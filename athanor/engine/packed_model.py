@@ -25,8 +25,7 @@ def packed(model: Decoder, dtype: torch.dtype | None, form: Quantized | None = N
     """A decoder whose products are row by row, and which shares all other weights with `model`.
 
     dtype: of the products, by default that of the weights. form: of the matrices; the head's has 8 bits at least. The
-    bias by distance is left to who attends
-    (`relative_table`). Raises ModelError for what depends on the whole text.
+    bias by distance is left to who attends (`relative_table`). Raises ModelError for what depends on the whole text.
     """
     view = _by_row(model, dtype, form)
     head = _PackedLinear(model.head_weight, view.head.bias, dtype, "int8" if form == "int4" else form)

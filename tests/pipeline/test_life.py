@@ -64,7 +64,7 @@ def kill_during(stage: str, arguments: tuple[str, ...], folder: Path, run: Path,
 
 
 def seconds_of_stages(run: Path) -> Iterator[tuple[str, float]]:
-    for stage in STAGES:
+    for stage in (one for one in STAGES if (run / one).exists()):
         yield stage, json.loads((run / stage / "stage.json").read_text())["timing"]["seconds"]
 
 
@@ -102,7 +102,7 @@ def test_a_life_and_what_it_leaves(tiny_recipe: Path, tmp_path: Path) -> None:
     report = json.loads(athanor("run", str(tiny_recipe), "--name", "one", "--json", folder=tmp_path))
     run = tmp_path / "runs" / "one"
     assert report == json.loads((run / "report.json").read_text())
-    assert set(report["lineage"]) == set(STAGES)
+    assert set(report["lineage"]) == set(STAGES) - {"classify"}  # for encoders
     assert (run / "report.html").stat().st_size > 10_000
     assert "your own" in (run / "corpus" / "DATA_LICENSES.md").read_text().lower()
 
