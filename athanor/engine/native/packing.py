@@ -38,7 +38,8 @@ class Arena:
     """One piece of memory on huge pages, given out in aligned parts."""
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+        # Shared memory, which mmap takes by default, gets no huge pages.
+        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
