@@ -16,7 +16,7 @@ from _rows import row
 from athanor.base.machine import usable_cores
 from athanor.engine.rung import Rung, Segment
 
-TURNS = 7
+TURNS = 11
 PEER = Path(".peers", "llama-cpp", "bin", "python")
 WHAT = {"read": f"reading {READ} tokens", "write": "writing, one stream", "streams": f"writing, {STREAMS} streams"}
 IDS = np.arange(100, 100 + READ, dtype=np.int32)

@@ -134,7 +134,8 @@ def filtered_weights(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     0.
     """
     weights = logits - logits.max(-1, keepdims=True)
-    weights /= np.float32(sampling.temperature)
+    if sampling.temperature != 1:
+        weights /= np.float32(sampling.temperature)
     np.exp(weights, out=weights)
     size = weights.shape[-1]
     if 0 < sampling.top_k < size:
