@@ -2,7 +2,7 @@
 
 Each row is drawn by inverting its distribution at one uniform number keyed by (seed, position), so what a request says
 does not depend on what else is in its batch. The order is the usual one: penalties, bias and bans, temperature, top-k,
-top-p, min-p, typical. numpy throughout: a row takes microseconds, and its sorting is many times torch's on a processor.
+top-p, min-p, typical. This is the definition, in numpy; where the kernels in C are compiled they draw, but for typical.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from athanor.base.randomness import uniforms
+from athanor.engine.native.drawing import drawing_kernels
 from athanor.engine.sampling import Sampling
 
 # Dividing by less overflows fp32, and nothing but the likeliest token would be drawn anyway.
@@ -115,6 +116,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def chosen_logprobs(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> list[float]:
     """Of a token in each of (rows, vocabulary) logits."""
+    if kernels := drawing_kernels():
+        return kernels.logprobs(logits, np.asarray(tokens)).tolist()
     shifted = logits - logits.max(-1, keepdims=True)
     chosen = shifted[np.arange(len(tokens)), tokens]
     np.exp(shifted, out=shifted)
@@ -190,7 +193,10 @@ def draw(logits: np.ndarray, sampling: Sampling, keys: np.ndarray, positions: np
     """
     if sampling.temperature < _GREEDY_BELOW:
         return logits.argmax(-1)
-    return _invert(filtered_weights(logits, sampling), uniforms(keys, positions))
+    uniform = uniforms(keys, positions)
+    if sampling.typical_p == 1 and (kernels := drawing_kernels()):
+        return kernels.draw(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, uniform)
+    return _invert(filtered_weights(logits, sampling), uniform)
 
 
 def _invert(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from athanor.engine.native import library
+from athanor.engine.native.drawing import Kernels
 from athanor.engine.native.library import INSTRUCTIONS
 from tests.engine.test_native_rung import CONFIGS, LENGTH, VARIANTS, random_model, rung_of, some_tokens, whole
 
@@ -27,6 +28,13 @@ def main() -> None:
                     step = whole(tokens[-1:], list(blocks), 1)
                     rung.forward([type(step)(step.tokens, LENGTH - 3 + i, step.blocks, 1)])
         print(name, file=sys.stderr)
+    random = np.random.default_rng(0)
+    for level in range(opened.athanor_best() + 1):
+        kernels = Kernels(opened, level)
+        for size in (1, 100, 1000):
+            logits = random.standard_normal((5, size)).astype(np.float32)
+            for filters in ((1.0, 0, 1.0, 0.0), (0.7, 0, 0.95, 0.0), (0.7, 5, 0.5, 0.1)):
+                kernels.logprobs(logits, kernels.draw(logits, *filters, random.random(5)))
     print("done")
 
 

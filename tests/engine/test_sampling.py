@@ -9,14 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from athanor.base.errors import AthanorError
+from athanor.engine import logits as logits_module
 from athanor.engine.logits import Adjustment, chosen_logprobs, draw, filtered_weights, largest
+from athanor.engine.native.drawing import drawing_kernels
 from athanor.engine.sampling import Sampling
 
 LOGITS = st.lists(st.integers(-32, 32).map(lambda n: n / 4), min_size=2, max_size=30)
+
+
+@pytest.fixture(params=["numpy", "C"])
+def drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By which of the two is drawn."""
+    if request.param == "numpy":
+        monkeypatch.setattr(logits_module, "drawing_kernels", lambda: None)
+    elif drawing_kernels() is None:
+        pytest.skip("needs a C compiler")
+    return str(request.param)
 
 
 def filtered(logits: list[float] | np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -166,7 +178,7 @@ def test_filters_and_penalty_equal_transformers() -> None:
         Sampling(temperature=1.5, top_p=1.0, min_p=0.2),
     ],
 )
-def test_draws_follow_the_distribution(sampling: Sampling) -> None:
+def test_draws_follow_the_distribution(sampling: Sampling, drawing: str) -> None:
     """20,000 draws, chi-square at 1 in 1,000 (keys fixed)."""
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, 0.9], dtype=np.float32)
     expected = np.array(by_definition(logits.tolist(), sampling)[0]) * 20_000
@@ -179,7 +191,7 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     assert statistic < {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5, 6: 22.5, 7: 24.3}[int(possible.sum()) - 1]
 
 
-def test_positions_are_independent() -> None:
+def test_positions_are_independent(drawing: str) -> None:
     logits = np.zeros((5000, 2), dtype=np.float32)
     keys = np.arange(5000, dtype=np.uint64)
     settings_ = Sampling(temperature=1.0, top_p=1.0)
@@ -233,13 +245,18 @@ def test_a_nucleus_of_the_likeliest_is_that_of_all(seed: int, vocab_size: int, s
     assert np.flatnonzero(filtered(logits, Sampling(temperature=1.0, top_p=mass))).tolist() == kept.tolist()
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([2, 127, 300, 1000, 5000]), st.integers(2, 40), st.floats(0.01, 8))
-def test_a_row_is_drawn_as_it_is_alone(seed: int, vocab_size: int, rows: int, spread: float) -> None:
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 2**31), st.sampled_from([2, 127, 300, 1000, 5000]), st.integers(2, 40), st.floats(0.01, 8),
+    st.sampled_from([0.9, 1.0]),
+)  # fmt: skip
+def test_a_row_is_drawn_as_it_is_alone(
+    drawing: str, seed: int, vocab_size: int, rows: int, spread: float, typical: float
+) -> None:
     random = np.random.default_rng(seed)
     logits = (random.standard_normal((rows, vocab_size)) * spread).astype(np.float32)
     keys, positions = random.integers(0, 2**63, rows).astype(np.uint64), random.integers(0, 1000, rows)
-    sampling = Sampling(temperature=0.9, top_k=200, top_p=0.97, min_p=0.001, typical_p=0.9)
+    sampling = Sampling(temperature=0.9, top_k=200, top_p=0.97, min_p=0.001, typical_p=typical)
     weights, tokens = filtered_weights(logits, sampling), draw(logits, sampling, keys, positions)
     chosen = chosen_logprobs(logits, tokens)
     for row in range(rows):

@@ -214,6 +214,7 @@ const Kernels avx2_kernels = {
     .turn = turn,
     .gate = gate_up,
     .attend = attend,
+    .weigh = weigh,
 };
 #else
 typedef int nothing_here; /* an empty translation unit is not C */

@@ -106,6 +106,42 @@ static TARGET void gate_up(const float *gate, const float *up, float *out, int s
     }
 }
 
+/* 16 logits from `i` on; what is not there is less than anything. */
+INLINE TARGET V v_logits(const float *logits, int i, int size)
+{
+    if (i + LANES <= size)
+        return v_load(logits + i);
+    float rest[LANES];
+    for (int lane = 0; lane < LANES; lane++)
+        rest[lane] = i + lane < size ? logits[i + lane] : -INFINITY;
+    return v_load(rest);
+}
+
+static TARGET double weigh(const float *logits, int size, float temperature, float *weights, double *sums, float *largest)
+{
+    V top = v_set(-INFINITY), inverse = v_set(1.0f / temperature);
+    for (int i = 0; i < size; i += LANES)
+        top = v_max(top, v_logits(logits, i, size));
+    float most = v_top(top);
+    double total = 0;
+    for (int start = 0; start < size; start += DRAWN_TOGETHER) {
+        V sum = v_set(0.0f);
+        for (int i = start; i < start + DRAWN_TOGETHER; i += LANES) {
+            V weight = v_exp(v_mul(v_sub(v_logits(logits, i, size), v_set(most)), inverse));
+            sum = v_add(sum, weight);
+            if (weights)
+                v_store(weights + i, weight);
+        }
+        double found = (double)v_sum(sum);
+        total += found;
+        if (sums)
+            sums[start / DRAWN_TOGETHER] = found;
+    }
+    if (largest)
+        *largest = most;
+    return total;
+}
+
 INLINE TARGET V v_cached(const uint8_t *place, int index, const int kind)
 {
     return kind == CACHE_INT8  ? v_bytes((const int8_t *)place + index)

@@ -22,7 +22,7 @@
 #define UNROLL(n) PRAGMA(GCC unroll n)
 #endif
 
-enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16 };
+enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16, DRAWN_TOGETHER = 128 };
 
 enum { F32, BF16, INT8, Q8_0, Q4_0, Q4_1, FORMATS };
 enum { CACHE_F32, CACHE_F16, CACHE_INT8 };
@@ -75,6 +75,9 @@ typedef struct {
     void (*turn)(float *head, const float *cosine, const float *sine, int half);
     void (*gate)(const float *gate, const float *up, float *out, int size);
     void (*attend)(const Attention *attention);
+    /* weights = exp((logits − the largest) / temperature), zeros behind them, and the sums of each 128; returns the sum of
+       all. Pointers may be null. */
+    double (*weigh)(const float *logits, int size, float temperature, float *weights, double *sums, float *largest);
 } Kernels;
 
 extern const Kernels scalar_kernels;

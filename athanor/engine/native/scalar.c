@@ -146,4 +146,5 @@ const Kernels scalar_kernels = {
     .turn = turn,
     .gate = gate_up,
     .attend = attend,
+    .weigh = weigh,
 };

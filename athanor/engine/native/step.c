@@ -61,7 +61,7 @@ int32_t athanor_best(void)
 #endif
 }
 
-static const Kernels *kernels_of(int32_t level)
+const Kernels *athanor_kernels(int32_t level)
 {
 #if defined(__x86_64__)
     if (level == 2)
@@ -159,7 +159,7 @@ Context *athanor_open(const Model *model, int32_t threads, int32_t level, int32_
     if (!context)
         return NULL;
     context->model = model;
-    context->kernels = kernels_of(level);
+    context->kernels = athanor_kernels(level);
     context->threads = threads;
     context->max_rows = max_rows;
     unsigned before = usual_arithmetic(); /* new threads inherit it */
@@ -570,7 +570,7 @@ int32_t athanor_product(int32_t level, const Matrix *matrix, int32_t wide, const
     Context *context = calloc(1, sizeof(Context));
     int found = context && take_rows(context, &context->normed, rows, matrix->columns, wide);
     if (found) {
-        const Kernels *kernels = kernels_of(level);
+        const Kernels *kernels = athanor_kernels(level);
         unsigned before = usual_arithmetic();
         for (int row = 0; row < rows; row++) {
             memcpy(context->normed.x + (int64_t)row * context->normed.stride, x + (int64_t)row * matrix->columns, (size_t)matrix->columns * 4);

@@ -41,6 +41,8 @@ typedef struct Context Context;
 #define PUBLIC
 #endif
 
+/* Of an instruction set, as `athanor_best` numbers them. */
+const Kernels *athanor_kernels(int32_t level);
 /* 0 scalar, 1 AVX2, 2 AVX-512 with VNNI: the best that processor and system support. */
 PUBLIC int32_t athanor_best(void);
 /* sizeof of Matrix, Layer, Model, Segment, Job. */
