@@ -90,8 +90,7 @@ class NativeRung:
 
     def forward(self, segments: Sequence[Segment]) -> np.ndarray:
         """As `Rung.forward`. Raises AthanorError for ids, places or blocks that do not exist."""
-        for segment in segments:
-            self._check(segment)
+        self._check(segments)
         with self._lock:
             logits = np.empty((sum(segment.wanted for segment in segments), self.config.vocab_size), np.float32)
             done = 0
@@ -140,25 +139,27 @@ class NativeRung:
         )  # fmt: skip
         self._library.athanor_forward(self._context, ctypes.byref(job))
 
-    def _check(self, segment: Segment) -> None:
-        tokens, count = np.asarray(segment.tokens), len(segment.tokens)
-        end = segment.start + count
-        if tokens.ndim != 1 or not count or segment.start < 0 or end > self.config.max_seq_len:
-            raise AthanorError(
-                f"Places {segment.start} to {end - 1} cannot be computed.",
-                f"The model has the places 0 to {self.config.max_seq_len - 1}.",
-            )
-        if not 0 <= segment.wanted <= count:
-            raise AthanorError(f"{segment.wanted} logits are wanted of {count} places.")
+    def _check(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            count, end = len(segment.tokens), segment.start + len(segment.tokens)
+            if np.ndim(segment.tokens) != 1 or not count or segment.start < 0 or end > self.config.max_seq_len:
+                raise AthanorError(
+                    f"Places {segment.start} to {end - 1} cannot be computed.",
+                    f"The model has the places 0 to {self.config.max_seq_len - 1}.",
+                )
+            if not 0 <= segment.wanted <= count:
+                raise AthanorError(f"{segment.wanted} logits are wanted of {count} places.")
+            if np.shape(segment.blocks) != (-(-end // self.block_size),):
+                taken = len(segment.blocks)
+                raise AthanorError(f"{end} places take {-(-end // self.block_size)} blocks, not {taken}.")
+        # All at once: a look at each segment's would take longer than a small model's step.
+        tokens = np.concatenate([segment.tokens for segment in segments])
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
             raise AthanorError(
                 f"The ids {tokens.min()} to {tokens.max()} are not all tokens.",
                 f"The model has the ids 0 to {self.config.vocab_size - 1}.",
             )
-        blocks = np.asarray(segment.blocks)
-        if blocks.shape != (-(-end // self.block_size),):
-            raise AthanorError(f"{end} places take {-(-end // self.block_size)} blocks, not {len(blocks)}.")
-        self._check_blocks(blocks)
+        self._check_blocks(np.concatenate([segment.blocks for segment in segments]))
 
     def _check_blocks(self, blocks: np.ndarray) -> None:
         if len(blocks) and (blocks.min() < 0 or blocks.max() >= len(self._cache)):
@@ -199,6 +200,8 @@ def _instructions(wanted: str | None) -> str:
 
 def _in_parts(segments: Sequence[Segment]) -> list[list[Segment]]:
     """The same work in calls of at most so many rows; a segment may go on in the next."""
+    if sum(len(segment.tokens) for segment in segments) <= _MOST_ROWS:
+        return [list(segments)]
     parts: list[list[Segment]] = [[]]
     room = _MOST_ROWS
     for segment in segments:

@@ -335,7 +335,8 @@ class Scheduler:
         """
         start, end = answer.computed, answer.computed + n + len(drafted)
         blocks = np.array(answer.blocks[: self._blocks_for(end)], dtype=np.int32)
-        blocks[: answer.passed] = blocks[answer.passed]
+        if answer.passed:
+            blocks[: answer.passed] = blocks[answer.passed]
         wanted = int(answer.computed + n == answer.length) + len(drafted)
         if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
             wanted = n
