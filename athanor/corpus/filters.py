@@ -58,8 +58,10 @@ def repair(document: Document) -> Document:
     Quotes, character widths, ligatures and normal forms (NFC, NFKC) stay as they are: they are the writer's.
     """
     text = document.text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n").replace("\v", "\n")
-    if _SUSPICIOUS.search(text):
-        text = _CONTROLS.sub("", _fixer()(valid_unicode(text)))
+    while _SUSPICIOUS.search(text):  # a control may have stood within what can be mended without it
+        before, text = text, _CONTROLS.sub("", _fixer()(valid_unicode(text)))
+        if text == before:
+            break
     text = re.sub(r"[ \t\u3000]+\n", "\n", text)
     text = re.sub(r"\n{4,}", "\n\n\n", text).strip("\n \t\u3000")
     return document if text == document.text else replace(document, text=text)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from athanor.corpus.document import Document
@@ -73,6 +73,7 @@ def test_repair_leaves_the_writers_choices(text: str) -> None:
     assert repair(original) is original
 
 
+@example("aÄ\x08\x8b\x8d")
 @given(st.text(st.characters(max_codepoint=0x3000)))
 def test_repair_settles(text: str) -> None:
     once = repair(document(text))

@@ -127,6 +127,7 @@ def read(address: str, endpoint: str, cache: Path, batches: int = 1, token: str 
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow  # the client waits between its attempts
 def test_a_data_set_of_the_hub_gives_the_same_batches(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
     endpoint, server = hub
     here = read(str(server.folder), endpoint, tmp_path / "here", 12)
