@@ -84,7 +84,10 @@ def override(values: dict[str, Any], change: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {change!r}: {key} has no settings of its own.")
+            raise RecipeError(
+                f"--set {change!r}: {key} has no settings of its own.",
+                "Where its value is short for one of them, write that in full, as in classify.label=topic.",
+            )
     values[keys[-1]] = value
 
 
