@@ -129,7 +129,8 @@ class Bench:
         """
         experiment = Experiment(self.folder, "default", read_settings("default"), Extent("time", self.seconds))
         first, *others = (
-            Arm(name, name.replace(" ", "-") if changes else BASELINE, changes) for name, changes in arms.items()
+            Arm(name, name.replace(" ", "-"), changes) if changes else Arm(BASELINE, BASELINE, {})
+            for name, changes in arms.items()
         )
         found = experiment.run(first, others, seeds, "athanor bench training_quality")["arms"]
         values = [list(arm["bits_per_byte"]["by_seed"].values()) for arm in found]
