@@ -1,17 +1,19 @@
 """What each number format costs: bits per byte, mean KL to fp32 in nats a token, and the share of tokens at which
 another is the likeliest; and the bytes of weights that a token passes, and of keys and values that it leaves.
 
-SmolLM2-135M-Instruct, on texts of the packaged test sets: its file has blocks of Q4_1, which `auto` computes with; fp32
-is these unpacked, and the other formats quantise them once more (Q4_1 finds the same numbers again). Then the model
-that a run in ./runs made last, on what the run held out. `int8` and `int4` round activations to 8 bits, GGUF's formats
-to 16; with Q4_0 and Q4_1 embedding and head have Q8_0.
+SmolLM2-135M-Instruct, on texts of the packaged test sets: its file has blocks of Q4_1, which `--format auto` computes
+with, and `int8` and `int4` too, with activations of 8 bits instead of 16. fp32 is these unpacked, and what is called
+quantised again was made from that, as from a folder with such weights (Q4_1 finds the same numbers again). Then the
+model that a run in ./runs made last, on what the run held out. Formats of the first rung are those of torch's own
+products, with rows and scales in bf16. With Q4_0 and Q4_1 embedding and head have Q8_0.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from athanor.base.machine import usable_cores
 from athanor.engine.language_model import LanguageModel, load
 from athanor.engine.locate import find_model, latest_model
 from athanor.engine.native_rung import NativeRung
-from athanor.engine.rung import Segment
+from athanor.engine.rung import Rung, Segment
+from athanor.engine.rungs import open_rung
+from athanor.engine.torch_rung import TorchRung
 from athanor.evaluation.test_sets import packaged_test_texts
 from athanor.models.build import count_parameters
 from athanor.models.decoder import Decoder
-from athanor.models.gguf.blocks import TAKEN, Blocks, read_blocks
+from athanor.models.gguf.blocks import TAKEN, Blocks
 from athanor.models.gguf.packing import pack
 
 ISSUE = "D"
@@ -65,8 +69,8 @@ def _of(name: str, place: str | Path, texts: list[str]) -> Iterator[dict[str, An
     prompts = [_ids(lm, text) for text in texts]
     size = sum(len(lm.tokenizer.decode(ids[1:]).encode()) for ids in prompts)
     exact: _Said | None = None
-    for form, settings in _formats(lm.model, file).items():
-        rung = NativeRung(lm.model, **settings)
+    for form, make in _formats(lm.model, file).items():
+        rung = make()
         said = _read(rung, prompts)
         exact = exact or said
         divergence = (exact.logs.exp() * (exact.logs - said.logs)).sum(1).double().mean()
@@ -75,20 +79,28 @@ def _of(name: str, place: str | Path, texts: list[str]) -> Iterator[dict[str, An
             "bits per byte": (said.nats / np.log(2) / size, ""),
             "KL": (max(0.0, float(divergence)), "nats"),
             "other top token": (float(changed), ""),
-            "weights a token": (rung.weights.bytes_per_token / 1e6, "MB"),
+            **({"weights a token": (rung.weights.bytes_per_token / 1e6, "MB")} if isinstance(rung, NativeRung) else {}),
             "cache a token": (rung.bytes_per_block / rung.block_size / 1e3, "kB"),
         }
         for what, (value, unit) in measured.items():
             yield row(f"{name}, {form}: {what}", float(value), unit)
 
 
-def _formats(model: Decoder, file: Path) -> Mapping[str, dict[str, Any]]:
-    """Settings of a rung by what they are called, fp32 first."""
-    found: dict[str, dict[str, Any]] = {form: {"form": form} for form in ("fp32", "bf16", "int8", "int4")}
-    found["bf16, int8 cache"] = {"form": "bf16", "cache": "int8"}
+def _formats(model: Decoder, file: Path) -> Mapping[str, Callable[[], Rung]]:
+    """What makes a rung, by what it is called, fp32 first."""
+    found: dict[str, Callable[[], Rung]] = {}
+    again = ""
     if file.suffix == ".gguf":
-        found["auto"] = {"form": "bf16", "wide": True, "blocks": read_blocks(file, model)}
-    return found | {kind: {"form": "bf16", "wide": True, "blocks": _quantised(model, kind)} for kind in TAKEN}
+        again = ", quantised again"
+        found |= {f"--format {form}": partial(open_rung, model, form, file) for form in ("auto", "int8", "int4")}
+    found |= {form: partial(NativeRung, model, form) for form in ("fp32", "bf16")}
+    found |= {f"{form}{again}": partial(NativeRung, model, form) for form in ("int8", "int4")}
+    found["bf16, int8 cache"] = partial(NativeRung, model, "bf16", cache="int8")
+    found |= {f"first rung, {form}{again}": partial(TorchRung, model, form) for form in ("int8", "int4")}
+    for kind in TAKEN:
+        blocks = _quantised(model, kind)
+        found[f"{kind}{again}"] = partial(NativeRung, model, "bf16", wide=True, blocks=blocks)
+    return {"fp32": found.pop("fp32"), **found}
 
 
 def _quantised(model: Decoder, kind: str) -> dict[str, Blocks]:
@@ -105,7 +117,7 @@ def _ids(lm: LanguageModel, text: str) -> np.ndarray:
     return np.array([start[-1], *lm.tokenizer.encode(text)][:MOST], dtype=np.int32)
 
 
-def _read(rung: NativeRung, prompts: list[np.ndarray]) -> _Said:
+def _read(rung: Rung, prompts: list[np.ndarray]) -> _Said:
     rung.allocate(-(-MOST // rung.block_size))
     logs = []
     for ids in prompts:

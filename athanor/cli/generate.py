@@ -67,7 +67,7 @@ def generate(
         raise DataError(f"--{option} has no place in plain text.", "Give --json too, or --input with --output.")
     asked = standard_input() if asked == "-" else asked
 
-    from athanor.engine.locate import find_model
+    from athanor.engine.locate import find_model, weights_fingerprint
 
     folder = find_model(model)
 
@@ -77,7 +77,8 @@ def generate(
     settings |= constraints.chosen(any_json, json_schema, regex, choice, grammar)
     lm = between(load(folder, format=format, cache=cache, speculate=speculate), read, write)  # type: ignore[arg-type]
     if source is not None and target is not None:
-        _answer_file(lm, str(folder), source, target, settings, chat, json)
+        identity = [weights_fingerprint(folder), format, cache]
+        _answer_file(lm, identity, source, target, settings, chat, json)
         return
     assert asked is not None
     question = [{"role": "user", "content": asked}] if chat else asked
@@ -108,11 +109,11 @@ def _shown(text: str) -> str:
 
 
 def _answer_file(
-    lm: LanguageModel, name: str, source: Path, target: Path, settings: dict[str, Any], chat: bool, json: bool
+    lm: LanguageModel, identity: list[str], source: Path, target: Path, settings: dict[str, Any], chat: bool, json: bool
 ) -> None:
     from athanor.engine.answer_file import answer_file
 
-    done = answer_file(lm, name, source, target, settings, chat)
+    done = answer_file(lm, identity, source, target, settings, chat)
     if json:
         print_json(asdict(done))
         return

@@ -1,7 +1,7 @@
 """A file of prompts into a file of answers, many at a time; begun again after an interruption, it goes on where it was.
 
-Both are JSON lines. Answers stand in the order of their prompts, and each carries a fingerprint of what was asked, so
-that a file is never continued with other prompts, settings or weights.
+Both are JSON lines. Answers stand in the order of their prompts, and each carries a fingerprint of what was asked, and
+of whom, so that a file is never continued with other prompts, settings or weights.
 """
 
 from __future__ import annotations
@@ -35,18 +35,23 @@ class Answered:
 
 
 def answer_file(
-    lm: LanguageModel, name: str, source: Path, target: Path, changes: Mapping[str, Any], chat: bool = False
+    lm: LanguageModel,
+    identity: Sequence[str],
+    source: Path,
+    target: Path,
+    changes: Mapping[str, Any],
+    chat: bool = False,
 ) -> Answered:
     """Answers every line of `source` in `target`.
 
     A line is a string, or an object with "prompt" (a text) or "messages" (a conversation), and, if wanted, "id", which
     is handed through, the languages "from" and "to" where the model knows several, and settings of `Sampling` or a
     constraint that count for this line instead of `changes`.
-    chat: texts are messages to be answered. name: of the model. Raises DataError for lines that are nothing of this, or
-    a target that belongs to something else.
+    chat: texts are messages to be answered. identity: what tells the model, as it computes, from others.
+    Raises DataError for lines that are nothing of this, or a target that belongs to something else.
     """
     lines = [_read(line, f"Line {number} of {source}", lm, changes, chat) for number, line in _lines(source)]
-    prints = [fingerprint([name, line.prompt, asdict(line.settings), *line.spoken]) for line in lines]
+    prints = [fingerprint([*identity, line.prompt, asdict(line.settings), *line.spoken]) for line in lines]
     done = _answered(target, prints)
     tokens, refused = sum(line.get("tokens", 0) for line in done), sum("error" in line for line in done)
     rest = list(enumerate(lines))[len(done) :]

@@ -14,7 +14,7 @@ import numpy as np
 from athanor.base.errors import ModelError
 from athanor.engine.blocks import BlockPool
 from athanor.engine.logits import Adjustment, draw
-from athanor.engine.rung import LOOKBACK, Rung, Segment
+from athanor.engine.rung import Rung, Segment
 from athanor.engine.speculation import Text
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.foreign import ForeignTokenizer
@@ -31,10 +31,10 @@ class _Kept:
 
 
 class DraftModel:
-    """max_seq_len: of the model; texts longer than that are not guessed."""
+    """max_seq_len: of the model; texts longer than that are not guessed. vocab_size: of the one that verifies."""
 
-    def __init__(self, rung: Rung, max_seq_len: int) -> None:
-        self._rung, self._max_seq_len = rung, max_seq_len
+    def __init__(self, rung: Rung, max_seq_len: int, vocab_size: int) -> None:
+        self._rung, self._max_seq_len, self._vocab_size = rung, max_seq_len, vocab_size
         blocks = _CONTEXTS * -(-max_seq_len // rung.block_size)
         rung.allocate(blocks)
         self._pool = BlockPool(blocks, rung.block_size)
@@ -51,21 +51,27 @@ class DraftModel:
             adjustment.push(token)
         tokens, said = text.tokens, len(text.tokens) - text.n_prompt
         for n in range(k):
-            logits = self._compute(kept, tokens)
+            logits = self._fitted(self._compute(kept, tokens))
             if adjustment.acts(said + n):
                 adjustment.apply(logits[0], said + n)
-            token = int(draw(logits, text.sampling, np.array([text.key], np.uint64), np.array([said + n]))[0])
+            token = int(draw(logits, text.sampling, np.array([text.key], np.uint64), np.array([said + n])).tokens[0])
             adjustment.push(token)
             tokens = np.append(tokens, np.int32(token))
         return tokens[len(text.tokens) :].tolist()
+
+    def _fitted(self, logits: np.ndarray) -> np.ndarray:
+        """As wide as the target's: tables of the same tokens may be padded to different lengths."""
+        missing = self._vocab_size - logits.shape[1]
+        if missing <= 0:
+            return logits[:, : self._vocab_size]
+        return np.pad(logits, ((0, 0), (0, missing)), constant_values=-np.inf)
 
     def _compute(self, kept: _Kept, tokens: np.ndarray) -> np.ndarray:
         """(1, vocabulary) logits after all tokens."""
         start = len(kept.tokens)
         blocks = np.array(kept.blocks[: -(-len(tokens) // self._rung.block_size)], dtype=np.int32)
-        logits = self._rung.forward(
-            [Segment(tokens[start:], start, blocks, 1, tokens[max(0, start - LOOKBACK) : start])]
-        )
+        before = tokens[max(0, start - self._rung.lookback) : start]
+        logits = self._rung.forward([Segment(tokens[start:], start, blocks, 1, before)])
         kept.tokens = tokens
         return logits.copy()
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from athanor.base.errors import AthanorError
 from athanor.engine.constraint import Guide
-from athanor.engine.logits import draw
+from athanor.engine.logits import Drawn, chosen_logprobs, draw
 from athanor.engine.scheduler import Answer
 
 NOTHING = -1
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """drafted: the tokens between what the answer has said and this one. guide: the answer's, after these. forced: the
     only token that its constraint allows here, if it is known.
     """
@@ -75,8 +74,10 @@ def places_of(answer: Answer, guess: Sequence[int] = (), most: int = 0) -> list[
     return places
 
 
-def draw_places(places: Sequence[Place], logits: np.ndarray) -> list[int]:
-    """The token of each place, from its row of (places, vocabulary) logits; NOTHING where the settings leave none."""
+def draw_places(places: Sequence[Place], logits: np.ndarray) -> tuple[list[int], list[float]]:
+    """The token of each place, from its row of (places, vocabulary) logits, or NOTHING where the settings leave none;
+    and its log-probability in that row.
+    """
     wanted, silent = logits, list[int]()
     adjusted = [(row, place) for row, place in enumerate(places) if place.is_adjusted]
     if adjusted:
@@ -89,17 +90,18 @@ def draw_places(places: Sequence[Place], logits: np.ndarray) -> list[int]:
             if not something:
                 wanted[row] = 0.0
                 silent.append(row)
-    tokens: list[int] = _draw(places, wanted).tolist()
-    for row in silent:
-        tokens[row] = NOTHING
-    for row, place in enumerate(places):
-        if place.forced is not None:
-            tokens[row] = place.forced
-    return tokens
+    drawn = _draw(places, wanted)
+    forced = [row for row, place in enumerate(places) if place.forced is not None]
+    for row in forced:
+        drawn.tokens[row] = places[row].forced
+    if other := [*(row for row, _ in adjusted), *forced]:
+        drawn.logprobs[other] = chosen_logprobs(logits[other], drawn.tokens[other])
+    drawn.tokens[silent] = NOTHING
+    return drawn.tokens.tolist(), drawn.logprobs.tolist()
 
 
-def _draw(places: Sequence[Place], logits: np.ndarray) -> np.ndarray:
-    """One token a row, (rows,) int64; rows with the same filters together."""
+def _draw(places: Sequence[Place], logits: np.ndarray) -> Drawn:
+    """One token a row; rows with the same filters together."""
     keys = np.array([place.answer.key for place in places], dtype=np.uint64)
     said = np.array([place.said for place in places])
     kinds: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
@@ -107,8 +109,8 @@ def _draw(places: Sequence[Place], logits: np.ndarray) -> np.ndarray:
         kinds[place.answer.filters].append(row)
     if len(kinds) == 1:
         return draw(logits, places[0].answer.request.sampling, keys, said)
-    tokens = np.empty(len(places), dtype=np.int64)
+    found = Drawn(np.empty(len(places), dtype=np.int64), np.empty(len(places), dtype=np.float32))
     for rows in kinds.values():
         sampling = places[rows[0]].answer.request.sampling
-        tokens[rows] = draw(logits[rows], sampling, keys[rows], said[rows])
-    return tokens
+        found.tokens[rows], found.logprobs[rows] = draw(logits[rows], sampling, keys[rows], said[rows])
+    return found

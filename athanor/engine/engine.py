@@ -65,7 +65,7 @@ class Engine:
         blocks = _default_blocks(rung, self.config) if blocks is None else blocks
         rung.allocate(blocks)
         self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
-        self.speculation = Speculation(drafter) if drafter else None
+        self.speculation = Speculation(drafter, self.config.vocab_size) if drafter else None
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
@@ -117,6 +117,7 @@ class Engine:
                 if guide is not None:
                     stream.answers[-1].follow(guide.copy())
             first, *others = stream.answers
+            first.notes_prompt = sampling.prompt_logprobs
             if sampling.beams == 1:
                 first.others = others
             else:
@@ -252,9 +253,7 @@ class Engine:
         writing, rows, row = list[list[Place]](), list[int](), 0
         searching: list[BeamSearch] = []
         for (answer, n), segment in zip(work.items(), segments, strict=True):
-            if answer not in drafts and (
-                segment.wanted > 1 or (segment.wanted and answer.computed + n < answer.n_prompt)
-            ):
+            if answer.is_noting_prompt:
                 self._note_prompt(answer, logits[row : row + n])
             row += segment.wanted
             self._scheduler.advance(answer, n)
@@ -317,8 +316,9 @@ class Engine:
 
     def _note_prompt(self, answer: Answer, logits: np.ndarray) -> None:
         start = answer.computed + 1
-        following = answer.tokens[start : start + len(logits)]
-        answer.stream.prompt_logprobs += chosen_logprobs(logits[: len(following)], following)
+        following = answer.part(start, min(start + len(logits), answer.n_prompt))
+        found = chosen_logprobs(logits[: len(following)], following).tolist()
+        answer.stream.prompt_logprobs[answer.computed :] = found  # with new weights it is read once more
 
 
 def _as_exception(error: BaseException) -> Exception:

@@ -165,12 +165,13 @@ class LanguageModel:
 
     def sampling(self, changes: Mapping[str, Any]) -> Sampling:
         """The defaults with `changes`. What the defaults suppress stays so beside other tokens, unless none is named;
-        ids that are no tokens are never drawn, for a model's table may be longer than its vocabulary.
+        ids that are no tokens are never drawn, for a model's table may be longer than its vocabulary. The defaults'
+        stop strings do not go with a constraint.
 
         Raises AthanorError for a setting that does not exist or cannot be used.
         """
         if constraint := constraint_of({name: changes[name] for name in KEYWORDS if name in changes}):
-            changes = {**changes, "constraint": constraint}
+            changes = {"stop": (), **changes, "constraint": constraint}
         changes = {name: value for name, value in changes.items() if name not in KEYWORDS}
         known = {field.name for field in dataclasses.fields(Sampling)}
         if unknown := sorted(set(changes) - known):
@@ -189,7 +190,7 @@ class LanguageModel:
             raise ModelError("An encoder–decoder cannot guess for another model.", "Take a decoder.")
         check_vocabularies(self.tokenizer, target.tokenizer)
         rung = self._rung() if self._rung else rung_of(self.model, self.precision)
-        return DraftModel(rung, self.model.config.max_seq_len)
+        return DraftModel(rung, self.model.config.max_seq_len, target.model.config.vocab_size)
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
         requests = [self.request(ids, settings) for ids in prompts]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from athanor.base.errors import AthanorError, ModelError
+from athanor.base.files import fingerprint, sha256_file
 from athanor.base.progress import say
 from athanor.base.run import RUNS, finished_models, run_folders
 from athanor.models import hub
@@ -46,6 +47,12 @@ def find_model(name: str | Path, runs: Path | None = None) -> Path:
         else f"There is no model {str(name)!r}.",
         f"Give a model folder, a .gguf file, the name of a run, {', '.join(MODELS)}, or {hub.SCHEME}org/name. {known}",
     )
+
+
+def weights_fingerprint(place: Path) -> str:
+    """Identifies the contents of what `find_model` gave, wherever they lie."""
+    files = [place] if place.is_file() else sorted({*place.glob("*.safetensors"), *place.glob("*.json")})
+    return fingerprint([(file.name, sha256_file(file)) for file in files])
 
 
 def latest_model(runs: Path | None = None) -> Path:

@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,14 +115,15 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def chosen_logprobs(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> list[float]:
-    """Of a token in each of (rows, vocabulary) logits."""
+def chosen_logprobs(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(rows,) fp32, natural: of a token in each of (rows, vocabulary) logits."""
     if kernels := drawing_kernels():
-        return kernels.logprobs(logits, np.asarray(tokens)).tolist()
+        return kernels.logprobs(logits, np.asarray(tokens))
     shifted = logits - logits.max(-1, keepdims=True)
     chosen = shifted[np.arange(len(tokens)), tokens]
     np.exp(shifted, out=shifted)
-    return (chosen - np.log(shifted.sum(-1))).tolist()
+    found: np.ndarray = chosen - np.log(shifted.sum(-1))
+    return found
 
 
 def largest(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,17 +188,27 @@ def _typical(weights: np.ndarray, mass: float) -> np.ndarray:
     return kept
 
 
-def draw(logits: np.ndarray, sampling: Sampling, keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The next token of each row, (rows,) int64.
+class Drawn(NamedTuple):
+    """tokens: (rows,) int64. logprobs: (rows,) fp32, natural, of the unfiltered distribution at temperature 1."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+
+
+def draw(logits: np.ndarray, sampling: Sampling, keys: np.ndarray, positions: np.ndarray) -> Drawn:
+    """The next token of each row.
 
     logits: (rows, vocabulary) fp32. keys: (rows,) uint64, one a request. positions: (rows,) int, tokens drawn so far.
     """
     if sampling.temperature < _GREEDY_BELOW:
-        return logits.argmax(-1)
+        tokens = logits.argmax(-1)
+        return Drawn(tokens, chosen_logprobs(logits, tokens))
     uniform = uniforms(keys, positions)
     if sampling.typical_p == 1 and (kernels := drawing_kernels()):
-        return kernels.draw(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, uniform)
-    return _invert(filtered_weights(logits, sampling), uniform)
+        how = sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+        return Drawn(*kernels.draw(logits, *how, uniform))
+    tokens = _invert(filtered_weights(logits, sampling), uniform)
+    return Drawn(tokens, chosen_logprobs(logits, tokens))
 
 
 def _invert(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:

@@ -43,6 +43,7 @@ class NativeRung:
     """
 
     block_size = LANES
+    lookback = 0  # such models have no n-gram memory
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class NativeRung:
         self.bytes_per_block = config.n_layers * attention.n_kv_heads * LANES * each
         self._angles = _Angles(config)
         self._cache = np.empty((0, self.bytes_per_block), np.uint8)
+        self._logits = np.empty((0, config.vocab_size), np.float32)
         self._lock = threading.Lock()
         context = self._library.athanor_open(
             ctypes.byref(self.weights.structure), self.threads, INSTRUCTIONS.index(self.instructions), _MOST_ROWS
@@ -92,13 +94,19 @@ class NativeRung:
         """As `Rung.forward`. Raises AthanorError for ids, places or blocks that do not exist."""
         self._check(segments)
         with self._lock:
-            logits = np.empty((sum(segment.wanted for segment in segments), self.config.vocab_size), np.float32)
+            logits = self._logits_of(sum(segment.wanted for segment in segments))
             done = 0
             for part in _in_parts(segments):
                 wanted = sum(segment.wanted for segment in part)
                 self._run(part, logits[done : done + wanted])
                 done += wanted
             return logits
+
+    def _logits_of(self, rows: int) -> np.ndarray:
+        """(rows, vocab_size) fp32, the same memory as before: fresh pages would cost as much as what is written."""
+        if rows > len(self._logits):
+            self._logits = np.empty((rows, self.config.vocab_size), np.float32)
+        return self._logits[:rows]
 
     def copy_block(self, source: int, target: int) -> None:
         self._check_blocks(np.array([source, target]))
@@ -121,13 +129,15 @@ class NativeRung:
 
     def _run(self, segments: Sequence[Segment], logits: np.ndarray) -> None:
         rows = blocks = 0
-        described = np.empty((len(segments), 4), np.int32)
+        parts: list[tuple[int, int, int, int]] = []
         wanted: list[int] = []
-        for number, segment in enumerate(segments):
-            described[number] = rows, len(segment.tokens), segment.start, blocks
-            rows += len(segment.tokens)
+        for segment in segments:
+            count = len(segment.tokens)
+            parts.append((rows, count, segment.start, blocks))
+            rows += count
             blocks += len(segment.blocks)
             wanted += range(rows - segment.wanted, rows)
+        described = np.array(parts, dtype=np.int32)
         tokens = np.concatenate([segment.tokens for segment in segments]).astype(np.int32, copy=False)
         lists = np.concatenate([segment.blocks for segment in segments]).astype(np.int32, copy=False)
         chosen = np.array(wanted, dtype=np.int32)
@@ -141,15 +151,16 @@ class NativeRung:
 
     def _check(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
-            count, end = len(segment.tokens), segment.start + len(segment.tokens)
-            if np.ndim(segment.tokens) != 1 or not count or segment.start < 0 or end > self.config.max_seq_len:
+            count = len(segment.tokens)
+            end = segment.start + count
+            if segment.tokens.ndim != 1 or not count or segment.start < 0 or end > self.config.max_seq_len:
                 raise AthanorError(
                     f"Places {segment.start} to {end - 1} cannot be computed.",
                     f"The model has the places 0 to {self.config.max_seq_len - 1}.",
                 )
             if not 0 <= segment.wanted <= count:
                 raise AthanorError(f"{segment.wanted} logits are wanted of {count} places.")
-            if np.shape(segment.blocks) != (-(-end // self.block_size),):
+            if segment.blocks.shape != (-(-end // self.block_size),):
                 taken = len(segment.blocks)
                 raise AthanorError(f"{end} places take {-(-end // self.block_size)} blocks, not {taken}.")
         # All at once: a look at each segment's would take longer than a small model's step.

@@ -292,7 +292,9 @@ def _mixed(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """torch.bmm, row by row: left (batch, rows, in), right (batch, in, out)."""
+    """torch.bmm in the type of its operands, whatever autocast says, row by row: left (batch, rows, in), right (batch,
+    in, out).
+    """
     n_in, n_out = right.shape[1:]
     across = right.stride(1) == 1
 
@@ -301,6 +303,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         other = other.to(right.device)
         return lambda some: torch.bmm(some, other), random_numbers(2, rows, n_in, device=right.device)
 
-    return RowByRow(trial, ("bmm", n_in, n_out, across, right.device.type), dim=1)(
-        lambda some: torch.bmm(some, right), left
-    )
+    by_row = RowByRow(trial, ("bmm", n_in, n_out, across, right.device.type), dim=1)
+    if not torch.is_autocast_enabled(right.device.type):
+        return by_row(lambda some: torch.bmm(some, right), left)
+    with torch.autocast(right.device.type, enabled=False):
+        return by_row(lambda some: torch.bmm(some, right), left)

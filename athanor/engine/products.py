@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from athanor.engine.same_bits import TILE, Compute, RowByRow, random_numbers
+from athanor.engine.same_bits import TILE, Compute, RowByRow, cancelling
 
 Quantized = Literal["int8", "int4"]
 GROUP = 32  # columns with a scale of their own, in 4 bits
@@ -37,19 +37,22 @@ def multiplication(
     bias = None if bias is None else bias.detach().to(dtype)
     packs = _packs(weight)
     make = _packed_product if packs else _plain_product
-    by_row = _by_row(make(weight, bias), weight.shape, dtype, weight.device, bias is not None, packs)
+    none = None if bias is None else torch.zeros_like(bias)
+    by_row = _by_row(make(weight, bias), lambda other: make(other, none), weight, dtype, bias is not None, packs)
     return lambda rows: by_row(rows.to(dtype))
 
 
 def _by_row(
-    compute: Compute, shape: torch.Size, dtype: torch.dtype, device: torch.device, *kernel: object
+    compute: Compute, make: Callable[[Tensor], Compute], weight: Tensor, dtype: torch.dtype, *kernel: object
 ) -> Callable[[Tensor], Tensor]:
-    """kernel: what else tells it from others."""
+    """compute: what `make` made of `weight`. dtype: of the rows. kernel: what else tells it from others."""
 
     def trial(rows: int) -> tuple[Compute, Tensor]:
-        return compute, random_numbers(rows, shape[1], dtype=dtype, device=device)
+        n_out, n_in = weight.shape
+        matrix, found = cancelling(rows, n_out, n_in, dtype, weight.device)
+        return make(matrix), found
 
-    by_row = RowByRow(trial, ("linear", *shape, dtype, device.type, *kernel))
+    by_row = RowByRow(trial, ("linear", *weight.shape, dtype, weight.device.type, *kernel))
     return lambda rows: by_row(compute, rows)
 
 
@@ -74,8 +77,8 @@ def _packed_product(weight: Tensor, bias: Tensor | None) -> Compute:
 
 
 def _quantized(weight: Tensor, bias: Tensor | None, form: Quantized) -> Compute:
-    compute = _int8_product(weight) if form == "int8" else _int4_product(weight)
-    by_row = _by_row(compute, weight.shape, torch.bfloat16, weight.device, form)
+    make = _int8_product if form == "int8" else _int4_product
+    by_row = _by_row(make(weight), make, weight, torch.bfloat16, form)
     if bias is None:
         return lambda rows: by_row(rows.bfloat16()).to(rows.dtype)
     added = bias.detach()

@@ -74,7 +74,7 @@ class TokenLogprob:
     logprob: float
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Event:
     """Answer `index` of a request said `token` with log-probability `logprob` (natural, of the unfiltered distribution
     at temperature 1).

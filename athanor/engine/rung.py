@@ -9,8 +9,7 @@ whatever else is in the call, however the sequence was cut into segments, and wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,34 +18,35 @@ from athanor.models.decoder import Decoder
 
 Cache = Literal["auto", "int8"]
 """Number format of keys and values: as a rung has it, or 8 bits with a scale for each place and head."""
-LOOKBACK = 16
-"""Tokens before a segment that a rung is told of, since an n-gram memory reads them with each token."""
 
 
-@dataclass(frozen=True)
-class Segment:
+_NOTHING = np.empty(0, dtype=np.int32)
+
+
+class Segment(NamedTuple):
     """Some consecutive tokens of one sequence, to be computed now.
 
     tokens: (n,) int32, n at least 1. start: the place of the first in its sequence; all places before it are in the
     cache. blocks: (ceil((start + n) / block_size),) int32, the sequence's blocks in order, into which the rung writes
     the keys and values of the n tokens; for places that all windows have passed, any block of the sequence. wanted: how
     many of the last places need logits (0 while a prompt is read, 1 for the next token, k + 1 to verify k drafted
-    tokens, n for the log-probabilities of a prompt). before: the last `LOOKBACK` tokens before them, or all where there
-    are fewer. source: for an encoder–decoder, what the rung's `encode` gave.
+    tokens, n for the log-probabilities of a prompt). before: the rung's `lookback` last tokens before them, or all
+    where there are fewer. source: for an encoder–decoder, what the rung's `encode` gave.
     """
 
     tokens: np.ndarray
     start: int
     blocks: np.ndarray
     wanted: int
-    before: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    before: np.ndarray = _NOTHING
     source: Any = None
 
 
 class Rung(Protocol):
-    """What executes a model. block_size: places a block holds."""
+    """What executes a model. block_size: places a block holds. lookback: tokens before a segment that it is told of."""
 
     block_size: int
+    lookback: int
     bytes_per_block: int
 
     def allocate(self, blocks: int) -> None:

@@ -3,7 +3,7 @@
 Libraries choose another kernel, with another order of summation, for other numbers of rows: with torch 2.13 on a CPU, a
 product of 1, of 2 to 15 and of 16 or more rows may differ in the last bit, and where the limits lie depends on the
 processor, the shape and the number of threads. A tile of 16 rows is therefore the definition; another number of rows
-is used only after it has given the tile's bits once, on random numbers.
+is used only after it has given the tile's bits once, on random numbers whose products nearly cancel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ TILE = 16
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of rows that are used: each new one costs a library the choice of a kernel."""
 
-_VECTOR = 32  # elements: two AVX-512 registers, which torch's loops handle at a time
+_VECTOR = 64  # elements: two AVX-512 registers of 16-bit numbers, which torch's loops handle at a time
+_ALIKE = 32  # columns that are quantised together
 _GRAIN = 32_768  # elements below which torch does not use another thread
 _SPLIT = 256  # rows from which on several products cost less than padding of more than `_WASTE`
 _WASTE = 1.1
@@ -109,6 +110,24 @@ def pad_rows(rows: Tensor, n: int, dim: int = 0) -> Tensor:
     padded = rows.new_zeros(shape)
     padded.narrow(dim, 0, rows.shape[dim]).copy_(rows)
     return padded
+
+
+def cancelling(
+    rows: int, n_out: int, n_in: int, dtype: torch.dtype, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """A matrix (n_out, n_in) and (rows, n_in) whose products would be zero if nothing were rounded. What is left shows
+    in which order they were summed, even where results are rounded to few bits.
+    """
+    size = _ALIKE if n_in % _ALIKE == 0 else 1
+    matrix, found = random_numbers(n_out, n_in, dtype=dtype), 64 * random_numbers(rows, n_in, dtype=dtype)
+    order = torch.randperm(n_in // size, generator=torch.Generator().manual_seed(n_in))
+    half = len(order) // 2
+    one, other = order[:half], order[half : 2 * half]
+    of_matrix, of_rows = matrix.unflatten(1, (-1, size)), found.unflatten(1, (-1, size))
+    of_matrix[:, other], of_rows[:, other] = -of_matrix[:, one], of_rows[:, one]
+    if half:
+        of_rows[:, order[2 * half :]] = 0
+    return matrix.to(device or "cpu"), found.to(device or "cpu")
 
 
 def random_numbers(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:

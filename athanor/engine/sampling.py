@@ -29,8 +29,8 @@ class Sampling:
     `beams` answers that have ended, False when it expects no better one, "never" when there can be none.
     n: answers. logprobs: how many of the likeliest tokens are told beside each. prompt_logprobs: also tell the
     log-probabilities of the prompt's tokens. constraint: what an answer may look like; stop
-    tokens then end it only where it may end, and min_tokens hold only while something may follow. Stop strings end it
-    wherever they are.
+    tokens then end it only where it may end, and min_tokens hold only while something may follow; stop strings, which
+    would cut it off anywhere, do not go with it.
     """
 
     temperature: float = 0.7
@@ -81,6 +81,11 @@ class Sampling:
             )
         if self.beams > 1:
             self._check_beams()
+        if self.stop and self.constraint is not None:
+            raise AthanorError(
+                "stop does not go with a constraint: what is cut off there would not be what the constraint asks for.",
+                "Take stop_ids, which end an answer only where it may end, or let the constraint say where it ends.",
+            )
         if self.allowed_tokens and not set(self.allowed_tokens) - set(self.suppress_tokens):
             raise AthanorError("All of allowed_tokens are among suppress_tokens.", "Nothing could be said.")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect, insort
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from athanor.engine.blocks import BlockPool, Node
 from athanor.engine.constraint import Guide
 from athanor.engine.logits import Adjustment
 from athanor.engine.requests import Request
-from athanor.engine.rung import LOOKBACK, Rung, Segment
+from athanor.engine.rung import Rung, Segment
 from athanor.engine.text import StopText
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class Answer:
     stream: where its events go. saved: its blocks' contents while it is put aside. passed: how many of its first blocks
     are given back, because all windows have passed them. others: answers to the same prompt, which start when this one
     has read it. guide: where it stands within its constraint; forced: what it has to say next. chance: that a token
-    guessed for it comes true, as far as that is known.
+    guessed for it comes true, as far as that is known. notes_prompt: whether it tells the log-probabilities of the
+    prompt, as one of a request's answers does.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Answer:
         self.is_done = False
         self.source: Source | None = None
         self.beams: BeamSearch | None = None
+        self.notes_prompt = False
 
     def __lt__(self, other: Answer) -> bool:
         return self.arrival < other.arrival
@@ -82,9 +84,17 @@ class Answer:
     def tokens(self) -> np.ndarray:
         return self._tokens[: self.length]
 
+    def part(self, start: int, end: int) -> np.ndarray:
+        """Of the tokens; end: at most `length`."""
+        return self._tokens[start:end]
+
     @property
     def pending(self) -> int:
         return self.length - self.computed
+
+    @property
+    def is_noting_prompt(self) -> bool:
+        return self.notes_prompt and self.computed < self.n_prompt
 
     @property
     def said(self) -> int:
@@ -112,6 +122,14 @@ class Answer:
     def _forced_by(self, guide: Guide) -> Sequence[int]:
         """A forced token that the settings ban is left to drawing, which finds nothing to be drawn."""
         return [*takewhile(lambda token: not self.adjustment.bans(token), guide.forced())]
+
+
+@dataclass
+class _Work:
+    """Of a step: how many tokens of each answer, and of all."""
+
+    tokens: int = 0
+    of: dict[Answer, int] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -150,15 +168,15 @@ class Scheduler:
 
     def schedule(self) -> dict[Answer, int]:
         """Answers and how many of their tokens are computed now; all of them have their blocks."""
-        work: dict[Answer, int] = {}
+        work = _Work()
         for answer in sorted(self.running, key=lambda answer: answer.pending > 1):  # those that write first
             if answer.is_running:
                 self._add(answer, work)
-        while self.waiting and sum(work.values()) < self.most_tokens:
-            spare = len(self.running) if work else 0
+        while self.waiting and work.tokens < self.most_tokens:
+            spare = len(self.running) if work.of else 0
             if len(self.running) >= self.most_running or not self._admit(self.waiting[0], spare):
                 # Beams that wait for one that was put aside have nothing to do, and make room for it.
-                if work or not self.running or self.running[-1] < self.waiting[0]:
+                if work.of or not self.running or self.running[-1] < self.waiting[0]:
                     break
                 self._put_aside(self.running[-1])
                 continue
@@ -166,20 +184,21 @@ class Scheduler:
             answer.is_running = True
             insort(self.running, answer)
             self._add(answer, work)
-        return work
+        return work.of
 
-    def _add(self, answer: Answer, work: dict[Answer, int]) -> None:
-        n = min(answer.pending, self.most_tokens - sum(work.values()))
+    def _add(self, answer: Answer, work: _Work) -> None:
+        n = min(answer.pending, self.most_tokens - work.tokens)
         if n and self._make_room(answer, n, work):
-            work[answer] = n
+            work.of[answer] = n
+            work.tokens += n
 
-    def _make_room(self, answer: Answer, n: int, work: dict[Answer, int]) -> bool:
+    def _make_room(self, answer: Answer, n: int, work: _Work) -> bool:
         """Gives the answer blocks for n more tokens; those that came last are put aside for it."""
         needed = self._blocks_for(answer.computed + n) - len(answer.blocks)
         while needed > self.pool.available:
             last = self.running[-1]
             self._put_aside(last)
-            work.pop(last, None)
+            work.tokens -= work.of.pop(last, 0)
             if last is answer:
                 return False
         answer.blocks += self.pool.take(needed)
@@ -217,7 +236,7 @@ class Scheduler:
         if not self._has_room_for(answer.source):
             return False
         node, found = self.pool.root(answer.request.salt), list[int]()
-        if not answer.request.sampling.prompt_logprobs and answer.source is None:
+        if not answer.notes_prompt and answer.source is None:
             node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
         answer.node, answer.blocks, answer.entered, answer.passed = node, found, len(found), 0
         answer.computed = answer.cached = len(found) * self.pool.block_size
@@ -243,7 +262,7 @@ class Scheduler:
         answer.computed += n
         size = self.pool.block_size
         while (end := (answer.entered + 1) * size) <= answer.computed and answer.source is None:
-            ids = answer.tokens[end - size : end]
+            ids = answer.part(end - size, end)
             answer.node = self.pool.enter(answer.node, ids, answer.blocks[answer.entered])
             answer.entered += 1
         self._pass(answer)
@@ -338,11 +357,11 @@ class Scheduler:
         if answer.passed:
             blocks[: answer.passed] = blocks[answer.passed]
         wanted = int(answer.computed + n == answer.length) + len(drafted)
-        if answer.request.sampling.prompt_logprobs and start < answer.n_prompt:
+        if answer.is_noting_prompt:
             wanted = n
-        tokens = answer.tokens[start : start + n]
+        tokens = answer.part(start, start + n)
         if drafted:
             tokens = np.append(tokens, np.array(drafted, dtype=np.int32))
-        before = answer.tokens[max(0, start - LOOKBACK) : start]
+        before = answer.part(max(0, start - self.rung.lookback), start)
         source = None if answer.source is None else answer.source.read
         return Segment(tokens, start, blocks, wanted, before, source)

@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from athanor.base.progress import say
 from athanor.engine.sampling import Sampling
 from athanor.engine.scheduler import Answer
 
@@ -76,10 +77,11 @@ class Lookup:
 
 
 class Speculation:
-    """Decides how much is guessed, and learns from what came of it."""
+    """Decides how much is guessed, and learns from what came of it. vocab_size: of the model that verifies."""
 
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter = drafter
+    def __init__(self, drafter: Drafter, vocab_size: int) -> None:
+        self._drafter, self._vocab_size = drafter, vocab_size
+        self._failed: int | None = None  # the step in which the drafter failed last
         self._seconds: dict[int, tuple[float, int, int]] = {}  # rows → of a step; when and how often measured
         self._guessing = 0.0  # seconds a guessed token
         self._chance = _CHANCE  # of new answers
@@ -90,7 +92,8 @@ class Speculation:
     def guesses(self, answers: Sequence[Answer], rows: int) -> dict[Answer, Sequence[int]]:
         """What to verify for each, in a step that computes `rows` rows anyway; only where something was guessed."""
         self._steps += 1
-        if self._idle > _PROBE and self._steps % _RESTING:
+        resting = self._failed is not None and self._steps - self._failed < _FORGOTTEN
+        if resting or (self._idle > _PROBE and self._steps % _RESTING):
             self._guesses.clear()
             return {}
         for answer in answers:
@@ -105,12 +108,25 @@ class Speculation:
         for answer in answers:
             k = min(chosen.get(answer, 0) or int(tries), answer.longest - answer.length - 1)
             if k > 0:
-                text = Text(answer.tokens, answer.n_prompt, answer.request.sampling, answer.key)
-                self._guesses[answer] = self._drafter.propose(text, k)[:k]
+                self._guesses[answer] = self._propose(answer, k)
                 asked += k
         if asked:
             self._guessing = _seconds(self._guessing, (time.perf_counter() - start) / asked)
         return {answer: guess for answer, guess in self._guesses.items() if answer in chosen and len(guess)}
+
+    def _propose(self, answer: Answer, k: int) -> Sequence[int]:
+        """What the drafter says, as far as it is tokens; nothing while it fails, for answers do not depend on it."""
+        if self._failed == self._steps:
+            return ()
+        text = Text(answer.tokens, answer.n_prompt, answer.request.sampling, answer.key)
+        try:
+            guess = self._drafter.propose(text, k)[:k]
+            return [*takewhile(lambda token: 0 <= token < self._vocab_size, map(int, guess))]
+        except Exception as error:  # of a program elsewhere, perhaps
+            if self._failed is None:
+                say(f"Guessing tokens has failed ({type(error).__name__}: {error}); answers go on without.")
+            self._failed = self._steps
+            return ()
 
     def _choose(self, answers: Sequence[Answer], rows: int) -> Counter[Answer]:
         """How many tokens to guess for each, so that the most tokens a second are to be expected."""

@@ -10,7 +10,7 @@ from athanor.base.errors import AthanorError
 from athanor.engine.beams import BeamSearch
 from athanor.engine.drawing import NOTHING, Place, draw_places
 from athanor.engine.handle import Stream
-from athanor.engine.logits import chosen_logprobs, log_softmax
+from athanor.engine.logits import log_softmax
 from athanor.engine.requests import Event, TokenLogprob, likeliest
 from athanor.engine.scheduler import Answer, Scheduler
 from athanor.engine.speculation import Speculation
@@ -26,8 +26,7 @@ class Telling:
 
     def say(self, writing: Sequence[list[Place]], logits: np.ndarray) -> None:
         """Draws a token for each place from its row of logits, and tells them as far as drafts came true."""
-        tokens = draw_places([place for places in writing for place in places], logits)
-        logprobs = chosen_logprobs(logits, tokens)
+        tokens, logprobs = draw_places([place for places in writing for place in places], logits)
         row = 0
         for places in writing:
             answer, drafted, said = places[0].answer, places[-1].drafted, list[int]()

@@ -74,6 +74,8 @@ class TorchRung:
     def _take(self, model: Decoder) -> None:
         self._model = packed(model, self._products, self._form)
         self._relative = relative_table(model)
+        memory = self._model.embedding.memory
+        self.lookback = memory.longest if memory else 0
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> np.ndarray:

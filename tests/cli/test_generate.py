@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import athanor as package
+from athanor.base.files import read_json, write_json
 
 Athanor = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -74,9 +76,16 @@ def test_a_file_of_prompts_is_answered_and_continued(athanor: Athanor, model_fol
     done = athanor(*command)
     assert "4 prompts are answered" in done.stdout, done.stderr
     assert target.read_bytes() == whole
-    done = athanor(*command[:-1], "4")
-    assert done.returncode == 2
-    assert "something else" in done.stderr
+    moved = tmp_path / "moved"
+    shutil.copytree(model_folder, moved)
+    done = athanor("generate", moved, *command[2:])
+    assert done.returncode == 0, "the same model elsewhere"
+    write_json(moved / "config.json", {**read_json(moved / "config.json"), "rope_theta": 777.0})
+    other_weights = ["generate", moved, *command[2:]]
+    for other in ([*command[:-1], "4"], [*command, "--format", "int8"], [*command, "--cache", "int8"], other_weights):
+        done = athanor(*other)
+        assert done.returncode == 2
+        assert "something else" in done.stderr
 
 
 def test_prompts_that_cannot_be_answered_have_a_sentence(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:

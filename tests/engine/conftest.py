@@ -13,6 +13,8 @@ from athanor.engine.language_model import LanguageModel, load
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import save_model
+from athanor.models.gguf.blocks import Blocks
+from athanor.models.gguf.packing import pack
 from athanor.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [
@@ -21,8 +23,8 @@ TEXTS = [
 ]
 
 
-def random_model(seed: int, vocab_size: int = 384, max_seq_len: int = 64, tied: bool = True) -> Decoder:
-    layer = LayerConfig(AttentionConfig(4, 2, 8, qk_norm="head"), MlpConfig(48))
+def random_model(seed: int, vocab_size: int = 384, max_seq_len: int = 64, tied: bool = True, d_ff: int = 48) -> Decoder:
+    layer = LayerConfig(AttentionConfig(4, 2, 8, qk_norm="head"), MlpConfig(d_ff))
     config = ModelConfig(vocab_size, 32, max_seq_len, (layer,) * 2, head=HeadConfig(tied=tied))
     model = Decoder(config)
     with torch.no_grad():
@@ -31,6 +33,16 @@ def random_model(seed: int, vocab_size: int = 384, max_seq_len: int = 64, tied: 
             scale = 0.3 if parameter.dim() == 2 else 0.1
             parameter.copy_(torch.from_numpy(draw) * scale + (parameter.dim() == 1))
     return model.eval()
+
+
+def blocks_of(model: Decoder, kind: str) -> dict[str, Blocks]:
+    """The model's matrices as a GGUF file would have them; other kinds than `kind` outside of its layers."""
+    made = {}
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2 and weight.shape[1] % 32 == 0:
+            own = kind if name.startswith("blocks.") else "Q8_0"
+            made[name] = Blocks(own, torch.from_numpy(pack(weight.detach(), own)).view(len(weight), -1), own)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,20 @@ import numpy as np
 from athanor.engine.native import library
 from athanor.engine.native.drawing import Kernels
 from athanor.engine.native.library import INSTRUCTIONS
-from tests.engine.test_native_rung import CONFIGS, LENGTH, VARIANTS, random_model, rung_of, some_tokens, whole
+from athanor.engine.rung import Segment
+from athanor.models.config import AttentionConfig
+from athanor.models.gguf.blocks import TAKEN
+from tests.engine.conftest import blocks_of
+from tests.engine.test_native_rung import (
+    CONFIGS,
+    LENGTH,
+    VARIANTS,
+    config_of,
+    random_model,
+    rung_of,
+    some_tokens,
+    whole,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -28,13 +41,21 @@ def main() -> None:
                     step = whole(tokens[-1:], list(blocks), 1)
                     rung.forward([type(step)(step.tokens, LENGTH - 3 + i, step.blocks, 1)])
         print(name, file=sys.stderr)
+    model = random_model(config_of(AttentionConfig(4, 2, 16), d_model=64, d_ff=96))
+    for kind in TAKEN:
+        for wide in (False, True):
+            for instructions in INSTRUCTIONS[: opened.athanor_best() + 1]:
+                how = {"blocks": blocks_of(model, kind), "wide": wide, "threads": 3, "instructions": instructions}
+                rung = rung_of(model, "bf16", **how)
+                rung.forward([whole(some_tokens(1), [5, 2, 9]), whole(some_tokens(2, 20), [0, 1], 3)])
+                rung.forward([Segment(some_tokens(3, 1), LENGTH, np.array([5, 2, 9]), 1)])
     random = np.random.default_rng(0)
     for level in range(opened.athanor_best() + 1):
         kernels = Kernels(opened, level)
         for size in (1, 100, 1000):
             logits = random.standard_normal((5, size)).astype(np.float32)
             for filters in ((1.0, 0, 1.0, 0.0), (0.7, 0, 0.95, 0.0), (0.7, 5, 0.5, 0.1)):
-                kernels.logprobs(logits, kernels.draw(logits, *filters, random.random(5)))
+                kernels.logprobs(logits, kernels.draw(logits, *filters, random.random(5))[0])
     print("done")
 
 

@@ -49,13 +49,25 @@ def test_tokens_are_those_of_the_definition(
 ) -> None:
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits, uniform = made(seed, vocab_size, kind), np.random.default_rng(seed).random(ROWS)
-    first, *others = [each.draw(logits, temperature, top_k, top_p, min_p, uniform) for each in kernels()]
+    (first, logprobs), *others = [each.draw(logits, temperature, top_k, top_p, min_p, uniform) for each in kernels()]
     for other in others:
-        assert np.array_equal(first, other)
+        assert np.array_equal((first, logprobs), other)
+    assert np.array_equal(logprobs, kernels()[0].logprobs(logits, first))
     weights = filtered_weights(logits, sampling)
     # Within rounding of a bound a token may fall on either side.
     either = [_invert(weights, np.clip(uniform + shift, 0, 1 - 1e-9)) for shift in (-2e-6, 0.0, 2e-6)]
     assert all(token in near for token, near in zip(first, zip(*either, strict=True), strict=True))
+
+
+def test_many_rows_are_shared_out_among_threads() -> None:
+    logits = np.concatenate([made(seed, 1000, "") for seed in range(20)])
+    uniform = np.random.default_rng(0).random(len(logits))
+    for each in kernels():
+        tokens, logprobs = each.draw(logits, 1.0, 0, 1.0, 0.0, uniform)
+        for start in range(0, len(logits), ROWS):
+            some = slice(start, start + ROWS)
+            assert np.array_equal(each.draw(logits[some], 1.0, 0, 1.0, 0.0, uniform[some])[0], tokens[some])
+            assert np.array_equal(each.logprobs(logits[some], tokens[some]), logprobs[some])
 
 
 @settings(max_examples=50, deadline=None)
@@ -76,5 +88,5 @@ def test_logits_that_are_no_numbers_give_some_token(broken: float, filters: tupl
     some[:, ::7] = broken
     for each in kernels():
         for logits in (some, all_of_them):
-            tokens = each.draw(logits, *filters, np.linspace(0, 1 - 1e-9, ROWS))
+            tokens, _ = each.draw(logits, *filters, np.linspace(0, 1 - 1e-9, ROWS))
             assert ((tokens >= 0) & (tokens < 1000)).all()

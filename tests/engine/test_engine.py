@@ -236,6 +236,19 @@ def test_logprobs_of_prompt_and_alternatives(long_model: Decoder, most_tokens: i
     np.testing.assert_allclose([[t.logprob for t in each] for each in said.top], top.values.numpy(), atol=1e-4)
 
 
+def test_the_prompt_is_told_once_whatever_happens(long_model: Decoder) -> None:
+    prompt, sampling = list(range(5, 60)), Sampling(max_tokens=20, seed=0, prompt_logprobs=True)
+    alone = Engine.of(long_model).submit(Request(prompt, sampling))
+    alone.result()
+    engine = Engine.of(long_model, most_running=1, most_tokens=13)  # two answers wait, and read it again
+    handle = engine.submit(Request(prompt, replace(sampling, n=3)))
+    for number, _ in enumerate(handle):
+        if number == 5:
+            engine.update_weights(long_model)
+    assert len(handle.prompt_logprobs) == len(prompt) - 1
+    assert handle.prompt_logprobs == alone.prompt_logprobs
+
+
 def test_one_that_is_refused_lets_none_go_on(long_model: Decoder) -> None:
     engine = Engine.of(long_model)
     with pytest.raises(AthanorError, match="is empty"):

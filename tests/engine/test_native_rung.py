@@ -109,7 +109,7 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
 ) -> None:
     model, best = random_model(CONFIGS[name]), library.best_instructions()
     plain = rung_of(model, form, **more, instructions="scalar", threads=1)
-    wanted = plain.forward([whole(some_tokens(1), [0, 1, 2])])
+    wanted = plain.forward([whole(some_tokens(1), [0, 1, 2])]).copy()
     for instructions in INSTRUCTIONS[: INSTRUCTIONS.index(best) + 1]:
         for threads in (1, 3):
             rung = rung_of(model, form, **more, instructions=instructions, threads=threads)
@@ -123,7 +123,7 @@ Cut = Callable[[NativeRung, np.ndarray], np.ndarray]
 def one_by_one(rung: NativeRung, tokens: np.ndarray) -> np.ndarray:
     blocks = np.array([7, 3, 11], np.int32)
     steps = [Segment(tokens[i : i + 1], i, blocks[: i // 16 + 1], 1) for i in range(len(tokens))]
-    return np.concatenate([rung.forward([step]) for step in steps])
+    return np.concatenate([rung.forward([step]).copy() for step in steps])
 
 
 def in_pieces_among_others(rung: NativeRung, tokens: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def in_pieces_among_others(rung: NativeRung, tokens: np.ndarray) -> np.ndarray:
             Segment(other[number : number + 1], number, np.array([8]), 0),
         ]
         logits = rung.forward([theirs[0], mine, theirs[1]])
-        found.append(logits[3 : 3 + end - start])
+        found.append(logits[3 : 3 + end - start].copy())
     return np.concatenate(found)
 
 
@@ -162,9 +162,12 @@ def test_logits_do_not_depend_on_cuts_companions_or_blocks(
 def test_a_prompt_longer_than_a_call_is_read_in_several() -> None:
     rung, tokens = NativeRung(random_model(CONFIGS["qwen3"]), "int8"), some_tokens(3, 500)
     rung.allocate(64)
-    wanted = rung.forward([whole(tokens, list(range(32)))])
+    wanted = rung.forward([whole(tokens, list(range(32)))]).copy()
     blocks = np.arange(32, 64)
-    rest = [rung.forward([Segment(tokens[i : i + 50], i, blocks[: -(-(i + 50) // 16)], 50)]) for i in range(0, 500, 50)]
+    rest = [
+        rung.forward([Segment(tokens[i : i + 50], i, blocks[: -(-(i + 50) // 16)], 50)]).copy()
+        for i in range(0, 500, 50)
+    ]
     assert np.concatenate(rest).tobytes() == wanted.tobytes()
     last = rung.forward([whole(tokens, list(range(32)), 3)])
     assert last.tobytes() == wanted[-3:].tobytes()
@@ -185,7 +188,7 @@ def test_keys_and_values_of_eight_bits_take_half_the_memory_and_change_little(na
 @pytest.mark.parametrize("cache", ["auto", "int8"])
 def test_blocks_are_copied_and_put_aside(cache: Cache) -> None:
     rung, tokens = rung_of(random_model(CONFIGS["llama"]), "int4", cache=cache), some_tokens(4)
-    wanted = rung.forward([whole(tokens, [0, 1, 2])])[-1:]
+    wanted = rung.forward([whole(tokens, [0, 1, 2])]).copy()[-1:]
     kept = rung.read_blocks([0, 1, 2])
     assert kept.shape == (3, rung.bytes_per_block)
     rung.copy_block(1, 9)
@@ -194,7 +197,7 @@ def test_blocks_are_copied_and_put_aside(cache: Cache) -> None:
     for wrong in (kept[:2], kept[:, 1:], kept.astype(np.float32)):
         with pytest.raises(ModelError, match="Contents of 3 blocks were to be written"):
             rung.write_blocks([10, 11, 12], wrong)
-    again = rung.forward([Segment(tokens[-1:], LENGTH - 1, np.array([12, 9, 14]), 1)])
+    again = rung.forward([Segment(tokens[-1:], LENGTH - 1, np.array([12, 9, 14]), 1)]).copy()
     assert again.tobytes() == wanted.tobytes()
 
 
@@ -202,7 +205,7 @@ def test_new_weights_take_the_place_of_the_old() -> None:
     old, new = (random_model(CONFIGS["qwen3"], seed) for seed in range(2))
     rung = rung_of(old, "bf16")
     rung.update_weights(new)
-    found = rung.forward([whole(some_tokens(1), [0, 1, 2])])
+    found = rung.forward([whole(some_tokens(1), [0, 1, 2])]).copy()
     assert found.tobytes() == rung_of(new, "bf16").forward([whole(some_tokens(1), [0, 1, 2])]).tobytes()
     with pytest.raises(ModelError, match="another configuration"):
         rung.update_weights(random_model(CONFIGS["llama"]))
@@ -235,12 +238,12 @@ def test_blocks_of_a_gguf_file_are_computed_with_as_they_are(form: str, tmp_path
     blocks = read_blocks(tmp_path / "m.gguf", model)
     assert blocks["blocks.1.attention.key.weight"].form == form
     rung = rung_of(model, "fp32", blocks=blocks)
-    found = rung.forward([whole(some_tokens(1), [5, 2, 9])])
+    found = rung.forward([whole(some_tokens(1), [5, 2, 9])]).copy()
     assert difference(found, plain_logits(model, some_tokens(1))) <= 0.05
-    fine = rung_of(model, "fp32", blocks=blocks, wide=True).forward([whole(some_tokens(1), [5, 2, 9])])
+    fine = rung_of(model, "fp32", blocks=blocks, wide=True).forward([whole(some_tokens(1), [5, 2, 9])]).copy()
     assert difference(fine, plain_logits(model, some_tokens(1))) <= 2e-4
     rung.update_weights(model)
-    again = rung.forward([whole(some_tokens(1), [5, 2, 9])])
+    again = rung.forward([whole(some_tokens(1), [5, 2, 9])]).copy()
     assert difference(again, found) <= 0.05
 
 

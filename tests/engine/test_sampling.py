@@ -183,7 +183,7 @@ def test_draws_follow_the_distribution(sampling: Sampling, drawing: str) -> None
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, 0.9], dtype=np.float32)
     expected = np.array(by_definition(logits.tolist(), sampling)[0]) * 20_000
     keys = np.arange(20_000, dtype=np.uint64) * np.uint64(7919)
-    tokens = draw(np.tile(logits, (20_000, 1)), sampling, keys, np.zeros(20_000, dtype=np.int64))
+    tokens = draw(np.tile(logits, (20_000, 1)), sampling, keys, np.zeros(20_000, dtype=np.int64)).tokens
     observed = np.bincount(tokens, minlength=8)
     possible = expected > 0
     assert observed[~possible].sum() == 0
@@ -195,8 +195,8 @@ def test_positions_are_independent(drawing: str) -> None:
     logits = np.zeros((5000, 2), dtype=np.float32)
     keys = np.arange(5000, dtype=np.uint64)
     settings_ = Sampling(temperature=1.0, top_p=1.0)
-    first = draw(logits, settings_, keys, np.zeros(5000, dtype=np.int64))
-    second = draw(logits, settings_, keys, np.ones(5000, dtype=np.int64))
+    first = draw(logits, settings_, keys, np.zeros(5000, dtype=np.int64)).tokens
+    second = draw(logits, settings_, keys, np.ones(5000, dtype=np.int64)).tokens
     correlation = np.corrcoef(first, second)[0, 1]
     assert abs(correlation) < 3.3 / math.sqrt(5000)
 
@@ -206,7 +206,7 @@ def test_a_vanishing_temperature_is_greedy(temperature: float) -> None:
     logits = np.array([[1.0, 30.0, 2.0, 29.0]], dtype=np.float32)
     for key in range(20):
         keys = np.array([key], dtype=np.uint64)
-        assert draw(logits, Sampling(temperature=temperature), keys, np.array([0])).item() == 1
+        assert draw(logits, Sampling(temperature=temperature), keys, np.array([0])).tokens.item() == 1
 
 
 @pytest.mark.parametrize(
@@ -257,12 +257,12 @@ def test_a_row_is_drawn_as_it_is_alone(
     logits = (random.standard_normal((rows, vocab_size)) * spread).astype(np.float32)
     keys, positions = random.integers(0, 2**63, rows).astype(np.uint64), random.integers(0, 1000, rows)
     sampling = Sampling(temperature=0.9, top_k=200, top_p=0.97, min_p=0.001, typical_p=typical)
-    weights, tokens = filtered_weights(logits, sampling), draw(logits, sampling, keys, positions)
-    chosen = chosen_logprobs(logits, tokens)
+    weights, (tokens, chosen) = filtered_weights(logits, sampling), draw(logits, sampling, keys, positions)
+    assert np.array_equal(chosen, chosen_logprobs(logits, tokens))
     for row in range(rows):
         alone = slice(row, row + 1)
         assert np.array_equal(filtered_weights(logits[alone], sampling), weights[alone])
-        assert draw(logits[alone], sampling, keys[alone], positions[alone]) == tokens[alone]
+        assert draw(logits[alone], sampling, keys[alone], positions[alone]) == (tokens[alone], chosen[alone])
         assert chosen_logprobs(logits[alone], tokens[alone]) == chosen[alone]
 
 

@@ -280,16 +280,16 @@ def test_lines_of_a_file_name_their_languages(translator: Path, tmp_path: Path) 
     lines: list[Any] = ["the old furnace", {"prompt": "the old furnace", "from": "fra_Latn", "to": "deu_Latn", "id": 1}]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)))
-    assert answer_file(lm, "m", source, target, {"max_tokens": 9}).refused == 0
+    assert answer_file(lm, ["m"], source, target, {"max_tokens": 9}).refused == 0
     told = [json.loads(line)["text"] for line in target.read_text().splitlines()]
     other = lm.between("fra_Latn", "deu_Latn")  # type: ignore[attr-defined]
     assert told == [each.generate("the old furnace", max_tokens=9).text for each in (lm, other)]
-    assert answer_file(lm, "m", source, target, {"max_tokens": 9}).before == 2
+    assert answer_file(lm, ["m"], source, target, {"max_tokens": 9}).before == 2
     with pytest.raises(AthanorError, match="something else"):
-        answer_file(other, "m", source, target, {"max_tokens": 9})
+        answer_file(other, ["m"], source, target, {"max_tokens": 9})
     source.write_text(json.dumps({"prompt": "x", "to": "klingon"}))
     with pytest.raises(AthanorError, match=r"Line 1 of .* no language 'klingon'"):
-        answer_file(lm, "m", source, tmp_path / "other.jsonl", {})
+        answer_file(lm, ["m"], source, tmp_path / "other.jsonl", {})
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from athanor.base.errors import AthanorError, ModelError
+from athanor.base.errors import ModelError
 from athanor.engine.draft_model import DraftModel
 from athanor.engine.engine import Engine
 from athanor.engine.language_model import LanguageModel, load
@@ -160,7 +160,7 @@ class Slow:
 
 def chosen(seconds: Callable[[int], float], *chances: float) -> list[int]:
     answers: list[Any] = [_Answer(chance) for chance in chances]
-    return [Slow(Speculation(Lookup()), seconds).measured()._choose(answers, len(answers))[a] for a in answers]
+    return [Slow(Speculation(Lookup(), 256), seconds).measured()._choose(answers, len(answers))[a] for a in answers]
 
 
 class _Answer:
@@ -178,26 +178,35 @@ def test_how_much_is_guessed_follows_from_what_was_measured() -> None:
     assert unsure == 0
 
 
-def test_a_drafter_that_fails_fails_its_requests(long_model: Decoder) -> None:
+@pytest.mark.parametrize("guess", [None, [-1], [10**9, 1], ["x"]], ids=["error", "below", "beyond", "no number"])
+def test_a_drafter_that_fails_changes_nothing(
+    long_model: Decoder, guess: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Broken:
         def propose(self, text: Text, k: int) -> Sequence[int]:
-            raise ValueError("no idea")
+            if guess is None:
+                raise ValueError("no idea")
+            return guess  # type: ignore[no-any-return]
 
+    monkeypatch.setattr(Speculation, "_choose", lambda self, answers, rows: Counter(dict.fromkeys(answers, 3)))
+    some = requests(5)
     engine = Engine.of(long_model, drafter=Broken())
-    with pytest.raises(AthanorError, match="no idea"):
-        engine.submit(Request([1, 2], Sampling(max_tokens=5, seed=1))).result()
+    assert said_by(engine, some) == said_by(Engine.of(long_model), some)
     assert engine.free_blocks == engine.blocks
+    assert capsys.readouterr().err.count("no idea") == (guess is None)
 
 
+@pytest.mark.parametrize("padding", [0, 5, -5], ids=["as long a table", "a longer one", "a shorter one"])
 @pytest.mark.parametrize("seed", [5, 6], ids=["the same model", "another"])
 def test_a_draft_model_draws_with_the_same_noise(
-    long_model: Decoder, tokenizer: Tokenizer, seed: int, monkeypatch: pytest.MonkeyPatch
+    long_model: Decoder, tokenizer: Tokenizer, seed: int, padding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Speculation, "_choose", lambda self, answers, rows: Counter(dict.fromkeys(answers, 3)))
     some = requests(5)
     expected = said_by(Engine.of(long_model, tokenizer), some)
-    draft = random_model(seed, tokenizer.vocab_size, max_seq_len=400 if seed == 5 else 150)
-    engine = Engine.of(long_model, tokenizer, drafter=DraftModel(TorchRung(draft), draft.config.max_seq_len))
+    draft = random_model(seed, tokenizer.vocab_size + padding, max_seq_len=400 if seed == 5 else 150)
+    drafter = DraftModel(TorchRung(draft), draft.config.max_seq_len, long_model.config.vocab_size)
+    engine = Engine.of(long_model, tokenizer, drafter=drafter)
     assert said_by(engine, some) == expected
     assert engine.speculation is not None
     share = engine.speculation.accepted / engine.speculation.drafted
@@ -242,7 +251,7 @@ print(json.dumps({"said": said, "accepted": engine.speculation.accepted}), flush
 def test_what_decides_may_be_another_process() -> None:
     """A small model guesses here, the one that decides is behind a pipe."""
     model = random_model(5, max_seq_len=400)
-    draft = DraftModel(TorchRung(model), 400)
+    draft = DraftModel(TorchRung(model), 400, model.config.vocab_size)
     command, environment = (
         [sys.executable, "-c", VERIFIER],
         {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from athanor.base.errors import ModelError
 from athanor.engine.paged_attention import attended
-from athanor.engine.rung import LOOKBACK, Cache, Segment
+from athanor.engine.rung import Cache, Segment
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.build import build
 from athanor.models.config import (
@@ -30,7 +30,7 @@ from athanor.models.config import (
     NormConfig,
 )
 from athanor.models.decoder import Decoder
-from athanor.models.ngrams import NGrams
+from athanor.models.ngrams import LONGEST, NGrams
 from athanor.models.position_config import Alibi, RelativeBias, RopeConfig, RopeScaling
 from athanor.models.precision import autocast
 
@@ -85,7 +85,7 @@ def places(number: int, seed: int = 0) -> np.ndarray:
 
 def segment(number: int, start: int, n: int, seed: int, wanted: int) -> Segment:
     blocks = places(number, seed)[: -(-(start + n) // 16)]
-    before = TOKENS[number, max(0, start - LOOKBACK) : start]
+    before = TOKENS[number, max(0, start - LONGEST) : start]
     return Segment(TOKENS[number, start : start + n], start, blocks, wanted, before)
 
 

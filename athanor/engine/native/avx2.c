@@ -85,10 +85,10 @@ INLINE TARGET float root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(
 
 #include "floats.h"
 
-INLINE TARGET void plain(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+INLINE TARGET void plain(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out, int stride)
 {
     const float *x = rows->x + (size_t)first * (size_t)rows->stride;
-    size_t stride = (size_t)rows->stride, at = (size_t)tile * (size_t)m->columns * LANES;
+    size_t row = (size_t)rows->stride, at = (size_t)tile * (size_t)m->columns * LANES;
     const uint8_t *data = (const uint8_t *)m->data + at * (format == F32 ? 4 : 2);
     V even[2], odd[2];
     UNROLL(2) for (int i = 0; i < n; i++) even[i] = odd[i] = v_set(0.0f);
@@ -109,11 +109,11 @@ INLINE TARGET void plain(const int n, const int format, const Matrix *m, const R
             high.b = _mm256_castsi256_ps(_mm256_and_si256(last_rows, upper));
         }
         UNROLL(2) for (int i = 0; i < n; i++) {
-            even[i] = v_fma(low, v_set(x[(size_t)i * stride + (size_t)c]), even[i]);
-            odd[i] = v_fma(high, v_set(x[(size_t)i * stride + (size_t)c + 1]), odd[i]);
+            even[i] = v_fma(low, v_set(x[(size_t)i * row + (size_t)c]), even[i]);
+            odd[i] = v_fma(high, v_set(x[(size_t)i * row + (size_t)c + 1]), odd[i]);
         }
     }
-    UNROLL(2) for (int i = 0; i < n; i++) v_store(out + i * LANES, v_add(even[i], odd[i]));
+    UNROLL(2) for (int i = 0; i < n; i++) v_store(out + i * stride, v_add(even[i], odd[i]));
 }
 
 /* Of eight rows (`part` 0 or 1 of the tile): each int32 lane is the sum over a group of a row. */
@@ -139,7 +139,7 @@ INLINE TARGET __m256i group_sum(const int nibbles, const uint8_t *data, const in
     return nibbles ? sum : _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(large, ones), 4));
 }
 
-INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out, int stride)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
     size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
@@ -175,40 +175,46 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
         }
     }
     V scale = format == INT8 ? v_load((const float *)m->scales + tile * LANES) : v_set(1.0f);
-    UNROLL(4) for (int i = 0; i < n; i++) v_store(out + i * LANES, format == INT8 ? v_mul(sums[i], scale) : sums[i]);
+    UNROLL(4) for (int i = 0; i < n; i++) v_store(out + i * stride, format == INT8 ? v_mul(sums[i], scale) : sums[i]);
 }
 
 #define PLAIN(NAME, FORMAT)                                                                                            \
-    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
+    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, int tiles, float *out)  \
     {                                                                                                                  \
-        int i = 0;                                                                                                     \
-        for (; i + 2 <= count; i += 2) plain(2, FORMAT, m, rows, first + i, tile, out + i * LANES);                    \
-        if (count & 1) plain(1, FORMAT, m, rows, first + i, tile, out + i * LANES);                                    \
+        int wide = tiles * LANES;                                                                                      \
+        for (int t = 0; t < tiles; t++, tile++, out += LANES) {                                                        \
+            int i = 0;                                                                                                 \
+            for (; i + 2 <= count; i += 2) plain(2, FORMAT, m, rows, first + i, tile, out + i * wide, wide);           \
+            if (count & 1) plain(1, FORMAT, m, rows, first + i, tile, out + i * wide, wide);                           \
+        }                                                                                                              \
     }
 
 #define WHOLE(NAME, WIDE, FORMAT)                                                                                      \
-    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
+    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, int tiles, float *out)  \
     {                                                                                                                  \
-        int i = 0;                                                                                                     \
-        for (; i + 4 <= count; i += 4) whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);              \
-        if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                  \
-        if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);                              \
+        int wide = tiles * LANES;                                                                                      \
+        for (int t = 0; t < tiles; t++, tile++, out += LANES) {                                                        \
+            int i = 0;                                                                                                 \
+            for (; i + 4 <= count; i += 4) whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide);     \
+            if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide); i += 2; }         \
+            if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide);                     \
+        }                                                                                                              \
     }
 
-PLAIN(f32_tile, F32)
-PLAIN(bf16_tile, BF16)
-WHOLE(int8_tile, 0, INT8)
-WHOLE(q8_0_tile, 0, Q8_0)
-WHOLE(q4_0_tile, 0, Q4_0)
-WHOLE(q4_1_tile, 0, Q4_1)
-WHOLE(wide_int8_tile, 1, INT8)
-WHOLE(wide_q8_0_tile, 1, Q8_0)
-WHOLE(wide_q4_0_tile, 1, Q4_0)
-WHOLE(wide_q4_1_tile, 1, Q4_1)
+PLAIN(f32, F32)
+PLAIN(bf16, BF16)
+WHOLE(int8, 0, INT8)
+WHOLE(q8_0, 0, Q8_0)
+WHOLE(q4_0, 0, Q4_0)
+WHOLE(q4_1, 0, Q4_1)
+WHOLE(wide_int8, 1, INT8)
+WHOLE(wide_q8_0, 1, Q8_0)
+WHOLE(wide_q4_0, 1, Q4_0)
+WHOLE(wide_q4_1, 1, Q4_1)
 
 const Kernels avx2_kernels = {
-    .tile = {{f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
-             {f32_tile, bf16_tile, wide_int8_tile, wide_q8_0_tile, wide_q4_0_tile, wide_q4_1_tile}},
+    .multiply = {{f32, bf16, int8, q8_0, q4_0, q4_1}, {f32, bf16, wide_int8, wide_q8_0, wide_q4_0, wide_q4_1}},
+    .place = place,
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

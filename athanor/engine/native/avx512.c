@@ -59,31 +59,62 @@ INLINE TARGET float root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(
 
 #include "floats.h"
 
+/* Two columns of a tile's 16 rows; bf16 lie side by side. */
+INLINE TARGET void two_columns(const int format, const uint8_t *data, V *even, V *odd)
+{
+    _mm_prefetch((const char *)data + AHEAD, _MM_HINT_T0);
+    if (format == F32) {
+        _mm_prefetch((const char *)data + AHEAD + 64, _MM_HINT_T0);
+        *even = _mm512_loadu_ps(data);
+        *odd = _mm512_loadu_ps(data + 64);
+    } else {
+        __m512i both = _mm512_loadu_si512(data);
+        *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
+    }
+}
+
 INLINE TARGET void plain(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
 {
     const float *x = rows->x + (size_t)first * (size_t)rows->stride;
-    size_t stride = (size_t)rows->stride, at = (size_t)tile * (size_t)m->columns * LANES;
-    const uint8_t *data = (const uint8_t *)m->data + at * (format == F32 ? 4 : 2);
+    const size_t stride = (size_t)rows->stride, bytes = format == F32 ? 4 : 2;
+    const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * (size_t)m->columns * LANES * bytes;
     V even[8], odd[8];
     UNROLL(8) for (int i = 0; i < n; i++) even[i] = odd[i] = _mm512_setzero_ps();
-    for (int c = 0; c < m->columns; c += 2, data += format == F32 ? 128 : 64) {
+    for (int c = 0; c < m->columns; c += 2, data += 2 * LANES * bytes) {
         V low, high;
-        _mm_prefetch((const char *)data + AHEAD, _MM_HINT_T0);
-        if (format == F32) {
-            _mm_prefetch((const char *)data + AHEAD + 64, _MM_HINT_T0);
-            low = _mm512_loadu_ps(data);
-            high = _mm512_loadu_ps(data + 64);
-        } else {
-            __m512i both = _mm512_loadu_si512(data);
-            low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-            high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
-        }
+        two_columns(format, data, &low, &high);
         UNROLL(8) for (int i = 0; i < n; i++) {
             even[i] = _mm512_fmadd_ps(low, _mm512_set1_ps(x[(size_t)i * stride + (size_t)c]), even[i]);
             odd[i] = _mm512_fmadd_ps(high, _mm512_set1_ps(x[(size_t)i * stride + (size_t)c + 1]), odd[i]);
         }
     }
     UNROLL(8) for (int i = 0; i < n; i++) _mm512_storeu_ps(out + i * LANES, _mm512_add_ps(even[i], odd[i]));
+}
+
+/* As `plain`, for two tiles: what is broadcast serves both, so products need not wait for loads. */
+INLINE TARGET void pair(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+{
+    const float *x = rows->x + (size_t)first * (size_t)rows->stride;
+    const size_t stride = (size_t)rows->stride, bytes = format == F32 ? 4 : 2, apart = (size_t)m->columns * LANES * bytes;
+    const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * apart;
+    V even[2][6], odd[2][6];
+    UNROLL(2) for (int t = 0; t < 2; t++)
+        UNROLL(6) for (int i = 0; i < n; i++) even[t][i] = odd[t][i] = _mm512_setzero_ps();
+    for (int c = 0; c < m->columns; c += 2, data += 2 * LANES * bytes) {
+        V low[2], high[2];
+        UNROLL(2) for (int t = 0; t < 2; t++) two_columns(format, data + (size_t)t * apart, &low[t], &high[t]);
+        UNROLL(6) for (int i = 0; i < n; i++) {
+            V this = _mm512_set1_ps(x[(size_t)i * stride + (size_t)c]), next = _mm512_set1_ps(x[(size_t)i * stride + (size_t)c + 1]);
+            UNROLL(2) for (int t = 0; t < 2; t++) {
+                even[t][i] = _mm512_fmadd_ps(low[t], this, even[t][i]);
+                odd[t][i] = _mm512_fmadd_ps(high[t], next, odd[t][i]);
+            }
+        }
+    }
+    UNROLL(6) for (int i = 0; i < n; i++)
+        UNROLL(2) for (int t = 0; t < 2; t++)
+            _mm512_storeu_ps(out + (2 * i + t) * LANES, _mm512_add_ps(even[t][i], odd[t][i]));
 }
 
 /* The same four bytes in every lane. */
@@ -98,7 +129,7 @@ INLINE TARGET __m512i same(const void *four)
 #define GROUP_OF(i) (panel_at(i, (int)group_stride) + (size_t)(i) % PANEL)
 #define Q_OF(i, z) (panel_at(i, (int)q_stride) + (size_t)((z) * PANEL + (i) % PANEL) * 4)
 
-INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out)
+INLINE TARGET void whole(const int n, const int wide, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out, int stride)
 {
     const int nibbles = format == Q4_0 || format == Q4_1, bytes = nibbles ? GROUP * LANES / 2 : GROUP * LANES;
     size_t groups = (size_t)m->columns / GROUP, block = (size_t)tile * groups, at = group_at(first, rows->group_stride);
@@ -163,13 +194,20 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
     }
     V scale = format == INT8 ? _mm512_loadu_ps((const float *)m->scales + tile * LANES) : _mm512_set1_ps(1.0f);
     UNROLL(8) for (int i = 0; i < n; i++)
-        _mm512_storeu_ps(out + i * LANES, format == INT8 ? _mm512_mul_ps(sums[i], scale) : sums[i]);
+        _mm512_storeu_ps(out + i * stride, format == INT8 ? _mm512_mul_ps(sums[i], scale) : sums[i]);
 }
 
 #define PLAIN(NAME, FORMAT)                                                                                            \
-    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
+    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, int tiles, float *out)  \
     {                                                                                                                  \
         int i = 0;                                                                                                     \
+        if (tiles == 2) {                                                                                              \
+            for (; i + 6 <= count; i += 6) pair(6, FORMAT, m, rows, first + i, tile, out + i * 2 * LANES);             \
+            if (i + 4 <= count) { pair(4, FORMAT, m, rows, first + i, tile, out + i * 2 * LANES); i += 4; }            \
+            if (i + 2 <= count) { pair(2, FORMAT, m, rows, first + i, tile, out + i * 2 * LANES); i += 2; }            \
+            if (i < count) pair(1, FORMAT, m, rows, first + i, tile, out + i * 2 * LANES);                             \
+            return;                                                                                                    \
+        }                                                                                                              \
         for (; i + 8 <= count; i += 8) plain(8, FORMAT, m, rows, first + i, tile, out + i * LANES);                    \
         if (count & 4) { plain(4, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                        \
         if (count & 2) { plain(2, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                        \
@@ -177,29 +215,32 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
     }
 
 #define WHOLE(NAME, WIDE, FORMAT)                                                                                      \
-    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)             \
+    static TARGET void NAME(const Matrix *m, const Rows *rows, int first, int count, int tile, int tiles, float *out)  \
     {                                                                                                                  \
-        int i = 0;                                                                                                     \
-        for (; i + 8 <= count; i += 8) whole(8, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);              \
-        if (count & 4) { whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 4; }                  \
-        if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES); i += 2; }                  \
-        if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * LANES);                              \
+        int wide = tiles * LANES;                                                                                      \
+        for (int t = 0; t < tiles; t++, tile++, out += LANES) {                                                        \
+            int i = 0;                                                                                                 \
+            for (; i + 8 <= count; i += 8) whole(8, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide);     \
+            if (count & 4) { whole(4, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide); i += 4; }         \
+            if (count & 2) { whole(2, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide); i += 2; }         \
+            if (count & 1) whole(1, WIDE, FORMAT, m, rows, first + i, tile, out + i * wide, wide);                     \
+        }                                                                                                              \
     }
 
-PLAIN(f32_tile, F32)
-PLAIN(bf16_tile, BF16)
-WHOLE(int8_tile, 0, INT8)
-WHOLE(q8_0_tile, 0, Q8_0)
-WHOLE(q4_0_tile, 0, Q4_0)
-WHOLE(q4_1_tile, 0, Q4_1)
-WHOLE(wide_int8_tile, 1, INT8)
-WHOLE(wide_q8_0_tile, 1, Q8_0)
-WHOLE(wide_q4_0_tile, 1, Q4_0)
-WHOLE(wide_q4_1_tile, 1, Q4_1)
+PLAIN(f32, F32)
+PLAIN(bf16, BF16)
+WHOLE(int8, 0, INT8)
+WHOLE(q8_0, 0, Q8_0)
+WHOLE(q4_0, 0, Q4_0)
+WHOLE(q4_1, 0, Q4_1)
+WHOLE(wide_int8, 1, INT8)
+WHOLE(wide_q8_0, 1, Q8_0)
+WHOLE(wide_q4_0, 1, Q4_0)
+WHOLE(wide_q4_1, 1, Q4_1)
 
 const Kernels avx512_kernels = {
-    .tile = {{f32_tile, bf16_tile, int8_tile, q8_0_tile, q4_0_tile, q4_1_tile},
-             {f32_tile, bf16_tile, wide_int8_tile, wide_q8_0_tile, wide_q4_0_tile, wide_q4_1_tile}},
+    .multiply = {{f32, bf16, int8, q8_0, q4_0, q4_1}, {f32, bf16, wide_int8, wide_q8_0, wide_q4_0, wide_q4_1}},
+    .place = place,
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

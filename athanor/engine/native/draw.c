@@ -141,7 +141,8 @@ static int32_t draw_any(const float *weights, const double *sums, int32_t size, 
     return last;
 }
 
-int32_t athanor_draw(int32_t level, const float *logits, int32_t rows, int32_t size, const Filters *how, const double *uniforms, int64_t *tokens)
+int32_t athanor_draw(int32_t level, const float *logits, int32_t rows, int32_t size, const Filters *how, const double *uniforms,
+                     int64_t *tokens, float *logprobs)
 {
     const Kernels *kernels = athanor_kernels(level);
     size_t padded = (size_t)(size + DRAWN_TOGETHER - 1) / DRAWN_TOGETHER * DRAWN_TOGETHER;
@@ -151,9 +152,13 @@ int32_t athanor_draw(int32_t level, const float *logits, int32_t rows, int32_t s
     int filters = (how->top_k > 0 && how->top_k < size) || how->top_p < 1 || how->min_p > 0;
     int found = weights && values && sums && some;
     for (int32_t row = 0; found && row < rows; row++) {
-        double total = kernels->weigh(logits + (int64_t)row * size, size, how->temperature, weights, sums, NULL);
+        const float *given = logits + (int64_t)row * size;
+        float most;
+        double total = kernels->weigh(given, size, how->temperature, weights, sums, &most);
         tokens[row] = filters ? draw_candidate(some, filtered(weights, size, total, how, some, values), uniforms[row])
                               : draw_any(weights, sums, size, total, uniforms[row]);
+        double all = how->temperature == 1.0f ? total : kernels->weigh(given, size, 1.0f, NULL, NULL, NULL);
+        logprobs[row] = given[tokens[row]] - most - (float)log(all);
     }
     free(weights);
     free(values);

@@ -96,6 +96,21 @@ static TARGET void turn(float *head, const float *cosine, const float *sine, int
     }
 }
 
+static TARGET void place(const float *found, const float *bias, int count, int tiles, int valid, int added, float *out, int64_t stride)
+{
+    for (int i = 0; i < count; i++, found += tiles * LANES, out += stride) {
+        int at = 0;
+        for (; at + LANES <= valid; at += LANES) {
+            V sum = bias ? v_add(v_load(found + at), v_load(bias + at)) : v_load(found + at);
+            v_store(out + at, added ? v_add(v_load(out + at), sum) : sum);
+        }
+        for (; at < valid; at++) {
+            float sum = bias ? found[at] + bias[at] : found[at];
+            out[at] = added ? out[at] + sum : sum;
+        }
+    }
+}
+
 /* silu(gate) · up; size is a multiple of 16. */
 static TARGET void gate_up(const float *gate, const float *up, float *out, int size)
 {

@@ -22,7 +22,7 @@
 #define UNROLL(n) PRAGMA(GCC unroll n)
 #endif
 
-enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 16, DRAWN_TOGETHER = 128 };
+enum { PANEL = 4, LANES = 16, GROUP = 32, PLACES = 16, MOST_QUERIES = 16, MOST_ROWS = 24, DRAWN_TOGETHER = 128 };
 
 enum { F32, BF16, INT8, Q8_0, Q4_0, Q4_1, FORMATS };
 enum { CACHE_F32, CACHE_F16, CACHE_INT8 };
@@ -68,8 +68,12 @@ typedef struct {
 } Attention;
 
 typedef struct {
-    /* [wide]: out[i][lane], for rows first … first + count of `rows` and the matrix's rows of one tile; no bias. */
-    void (*tile[2][FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, float *out);
+    /* [wide]: out[i][16 · tiles], for rows first … first + count of `rows` and the matrix's rows of one or two tiles; no
+       bias. */
+    void (*multiply[2][FORMATS])(const Matrix *matrix, const Rows *rows, int first, int count, int tile, int tiles, float *out);
+    /* Adds the bias, which may be null, to rows of `found`, 16 · tiles wide, and puts `valid` numbers of each into `out`, or
+       adds them to what is there. */
+    void (*place)(const float *found, const float *bias, int count, int tiles, int valid, int added, float *out, int64_t stride);
     void (*quantise)(const Rows *rows, int row, int first, int columns);
     void (*norm)(const float *x, const float *gain, float epsilon, int size, float *out);
     void (*turn)(float *head, const float *cosine, const float *sine, int half);

@@ -94,7 +94,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     found.athanor_forward.restype = None
     found.athanor_product.argtypes = (c_int32, POINTER(Matrix), c_int32, c_void_p, c_int32, c_void_p)
     found.athanor_product.restype = c_int32
-    found.athanor_draw.argtypes = (c_int32, c_void_p, c_int32, c_int32, POINTER(Filters), c_void_p, c_void_p)
+    found.athanor_draw.argtypes = (c_int32, c_void_p, c_int32, c_int32, POINTER(Filters), c_void_p, c_void_p, c_void_p)
     found.athanor_draw.restype = c_int32
     found.athanor_logprobs.argtypes = (c_int32, c_void_p, c_int32, c_int32, c_void_p, c_void_p)
     found.athanor_logprobs.restype = None

@@ -81,7 +81,7 @@ INLINE float from_bf16(uint16_t x)
 }
 
 /* Even columns and odd ones have a sum each. */
-static void plain_tile(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)
+static void plain_tile(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out, int stride)
 {
     for (int i = 0; i < count; i++) {
         const float *x = rows->x + (size_t)(first + i) * (size_t)rows->stride;
@@ -98,18 +98,18 @@ static void plain_tile(const Matrix *m, const Rows *rows, int first, int count, 
                 }
         }
         for (int lane = 0; lane < LANES; lane++)
-            out[i * LANES + lane] = sums[0][lane] + sums[1][lane];
+            out[i * stride + lane] = sums[0][lane] + sums[1][lane];
     }
 }
 
 /* Whole numbers are summed exactly within a group; groups are added one after the other. */
-static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out)
+static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out, int stride)
 {
     int groups = m->columns / GROUP, nibbles = m->format == Q4_0 || m->format == Q4_1;
     for (int i = 0; i < count; i++) {
         const int8_t *q = rows->q + q_at(first + i, rows->q_stride);
         const int8_t *low = rows->wide ? rows->low + q_at(first + i, rows->q_stride) : NULL;
-        float *sums = out + i * LANES;
+        float *sums = out + i * stride;
         for (int lane = 0; lane < LANES; lane++)
             sums[lane] = 0.0f;
         for (int g = 0; g < groups; g++) {
@@ -138,9 +138,16 @@ static void whole_tile(const Matrix *m, const Rows *rows, int first, int count, 
     }
 }
 
+static void multiply(const Matrix *m, const Rows *rows, int first, int count, int tile, int tiles, float *out)
+{
+    for (int t = 0; t < tiles; t++)
+        (m->format < INT8 ? plain_tile : whole_tile)(m, rows, first, count, tile + t, out + t * LANES, tiles * LANES);
+}
+
 const Kernels scalar_kernels = {
-    .tile = {{plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile},
-             {plain_tile, plain_tile, whole_tile, whole_tile, whole_tile, whole_tile}},
+    .multiply = {{multiply, multiply, multiply, multiply, multiply, multiply},
+                 {multiply, multiply, multiply, multiply, multiply, multiply}},
+    .place = place,
     .quantise = quantise,
     .norm = norm,
     .turn = turn,

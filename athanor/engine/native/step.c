@@ -195,27 +195,24 @@ void athanor_sizes(int32_t *sizes)
 
 /* ---- matrix products ---- */
 
-/* One tile of outputs for `count` rows: stored in `out` or added to it, with the bias. out: of the tile's first column. */
-static void product(const Kernels *kernels, const Matrix *m, const Rows *rows, int count, int tile, int added, float *out, int64_t stride)
+/* One or two tiles of outputs for `count` rows: stored in `out` or added to it, with the bias. out: of the first tile's
+   first column. */
+static void product(const Kernels *kernels, const Matrix *m, const Rows *rows, int count, int tile, int tiles, int added, float *out, int64_t stride)
 {
-    float found[MOST_ROWS * LANES];
-    int valid = least(LANES, m->rows - tile * LANES);
+    float found[MOST_ROWS * 2 * LANES];
+    int valid = least(tiles * LANES, m->rows - tile * LANES);
     for (int first = 0; first < count; first += MOST_ROWS) {
         int together = least(MOST_ROWS, count - first);
-        kernels->tile[rows->wide][m->format](m, rows, first, together, tile, found);
-        for (int i = 0; i < together; i++) {
-            float *target = out + (first + i) * stride, *from = found + i * LANES;
-            if (m->bias)
-                for (int lane = 0; lane < valid; lane++)
-                    from[lane] += m->bias[tile * LANES + lane];
-            if (added)
-                for (int lane = 0; lane < valid; lane++)
-                    target[lane] += from[lane];
-            else
-                for (int lane = 0; lane < valid; lane++)
-                    target[lane] = from[lane];
-        }
+        kernels->multiply[rows->wide][m->format](m, rows, first, together, tile, tiles, found);
+        kernels->place(found, m->bias ? m->bias + tile * LANES : NULL, together, tiles, valid, added, out + first * stride, stride);
     }
+}
+
+/* Tiles first … last − 1, two by two. out: of the matrix's first column. */
+static void products(const Kernels *kernels, const Matrix *m, const Rows *rows, int count, int first, int last, int added, float *out, int64_t stride)
+{
+    for (int tile = first; tile < last; tile += 2)
+        product(kernels, m, rows, count, tile, least(2, last - tile), added, out + tile * LANES, stride);
 }
 
 static int64_t tile_bytes(const Matrix *m)
@@ -247,9 +244,8 @@ static void project(const Context *context, const Layer *layer, int chunk)
     int together = project_together(context, layer), first = chunk * together, last = first + together;
     for (int i = 0; i < 3; i++) {
         int tiles = tiles_of(matrices[i]);
-        for (int tile = most(first, 0); tile < least(last, tiles); tile++)
-            product(context->kernels, matrices[i], &context->normed, context->job->rows, tile, 0,
-                    context->projected + at[i] + tile * LANES, context->projected_stride);
+        products(context->kernels, matrices[i], &context->normed, context->job->rows, most(first, 0), least(last, tiles), 0,
+                 context->projected + at[i], context->projected_stride);
         first -= tiles;
         last -= tiles;
     }
@@ -259,8 +255,8 @@ static void project(const Context *context, const Layer *layer, int chunk)
 static void add_product(const Context *context, const Matrix *m, const Rows *rows, int chunk)
 {
     int tiles = tiles_of(m), together = tiles_together(context, tiles, tile_bytes(m));
-    for (int tile = chunk * together; tile < least(tiles, (chunk + 1) * together); tile++)
-        product(context->kernels, m, rows, context->job->rows, tile, 1, context->hidden + tile * LANES, context->hidden_stride);
+    products(context->kernels, m, rows, context->job->rows, chunk * together, least(tiles, (chunk + 1) * together), 1,
+             context->hidden, context->hidden_stride);
 }
 
 static int pairs_together(const Context *context, const Layer *layer)
@@ -286,13 +282,16 @@ static void gate(const Context *context, const Layer *layer, int chunk)
             part.offset += (int64_t)first * part.group_stride;
             part.minus8 += (int64_t)first * part.group_stride;
             part.minus128 += (int64_t)first * part.group_stride;
-            for (int tile = 2 * pair; tile < least(tiles, 2 * pair + 2); tile++) {
-                float gates[MOST_ROWS * LANES] = {0}, ups[MOST_ROWS * LANES] = {0};
-                product(kernels, &layer->gate, &part, count, tile, 0, gates, LANES);
-                product(kernels, &layer->up, &part, count, tile, 0, ups, LANES);
-                for (int i = 0; i < count; i++)
-                    kernels->gate(gates + i * LANES, ups + i * LANES, inner->x + (int64_t)(first + i) * inner->stride + tile * LANES, LANES);
+            float gates[MOST_ROWS * GROUP], ups[MOST_ROWS * GROUP];
+            if (layer->gate.rows % GROUP) { /* what is not there counts as zero */
+                memset(gates, 0, sizeof gates);
+                memset(ups, 0, sizeof ups);
             }
+            int wide = least(2, tiles - 2 * pair) * LANES;
+            product(kernels, &layer->gate, &part, count, 2 * pair, wide / LANES, 0, gates, GROUP);
+            product(kernels, &layer->up, &part, count, 2 * pair, wide / LANES, 0, ups, GROUP);
+            for (int i = 0; i < count; i++)
+                kernels->gate(gates + i * GROUP, ups + i * GROUP, inner->x + (int64_t)(first + i) * inner->stride + pair * GROUP, wide);
             for (int i = first; is_whole(&layer->down) && i < first + count; i++)
                 kernels->quantise(inner, i, pair * GROUP, GROUP);
         }
@@ -302,9 +301,8 @@ static void head(const Context *context, int chunk)
 {
     const Matrix *m = &context->model->head;
     int tiles = tiles_of(m), together = tiles_together(context, tiles, tile_bytes(m));
-    for (int tile = chunk * together; tile < least(tiles, (chunk + 1) * together); tile++)
-        product(context->kernels, m, &context->normed, context->job->n_wanted, tile, 0, context->job->logits + tile * LANES,
-                context->model->vocab_size);
+    products(context->kernels, m, &context->normed, context->job->n_wanted, chunk * together, least(tiles, (chunk + 1) * together),
+             0, context->job->logits, context->model->vocab_size);
 }
 
 /* ---- what is done row by row ---- */
@@ -576,8 +574,7 @@ int32_t athanor_product(int32_t level, const Matrix *matrix, int32_t wide, const
             memcpy(context->normed.x + (int64_t)row * context->normed.stride, x + (int64_t)row * matrix->columns, (size_t)matrix->columns * 4);
             kernels->quantise(&context->normed, row, 0, matrix->columns);
         }
-        for (int tile = 0; tile < tiles_of(matrix); tile++)
-            product(kernels, matrix, &context->normed, rows, tile, 0, out + tile * LANES, matrix->rows);
+        products(kernels, matrix, &context->normed, rows, 0, tiles_of(matrix), 0, out, matrix->rows);
         restore_arithmetic(before);
     }
     if (context)
