@@ -159,16 +159,23 @@ def _answers(lines: Sequence[tuple[int, _Line]]) -> Iterator[dict[str, Any]]:
                 return
             head, work = under_way[0]
             if work is not None:
-                replies = work.replies()
-                answers = [told(reply) for reply in replies]
-                head |= answers[0] if len(answers) == 1 else {key: [a[key] for a in answers] for key in answers[0]}
-                head["tokens"] = sum(len(reply.tokens) for reply in replies)
+                head |= _told(work)
             under_way.popleft()
             yield head
     finally:
         for _, work in under_way:
             if work is not None:
                 work.cancel()
+
+
+def _told(work: Underway) -> dict[str, Any]:
+    try:
+        replies = work.replies()
+    except AthanorError as error:
+        return {"error": str(error)}
+    answers = [told(reply) for reply in replies]
+    head = answers[0] if len(answers) == 1 else {key: [a[key] for a in answers] for key in answers[0]}
+    return {**head, "tokens": sum(len(reply.tokens) for reply in replies)}
 
 
 def _begin(number: int, line: _Line) -> tuple[dict[str, Any], Underway | None]:

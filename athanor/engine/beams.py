@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from athanor.engine.scheduler import Answer, Scheduler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # else hashed along all that was said before
 class Said:
     """A token and, through `before`, all that was said before it. logprob, top: as `Event` has them."""
 
@@ -40,7 +40,7 @@ class Said:
             last = last.before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Beam:
     """score: the sum of its log-probabilities, after penalties and bans."""
 

@@ -16,6 +16,7 @@ from athanor.engine.blocks import BlockPool
 from athanor.engine.logits import Adjustment, draw
 from athanor.engine.rung import Rung, Segment
 from athanor.engine.speculation import Text
+from athanor.models.config import ModelConfig
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.foreign import ForeignTokenizer
 
@@ -31,18 +32,18 @@ class _Kept:
 
 
 class DraftModel:
-    """max_seq_len: of the model; texts longer than that are not guessed. vocab_size: of the one that verifies."""
+    """config: of the model; texts that it could not read are not guessed. vocab_size: of the one that verifies."""
 
-    def __init__(self, rung: Rung, max_seq_len: int, vocab_size: int) -> None:
-        self._rung, self._max_seq_len, self._vocab_size = rung, max_seq_len, vocab_size
-        blocks = _CONTEXTS * -(-max_seq_len // rung.block_size)
+    def __init__(self, rung: Rung, config: ModelConfig, vocab_size: int) -> None:
+        self._rung, self._config, self._vocab_size = rung, config, vocab_size
+        blocks = _CONTEXTS * -(-config.max_seq_len // rung.block_size)
         rung.allocate(blocks)
         self._pool = BlockPool(blocks, rung.block_size)
         self._kept: list[_Kept] = []  # the last one used is the last
 
     def propose(self, text: Text, k: int) -> Sequence[int]:
-        k = min(k, self._max_seq_len - len(text.tokens))
-        if k < 1:
+        k = min(k, self._config.max_seq_len - len(text.tokens))
+        if k < 1 or text.tokens.max() >= self._config.vocab_size:
             return []
         kept = self._find(text.tokens)
         self._make_room(kept, len(text.tokens) + k)

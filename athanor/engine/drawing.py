@@ -41,11 +41,10 @@ class Place(NamedTuple):
     def adjust(self, row: np.ndarray) -> bool:
         """Changes (vocabulary,) logits in place; whether they leave anything to be said."""
         self.answer.adjustment.apply(row, self.said, self.drafted)
-        if self.guide is None:
-            return True
-        allowed = self.guide.allowed()
-        allowed[list(self.answer.stop_ids)] = self.guide.accepts
-        np.copyto(row, -np.inf, where=~allowed)
+        if self.guide is not None:
+            allowed = self.guide.allowed()
+            allowed[list(self.answer.stop_ids)] = self.guide.accepts
+            np.copyto(row, -np.inf, where=~allowed)
         return bool(row.max() > -np.inf)
 
 
@@ -74,30 +73,32 @@ def places_of(answer: Answer, guess: Sequence[int] = (), most: int = 0) -> list[
     return places
 
 
-def draw_places(places: Sequence[Place], logits: np.ndarray) -> tuple[list[int], list[float]]:
+def draw_places(
+    places: Sequence[Place], logits: np.ndarray
+) -> tuple[list[int], list[float], dict[int, AthanorError | None]]:
     """The token of each place, from its row of (places, vocabulary) logits, or NOTHING where the settings leave none;
-    and its log-probability in that row.
+    its log-probability in that row; and by number the places without a token, with what their constraint raised.
     """
-    wanted, silent = logits, list[int]()
+    wanted, silent = logits, dict[int, AthanorError | None]()
     adjusted = [(row, place) for row, place in enumerate(places) if place.is_adjusted]
     if adjusted:
         wanted = logits.copy()
         for row, place in adjusted:
             try:
-                something = place.adjust(wanted[row])
+                if not place.adjust(wanted[row]):
+                    silent[row] = None
             except AthanorError as error:  # of its constraint
-                place.answer.stream.failure, something = error, False
-            if not something:
+                silent[row] = error
+            if row in silent:
                 wanted[row] = 0.0
-                silent.append(row)
     drawn = _draw(places, wanted)
     forced = [row for row, place in enumerate(places) if place.forced is not None]
     for row in forced:
         drawn.tokens[row] = places[row].forced
     if other := [*(row for row, _ in adjusted), *forced]:
         drawn.logprobs[other] = chosen_logprobs(logits[other], drawn.tokens[other])
-    drawn.tokens[silent] = NOTHING
-    return drawn.tokens.tolist(), drawn.logprobs.tolist()
+    drawn.tokens[[*silent]] = NOTHING
+    return drawn.tokens.tolist(), drawn.logprobs.tolist(), silent
 
 
 def _draw(places: Sequence[Place], logits: np.ndarray) -> Drawn:

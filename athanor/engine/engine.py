@@ -15,7 +15,7 @@ from threading import RLock
 
 import numpy as np
 
-from athanor.base.errors import AthanorError
+from athanor.base.errors import AthanorError, ModelError
 from athanor.base.machine import available_memory
 from athanor.engine.beams import BeamSearch
 from athanor.engine.constraint import Guidance
@@ -61,7 +61,7 @@ class Engine:
     ) -> None:
         self._encoder = config.encoder if isinstance(config, EncoderDecoderConfig) else None
         self.config = config.decoder if isinstance(config, EncoderDecoderConfig) else config
-        self.rung, self.tokenizer = rung, tokenizer
+        self.rung, self.tokenizer, self._config = rung, tokenizer, config
         blocks = _default_blocks(rung, self.config) if blocks is None else blocks
         rung.allocate(blocks)
         self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
@@ -117,7 +117,7 @@ class Engine:
                 if guide is not None:
                     stream.answers[-1].follow(guide.copy())
             first, *others = stream.answers
-            first.notes_prompt = sampling.prompt_logprobs
+            first.is_first = True
             if sampling.beams == 1:
                 first.others = others
             else:
@@ -161,7 +161,13 @@ class Engine:
         with self._alone():
             if unless is not None and unless():
                 return True
-            work = self._scheduler.schedule()
+            try:
+                work = self._scheduler.schedule()
+            except MemoryError as error:  # there is none for what the last one would be put aside with
+                last = self._scheduler.running[-1].stream
+                last.failure = last.failure or error
+                self._ended.append(last)
+                return True
             if not work:
                 return False
             try:
@@ -184,9 +190,11 @@ class Engine:
                     self._sweep()
                 yield
             finally:
-                if not before:
-                    self._sweep()
-                self._is_busy = before
+                try:
+                    if not before:
+                        self._sweep()
+                finally:
+                    self._is_busy = before
 
     def cancel(self, stream: Stream) -> None:
         """Ends a request, wherever it is; from within a step, at its end."""
@@ -200,10 +208,16 @@ class Engine:
         self._abandoned.append(stream)
 
     def update_weights(self, model: Decoder | EncoderDecoder) -> None:
-        """Takes over the weights of a model with the same configuration; requests under way go on with these."""
+        """Takes over the weights of a model with the same configuration; requests under way go on with these. Raises
+        ModelError.
+        """
+        if model.config != self._config:
+            raise ModelError("The new weights belong to a model of another configuration.")
         with self._alone():
-            self.rung.update_weights(model)  # type: ignore[arg-type]
-            self._scheduler.start_over()
+            try:
+                self.rung.update_weights(model)  # type: ignore[arg-type]
+            finally:
+                self._scheduler.start_over()
 
     @cached_property
     def guidance(self) -> Guidance:
@@ -239,9 +253,10 @@ class Engine:
         if stream.failure is None:
             for index in dict.fromkeys(answer.index for answer in answers):
                 stream.put(Event(index, -1, 0.0, finish_reason="cancelled"))
+        stream.is_over = True
 
     def _compute(self, work: dict[Answer, int]) -> None:
-        started = time.perf_counter()
+        started, all_write = time.perf_counter(), all(answer.said for answer in work)
         if self._encoder is not None:
             read_sources(self.rung, work)  # type: ignore[arg-type]
         drafts = self._drafts(work)
@@ -263,7 +278,7 @@ class Engine:
                 writing.append(drafts[answer])
                 rows += range(row - segment.wanted, row)
                 continue
-            if not answer.said:
+            if answer.is_first and not answer.said:
                 answer.stream.cached = answer.cached
             if answer.beams is not None:
                 if answer.beams.note(answer, logits[row - 1]):
@@ -284,7 +299,7 @@ class Engine:
             self._telling.say(writing, logits if whole else logits[rows])
         for beams in searching:
             self._telling.search(beams)
-        if self.speculation and all(answer.said for answer in work):
+        if self.speculation and all_write:
             self.speculation.note_step(sum(len(segment.tokens) for segment in segments), time.perf_counter() - started)
 
     def _drafts(self, work: dict[Answer, int]) -> dict[Answer, list[Place]]:
@@ -355,4 +370,4 @@ def _widest_window(config: ModelConfig) -> int | None:
 def _default_blocks(rung: Rung, config: ModelConfig) -> int:
     context = -(-config.max_seq_len // rung.block_size)
     affordable = int(available_memory() * _SHARE_OF_MEMORY) // rung.bytes_per_block
-    return max(context, min(_MOST_PLACES // rung.block_size, affordable))
+    return max(1, min(max(context, _MOST_PLACES // rung.block_size), affordable))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Stream:
     """What the engine knows of a request: its answers under way, and events that nobody has taken yet.
 
-    failure: what ended it early. prompt_logprobs: of the prompt's tokens but the first, if asked for.
+    failure: what ended it early. is_over: whether the last event has been put; what waits looks at nothing else, since
+    it does so beside the engine's work. prompt_logprobs: of the prompt's tokens but the first, if asked for.
     """
 
     def __init__(self, request: Request, on_event: Callable[[Event], None] | None) -> None:
@@ -28,6 +29,7 @@ class Stream:
         self.answers: list[Answer] = []
         self.prompt_logprobs: list[float] = []
         self.failure: Exception | None = None
+        self.is_over = False
         self.cached = 0
         self.submitted, self.first_token = time.perf_counter(), 0.0
 
@@ -45,7 +47,8 @@ class Stream:
 class Handle:
     """Iterating gives the request's events, and does the engine's work while there are none.
 
-    With `on_event`, events go there instead. A handle that is no longer held is cancelled.
+    With `on_event`, events go there instead, and the request goes on whether the handle is held or not; otherwise one
+    that is no longer held is cancelled.
     """
 
     def __init__(self, engine: Engine, stream: Stream) -> None:
@@ -67,7 +70,7 @@ class Handle:
 
     @property
     def is_done(self) -> bool:
-        return not self._stream.answers
+        return self._stream.is_over
 
     def cancel(self) -> None:
         """Ends the request and frees all that it has; its answers end with "cancelled"."""
@@ -76,7 +79,7 @@ class Handle:
     def wait(self) -> None:
         """Works until the request is done. Raises what ended it early."""
         while not self.is_done:
-            self._engine.step(unless=lambda: self.is_done)
+            self._step(lambda: self.is_done)
         self._raise_failure()
 
     def __iter__(self) -> Iterator[Event]:
@@ -84,27 +87,46 @@ class Handle:
             while (event := self._next()) is not None:
                 yield event
         finally:
-            self.cancel()
+            self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        """Each step of the engine is a task of a thread by itself, so that many who wait share few threads."""
         try:
-            while (event := await asyncio.to_thread(self._next)) is not None:
+            while True:
+                while not self._is_ready():
+                    await asyncio.to_thread(self._step, self._is_ready)
+                if (event := self._next()) is None:
+                    return
                 yield event
         finally:
-            self.cancel()
+            self._leave()
 
     def result(self) -> list[Completion]:
-        """All answers; waits for them."""
+        """All answers; waits for them. Raises AthanorError where events go to `on_event`."""
+        if self._stream.on_event is not None:
+            raise AthanorError("The answers of this request go to its on_event.")
         return gather(self, self._stream.request.sampling.n)
 
     def _next(self) -> Event | None:
-        stream = self._stream
-        while not stream.events and not self.is_done:
-            self._engine.step(unless=lambda: bool(stream.events) or self.is_done)
-        if stream.events:
-            return stream.events.popleft()
+        while not self._is_ready():
+            self._step(self._is_ready)
+        if self._stream.events:
+            return self._stream.events.popleft()
         self._raise_failure()
         return None
+
+    def _is_ready(self) -> bool:
+        """Whether there is an event, or will be none."""
+        return bool(self._stream.events) or self.is_done
+
+    def _step(self, unless: Callable[[], bool]) -> None:
+        if not self._engine.step(unless) and not unless():
+            raise AthanorError("The engine has nothing to do for this request, which has not ended.")
+
+    def _leave(self) -> None:
+        """Ends the request without waiting for a step that another thread does."""
+        if not self.is_done:
+            self._engine.abandon(self._stream)
 
     def _raise_failure(self) -> None:
         """Raises what ended the request early, if anything did."""

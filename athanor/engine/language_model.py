@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop" or "length"; with
-    "length", what a constraint asks for may be incomplete.
+    """text: without the stop token. tokens: ids said, the stop token included. finish_reason: "stop", "length" or
+    "cancelled"; only with "stop" is what a constraint asks for complete.
 
     timings: prompt_tokens, cached_tokens, completion_tokens, seconds, first_token_seconds, tokens_per_second (after the
     first). score: of beam search. logprobs: one a token. top: the likeliest at each, and prompt_logprobs: of the
@@ -93,10 +94,18 @@ class LanguageModel:
             )
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults or Sampling()
         self.precision, self._rung, self.drafter = precision, rung, drafter
+        self._made: list[Engine] = []  # at most one; copies of this object have the same
+        self._making = Lock()
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """Made with the first request; after a change of the model's weights it wants its `update_weights`."""
+        with self._making:
+            if not self._made:
+                self._made.append(self._make_engine())
+            return self._made[0]
+
+    def _make_engine(self) -> Engine:
         if self._rung is None:
             return Engine.of(self.model, self.tokenizer, self.precision, drafter=self.drafter)
         return Engine(self._rung(), self.model.config, self.tokenizer, drafter=self.drafter)
@@ -128,18 +137,12 @@ class LanguageModel:
         """Pieces of the answer to a conversation, or of the continuation of a text, as they come; never half a
         character.
 
-        Closing the iterator stops the work.
+        Closing the iterator stops the work. Raises AthanorError at once for what cannot be asked.
         """
         ids = self.prompt(prompt, tools)
         request = self.request(ids, _single(self.sampling(sampling)))
         engine, gathered = self.engine, _Gathered(len(ids))
-        handle = engine.submit(request)
-        for event in handle:
-            gathered.add(event)
-            if event.finish_reason:
-                yield Piece(event.text, gathered.reply(handle))
-            elif event.text:
-                yield Piece(event.text)
+        return _pieces(engine.submit(request), gathered)
 
     def submit(self, prompt: str | Sequence[Message], settings: Sampling) -> Underway:
         """Begins to answer a conversation or to continue a text, beside whatever else is under way."""
@@ -190,7 +193,7 @@ class LanguageModel:
             raise ModelError("An encoder–decoder cannot guess for another model.", "Take a decoder.")
         check_vocabularies(self.tokenizer, target.tokenizer)
         rung = self._rung() if self._rung else rung_of(self.model, self.precision)
-        return DraftModel(rung, self.model.config.max_seq_len, target.model.config.vocab_size)
+        return DraftModel(rung, self.model.config, target.model.config.vocab_size)
 
     def _replies(self, prompts: list[list[int]], settings: Sampling) -> list[Reply]:
         requests = [self.request(ids, settings) for ids in prompts]
@@ -217,6 +220,15 @@ def _searching(defaults: Sampling, changes: Mapping[str, Any]) -> dict[str, Any]
             f"Leave {name} out, or take beams = 1.",
         )
     return draws
+
+
+def _pieces(handle: Handle, gathered: _Gathered) -> Iterator[Piece]:
+    for event in handle:
+        gathered.add(event)
+        if event.finish_reason:
+            yield Piece(event.text, gathered.reply(handle))
+        elif event.text:
+            yield Piece(event.text)
 
 
 def _single(settings: Sampling) -> Sampling:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -77,13 +78,14 @@ class NativeRung:
         )
         if not context:
             raise AthanorError("There is not enough memory to execute the model.", "Close other programs.")
-        self._context = ctypes.c_void_p(context)
-        weakref.finalize(self, _close, self._library, self._context, self.weights)
+        self._context, self._process = ctypes.c_void_p(context), os.getpid()
+        weakref.finalize(self, _close, self._library, self._context, self.weights, self._process)
 
     def allocate(self, blocks: int) -> None:
         """Memory is taken from the system as it is written to. Raises AthanorError when there is not enough."""
         try:
-            memory = mmap.mmap(-1, max(1, blocks) * self.bytes_per_block)
+            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a child that was forked must not write into it
+            memory = mmap.mmap(-1, max(1, blocks) * self.bytes_per_block, flags=private)
         except (OSError, ValueError, OverflowError):
             raise AthanorError(
                 f"There is no memory for {blocks} blocks of {self.bytes_per_block} bytes.", "Ask for fewer."
@@ -91,7 +93,12 @@ class NativeRung:
         self._cache = np.frombuffer(memory, dtype=np.uint8).reshape(-1, self.bytes_per_block)[:blocks]
 
     def forward(self, segments: Sequence[Segment]) -> np.ndarray:
-        """As `Rung.forward`. Raises AthanorError for ids, places or blocks that do not exist."""
+        """As `Rung.forward`. Raises AthanorError for ids, places or blocks that do not exist, and in a forked child."""
+        if os.getpid() != self._process:
+            raise AthanorError(
+                "This process was forked after the model was loaded, and has none of its threads.",
+                'Load the model in it, or start it with multiprocessing\'s "spawn".',
+            )
         self._check(segments)
         with self._lock:
             logits = self._logits_of(sum(segment.wanted for segment in segments))
@@ -229,6 +236,7 @@ def _in_parts(segments: Sequence[Segment]) -> list[list[Segment]]:
     return [part for part in parts if part]
 
 
-def _close(found: ctypes.CDLL, context: ctypes.c_void_p, weights: NativeWeights) -> None:
-    """weights: kept until here, because the context points to them."""
-    found.athanor_close(context)
+def _close(found: ctypes.CDLL, context: ctypes.c_void_p, weights: NativeWeights, process: int) -> None:
+    """weights: kept until here, because the context points to them. process: whose threads are waited for."""
+    if os.getpid() == process:
+        found.athanor_close(context)

@@ -38,6 +38,10 @@ class Request:
             raise AthanorError("This model reads no source.", "It continues its prompt.")
         if self.keys is not None and len(self.keys) != self.sampling.n:
             raise AthanorError(f"{len(self.keys)} keys were given for {self.sampling.n} answers.", "Give one for each.")
+        if not all(type(key) is int and 0 <= key < 2**64 for key in self.keys or ()):
+            raise AthanorError("Keys are whole numbers from 0 to 2^64 − 1.")
+        if self.stop_ids and not 0 <= min(self.stop_ids) <= max(self.stop_ids) < vocab_size:
+            raise AthanorError(f"stop_ids names ids that this model of {vocab_size} does not have.")
         self.sampling.check(vocab_size)
         self._check_choice(vocab_size)
 
@@ -57,7 +61,7 @@ class Request:
 
 def _check_ids(name: str, ids: Sequence[int], longest: int, vocab_size: int) -> None:
     if not 0 < len(ids) <= longest:
-        what = "is empty" if not ids else f"has {len(ids)} tokens"
+        what = "is empty" if not len(ids) else f"has {len(ids)} tokens"
         raise AthanorError(f"The {name} {what}.", f"This model takes from 1 to {longest} tokens.")
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:

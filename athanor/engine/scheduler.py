@@ -44,8 +44,8 @@ class Answer:
     stream: where its events go. saved: its blocks' contents while it is put aside. passed: how many of its first blocks
     are given back, because all windows have passed them. others: answers to the same prompt, which start when this one
     has read it. guide: where it stands within its constraint; forced: what it has to say next. chance: that a token
-    guessed for it comes true, as far as that is known. notes_prompt: whether it tells the log-probabilities of the
-    prompt, as one of a request's answers does.
+    guessed for it comes true, as far as that is known. is_first: the one of a request's answers that reads the prompt
+    for all.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Answer:
         self.is_done = False
         self.source: Source | None = None
         self.beams: BeamSearch | None = None
-        self.notes_prompt = False
+        self.is_first = False
 
     def __lt__(self, other: Answer) -> bool:
         return self.arrival < other.arrival
@@ -94,7 +94,7 @@ class Answer:
 
     @property
     def is_noting_prompt(self) -> bool:
-        return self.notes_prompt and self.computed < self.n_prompt
+        return self.is_first and self.request.sampling.prompt_logprobs and self.computed < self.n_prompt
 
     @property
     def said(self) -> int:
@@ -236,7 +236,7 @@ class Scheduler:
         if not self._has_room_for(answer.source):
             return False
         node, found = self.pool.root(answer.request.salt), list[int]()
-        if not answer.notes_prompt and answer.source is None:
+        if not answer.is_noting_prompt and answer.source is None:
             node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
         answer.node, answer.blocks, answer.entered, answer.passed = node, found, len(found), 0
         answer.computed = answer.cached = len(found) * self.pool.block_size

@@ -10,10 +10,21 @@ from athanor.base.errors import AthanorError
 from athanor.engine.beams import BeamSearch
 from athanor.engine.drawing import NOTHING, Place, draw_places
 from athanor.engine.handle import Stream
-from athanor.engine.logits import log_softmax
 from athanor.engine.requests import Event, TokenLogprob, likeliest
 from athanor.engine.scheduler import Answer, Scheduler
 from athanor.engine.speculation import Speculation
+
+_NOTHING_LEFT = {
+    True: (
+        "Nothing is left to be said: what the constraint needs next is among the banned tokens, or the vocabulary "
+        "cannot write it.",
+        "Change one of suppress_tokens, allowed_tokens, stop_ids and the constraint.",
+    ),
+    False: (
+        "Nothing is left to be said: the settings ban every token.",
+        "Change one of suppress_tokens, allowed_tokens and no_repeat_ngram_size.",
+    ),
+}
 
 
 class Telling:
@@ -26,19 +37,19 @@ class Telling:
 
     def say(self, writing: Sequence[list[Place]], logits: np.ndarray) -> None:
         """Draws a token for each place from its row of logits, and tells them as far as drafts came true."""
-        tokens, logprobs = draw_places([place for places in writing for place in places], logits)
+        tokens, logprobs, errors = draw_places([place for places in writing for place in places], logits)
         row = 0
         for places in writing:
             answer, drafted, said = places[0].answer, places[-1].drafted, list[int]()
             for n, place in enumerate(places):
                 token, wanted = tokens[row + n], answer.request.sampling.logprobs
                 if token == NOTHING:
-                    self._end_silent(answer)
+                    self._end_silent(answer, errors[row + n])
                     break
                 logprob = logprobs[row + n] if wanted or place.forced is None else 0.0
                 came_true = n < len(drafted) and drafted[n] == token
                 said.append(token)
-                top = likeliest(log_softmax(logits[row + n]), wanted) if wanted else ()
+                top = _alternatives(logits[row + n], token, logprob, wanted) if wanted else ()
                 self._tell(answer, token, logprob, top, came_true)
                 if answer.is_done or not came_true:
                     break
@@ -48,20 +59,27 @@ class Telling:
             while answer.forced and not answer.is_done and not answer.request.sampling.logprobs:
                 self._tell(answer, answer.forced[0], 0.0, ())  # certain, so its logits need not be computed
 
-    def _end_silent(self, answer: Answer) -> None:
-        """Ends an answer whose constraint, under the other settings, leaves nothing to be said."""
-        stream = answer.stream
-        if stream.failure or answer.guide is None or not answer.guide.accepts:
-            stream.failure = stream.failure or AthanorError(
-                "Nothing is left to be said: what the constraint needs next is among the banned tokens, or the "
-                "vocabulary cannot write it.",
-                "Change one of suppress_tokens, allowed_tokens, stop_ids and the constraint.",
-            )
-            self.ended.append(stream)
+    def _end_silent(self, answer: Answer, error: AthanorError | None) -> None:
+        """Ends an answer to which its settings leave nothing to be said, or whose constraint failed with `error`."""
+        if error or answer.guide is None or not answer.guide.accepts:
+            self._fail(answer, error or AthanorError(*_NOTHING_LEFT[answer.guide is not None]))
             return
         text = answer.text.finish()[0] if answer.text else ""
         self._finish(answer)
-        stream.put(Event(answer.index, -1, 0.0, text, "stop"))
+        self._put(answer, Event(answer.index, -1, 0.0, text, "stop"))
+
+    def _fail(self, answer: Answer, error: AthanorError) -> None:
+        answer.stream.failure = answer.stream.failure or error
+        answer.is_done = True
+        self.ended.append(answer.stream)
+
+    def _put(self, answer: Answer, event: Event) -> None:
+        stream = answer.stream
+        stream.put(event)
+        if stream.failure is not None:
+            self._fail(answer, AthanorError("The caller's function failed."))
+        elif not stream.answers:
+            stream.is_over = True
 
     def _finish(self, answer: Answer) -> None:
         self.scheduler.remove(answer)
@@ -75,6 +93,7 @@ class Telling:
         stream, sampling = answer.stream, answer.request.sampling
         if stream.failure is not None or stream in self.ended:
             answer.is_done = True
+            self.ended.append(stream)
             return
         answer.push(token)
         if computed:
@@ -96,10 +115,7 @@ class Telling:
             text, reason = text + rest, "stop" if stopped else reason
         if reason is not None:
             self._finish(answer)
-        stream.put(Event(answer.index, token, logprob, text, reason, top))
-        if stream.failure is not None:
-            answer.is_done = True
-            self.ended.append(stream)
+        self._put(answer, Event(answer.index, token, logprob, text, reason, top))
 
     def _follow(self, answer: Answer, token: int) -> bool:
         """Notes a token within the answer's constraint, if it has one; whether nothing more may come."""
@@ -124,6 +140,7 @@ class Telling:
             stream.failure = AthanorError(
                 f"There are only {len(beams.finished)} answers.", "Ask for fewer, or allow more."
             )
+            stream.is_over = True
             return
         for answer, found in zip(answers, beams.finished[: sampling.n], strict=False):
             *before, last = found.said.all()
@@ -135,3 +152,10 @@ class Telling:
             text += answer.text.finish()[0] if answer.text else ""
             reason = "stop" if stops else "length"
             stream.put(Event(answer.index, last.token, last.logprob, text, reason, last.top, found.score))
+        stream.is_over = True
+
+
+def _alternatives(row: np.ndarray, token: int, logprob: float, n: int) -> tuple[TokenLogprob, ...]:
+    """The n likeliest of a row of logits, normed as the token that was drawn is."""
+    exact = row.astype(np.float64)
+    return likeliest(exact - (exact[token] - logprob), n)

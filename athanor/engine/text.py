@@ -55,12 +55,11 @@ class StopText:
         return shown + rest, stopped
 
     def _show(self, text: str, watched: bool) -> tuple[str, bool]:
-        if not self._stop or not watched:
-            shown, self._held = self._held + text, ""
-            return shown, False
+        if not self._stop:
+            return text, False
         self._held += text
         ends = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if ends:
+        if ends and watched:
             shown, self._held = self._held[: min(ends)], ""
             return shown, True
         keep = max(_overlap(self._held, stop) for stop in self._stop)

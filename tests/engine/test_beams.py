@@ -116,6 +116,12 @@ def test_beams_share_what_they_have_in_common() -> None:
     assert 20 <= held <= 20 + 2 * 8
 
 
+def test_a_long_search_ends() -> None:
+    model = random_model(5, max_seq_len=1300)
+    said = Engine.of(model).generate([Request([1, 2], Sampling(temperature=0, beams=2, max_tokens=1200))])
+    assert len(said[0][0].tokens) == 1200
+
+
 def test_a_search_is_cancelled_and_goes_on_with_new_weights() -> None:
     model, other = random_model(5, max_seq_len=200), random_model(6, max_seq_len=200)
     engine, request = Engine.of(model), requests()[3]

@@ -285,8 +285,11 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(engine: Engine, wanted: 
     assert engine.free_blocks == engine.blocks
 
 
+@pytest.mark.parametrize(
+    "asked", [{"regex": "[a-z]{60}"}, {"regex": "(the old furnace [a-z]){20}", "logprobs": 2}], ids=["free", "forced"]
+)
 def test_one_that_becomes_too_complex_fails_alone(
-    long_model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    long_model: Decoder, tokenizer: Tokenizer, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine.of(long_model, tokenizer, drafter=Lookup())
     free = Request([4, 5], sampling(tokenizer, 3, max_tokens=40))
@@ -302,7 +305,7 @@ def test_one_that_becomes_too_complex_fails_alone(
                 return before(self, *token)
 
             patch.setattr(Guide, method, failing)
-            held = engine.submit(Request([1], sampling(tokenizer, 1, regex="[a-z]{60}")))
+            held = engine.submit(Request([1], sampling(tokenizer, 1, max_tokens=390, **asked)))
             other = engine.submit(free)
             with pytest.raises(AthanorError, match="too many states"):
                 held.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from athanor.base.errors import AthanorError
+from athanor.base.errors import AthanorError, ModelError
 from athanor.engine.engine import Engine
+from athanor.engine.handle import Stream
 from athanor.engine.requests import Completion, Event, Request, gather
 from athanor.engine.sampling import Sampling
 from athanor.engine.text import StopText
@@ -175,6 +177,99 @@ def test_use_from_several_threads(long_model: Decoder, expected: list[list[list[
     assert [said[i] for i in range(len(some))] == expected
 
 
+def test_many_asynchronous_clients_need_few_threads(long_model: Decoder) -> None:
+    """Eight whose prompts are long or who wait do not keep the others from their events."""
+    engine = Engine.of(long_model, most_running=14, most_tokens=16)
+    seen: list[int] = []
+
+    async def say(number: int) -> int:
+        prompt = [number] * (390 if number < 8 else 3)
+        events = [event async for event in engine.submit(Request(prompt, Sampling(seed=number, max_tokens=6)))]
+        seen.append(number)
+        return len(events)
+
+    async def all_of_them() -> list[int]:
+        tasks = [asyncio.create_task(say(number)) for number in range(30)]
+        given_up = asyncio.create_task(say(40))
+        await asyncio.sleep(0.02)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        return await asyncio.wait_for(asyncio.gather(*tasks), 120)
+
+    assert asyncio.run(all_of_them()) == [6] * 30
+    assert sorted(seen) == [*range(30)]
+    assert engine.free_blocks == engine.blocks
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_last_event_is_not_lost_beside_another_thread(
+    long_model: Decoder, beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Stream.put
+
+    def slow(self: Stream, event: Event) -> None:
+        time.sleep(0.002)
+        put(self, event)
+
+    monkeypatch.setattr(Stream, "put", slow)
+    engine = Engine.of(long_model)
+    handle = engine.submit(Request([1, 2], Sampling(temperature=0, max_tokens=6, beams=beams)))
+    steps = threading.Thread(target=lambda: [engine.step() for _ in range(40)])
+    steps.start()
+    events = list(handle)
+    steps.join()
+    assert len(events) == 6
+    assert events[-1].finish_reason == "length"
+
+
+def test_a_forked_child_is_told_what_it_lacks(long_model: Decoder) -> None:
+    engine = Engine.of(long_model)
+    if not hasattr(engine.rung, "_process"):
+        pytest.skip("torch's operations have no threads of their own")
+    tokens(engine.generate([Request([1, 2], Sampling(max_tokens=3, seed=0))])[0])
+    engine.rung._process += 1  # as in a child
+    with pytest.raises(AthanorError, match="forked"):
+        engine.generate([Request([1, 2], Sampling(max_tokens=3, seed=0))])
+
+
+def test_weights_that_are_no_numbers_change_nothing(long_model: Decoder) -> None:
+    engine, broken = Engine.of(long_model), random_model(6, max_seq_len=400)
+    request = Request(list(range(40)), Sampling(temperature=0, max_tokens=9))
+    expected = tokens(engine.generate([request])[0])
+    with torch.no_grad():
+        list(broken.parameters())[-1].fill_(torch.nan)
+    if hasattr(engine.rung, "_process"):
+        with pytest.raises(ModelError, match="not numbers"):
+            engine.update_weights(broken)
+        assert tokens(engine.generate([request])[0]) == expected
+    with pytest.raises(ModelError, match="another configuration"):
+        engine.update_weights(random_model(6, max_seq_len=40))
+    assert tokens(engine.generate([request])[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request([1], stop_ids=frozenset({384})), Request([1], stop_ids=frozenset({-1})), Request([1], keys=[-1]),
+        Request([1], keys=[2**64]),
+    ],
+)  # fmt: skip
+def test_ids_and_keys_that_there_are_not_are_refused(long_model: Decoder, request_: Request) -> None:
+    with pytest.raises(AthanorError, match=r"stop_ids|Keys"):
+        Engine.of(long_model).submit(request_)
+
+
+def test_settings_that_leave_nothing_are_told(long_model: Decoder) -> None:
+    engine = Engine.of(long_model)
+    settings = Sampling(temperature=0, allowed_tokens=(5, 6), no_repeat_ngram_size=1, max_tokens=9)
+    other = engine.submit(Request([7, 8], Sampling(seed=1, max_tokens=9)))
+    with pytest.raises(AthanorError, match="the settings ban every token"):
+        engine.submit(Request([1, 2], settings)).result()
+    assert len(other.result()[0].tokens) == 9
+    assert engine.free_blocks == engine.blocks
+
+
 def test_a_rung_that_fails_fails_its_requests_and_no_other(
     long_model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,3 +412,18 @@ def test_no_part_of_a_stop_string_is_shown(texts: list[str], stop: list[str], sh
     if not stopped:
         given.append(text.finish()[0])
     assert (given, stopped) == (shown, stops)
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown", "stops"),
+    [
+        (["ST", "OP"], ["", ""], True),
+        (["STOP", "x"], ["STOP", "x"], False),
+        (["aSTOPS", "TOP"], ["aSTOP", ""], True),
+    ],
+)
+def test_a_stop_string_counts_where_it_ends(texts: list[str], shown: list[str], stops: bool) -> None:
+    text = StopText(Letters(texts), ["STOP"])
+    first, _ = text.push(0, watched=False)
+    second, stopped = text.push(1)
+    assert ([first, second], stopped) == (shown, stops)

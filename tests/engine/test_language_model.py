@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 import athanor
 from athanor.base.errors import AthanorError, ModelError
 from athanor.engine.language_model import LanguageModel, load
+from athanor.engine.logits import Drawn
 from athanor.engine.sampling import Sampling
 from athanor.models.folder import save_model
 from athanor.tokenizer import Tokenizer, train_tokenizer
@@ -40,7 +41,7 @@ def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.Mo
     byte_ids = {lm.tokenizer.token_bytes(i): i for i in range(256)}
     ids[1:-1] = [byte_ids[bytes([byte])] for byte in ids[1:-1]]
     said = iter(ids)
-    monkeypatch.setattr("athanor.engine.drawing.draw", lambda *_: torch.tensor([next(said)]))
+    monkeypatch.setattr("athanor.engine.drawing.draw", lambda *_: Drawn(np.array([next(said)]), np.zeros(1)))
     assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
 
 

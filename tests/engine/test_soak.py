@@ -75,6 +75,14 @@ def told(completions: Sequence[Completion]) -> list[tuple[object, ...]]:
     return [(c.tokens, c.logprobs, c.text, c.finish_reason, c.top) for c in completions]
 
 
+def beginnings(some: Sequence[Request], engine: Engine) -> list[list[float]]:
+    """The log-probabilities of the prompts, where they are asked for."""
+    handles = [engine.submit(request) for request in some]
+    for handle in handles:
+        handle.wait()
+    return [handle.prompt_logprobs for handle in handles]
+
+
 class Failing:
     """A caller whose function breaks at its n-th event."""
 
@@ -87,8 +95,10 @@ class Failing:
             raise RuntimeError("the caller's fault")
 
 
-def soak(engine: Engine, some: Sequence[Request], rng: np.random.Generator) -> dict[int, list[Completion]]:
-    """One round, in which each request meets some fate; what the survivors said."""
+def soak(
+    engine: Engine, some: Sequence[Request], rng: np.random.Generator
+) -> dict[int, tuple[list[Completion], list[float]]]:
+    """One round, in which each request meets some fate; what the survivors said, and of their prompts."""
     kept: dict[int, tuple[Handle, list[Event]]] = {}
     failing: list[Handle] = []
     waiting = rng.permutation(len(some)).tolist()
@@ -117,7 +127,10 @@ def soak(engine: Engine, some: Sequence[Request], rng: np.random.Generator) -> d
     for handle in failing:
         with suppress(AthanorError):  # unless the answer was shorter than its caller's patience
             handle.wait()
-    return {number: gather(events, some[number].sampling.n) for number, (_, events) in kept.items()}
+    return {
+        number: (gather(events, some[number].sampling.n), handle.prompt_logprobs)
+        for number, (handle, events) in kept.items()
+    }
 
 
 def under_way() -> int:
@@ -137,12 +150,14 @@ def rounds_of(name: str, model: Decoder, tokenizer: Tokenizer, seed: int, go_on:
     some = some_of_all(tokenizer)
     plain, lasting = Engine(RUNGS[name](model), model.config, tokenizer), under_way()
     alone = [said_by(plain, [request])[0] for request in some]
+    prompts = [beginnings([request], plain)[0] for request in some]
     oracle = Oracle(some, alone, 0.3)
     engine = Engine(RUNGS[name](model), model.config, tokenizer, **LIMITS, drafter=oracle)
     rng, memory, survived = np.random.default_rng(seed), list[int](), set[int]()
     while go_on(len(memory)) or (not engine.preemptions and len(memory) < 8):
-        for number, said in soak(engine, some, rng).items():
+        for number, (said, of_prompt) in soak(engine, some, rng).items():
             assert told(said) == alone[number], f"{number}: {some[number]}"
+            assert of_prompt == prompts[number]
             survived.add(number)
         assert engine.free_blocks == engine.blocks
         assert not any(engine._scheduler.pool._owners)

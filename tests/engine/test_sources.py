@@ -283,6 +283,7 @@ def test_lines_of_a_file_name_their_languages(translator: Path, tmp_path: Path) 
     assert answer_file(lm, ["m"], source, target, {"max_tokens": 9}).refused == 0
     told = [json.loads(line)["text"] for line in target.read_text().splitlines()]
     other = lm.between("fra_Latn", "deu_Latn")  # type: ignore[attr-defined]
+    assert other.engine is lm.engine
     assert told == [each.generate("the old furnace", max_tokens=9).text for each in (lm, other)]
     assert answer_file(lm, ["m"], source, target, {"max_tokens": 9}).before == 2
     with pytest.raises(AthanorError, match="something else"):

@@ -152,6 +152,8 @@ class NativeWeights:
         """Takes over the weights of `model`, of the same configuration. Raises ModelError."""
         if model.config != self.config:
             raise ModelError("The new weights belong to a model of another configuration.")
+        for name, parameter in model.named_parameters():  # before anything is written
+            _check_finite(name, parameter)
         self._fill(model, {})
 
     def _fill(self, model: Decoder, blocks: Mapping[str, Blocks]) -> None:
@@ -160,10 +162,7 @@ class NativeWeights:
                 self._packed[name], matrix, bias, blocks[_parameter(name)].data if _parameter(name) in blocks else None
             )
         for name, gain in _gains(model).items():
-            if not torch.isfinite(gain).all():
-                raise ModelError(
-                    f"{name} has values that are not numbers.", "Training has diverged, or the file is damaged."
-                )
+            _check_finite(name, gain)
             self._gains[name][: len(gain)] = gain.float().numpy()
 
     def _plan(self, model: Decoder) -> dict[str, Planned]:
@@ -230,3 +229,8 @@ def _sides(matrix: Tensor) -> tuple[int, int]:
 
 def _zeros_behind(size: int) -> np.ndarray:
     return np.zeros(padded(size, GROUP), dtype=np.float32)
+
+
+def _check_finite(name: str, numbers: Tensor) -> None:
+    if not torch.isfinite(numbers).all():
+        raise ModelError(f"{name} has values that are not numbers.", "Training has diverged, or the file is damaged.")
