@@ -1,6 +1,6 @@
 """What guessing tokens gains: SmolLM2-135M-Instruct with speculation against itself without, the same tokens, in turns.
 
-Code that is to be repeated or edited and a story are written with look-up in int4; the code also in bf16 with the same
+Code that is to be repeated or edited and a story are written with look-up in int4; the story also in bf16 with the same
 model in int4 as its draft model. A row's ratio is the median over the turns; the first turn, in which both measure the
 machine, does not count.
 """

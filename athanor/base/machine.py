@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -179,7 +180,7 @@ def exactness_key() -> dict[str, Any]:
 def source_fingerprint() -> str:
     """Identifies the code of this package, whatever its version says."""
     digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for path in package.rglob("*.*") if path.suffix in (".py", ".c", ".h")):
         digest.update(f"{path.relative_to(package)}:{path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -196,6 +197,18 @@ def _best_time(operation: Any, seconds: float) -> float:
     return min(times)
 
 
+def _beyond_caches() -> int:
+    """Bytes that no cache of this machine holds a quarter of, as far as memory allows."""
+    sizes = [_bytes_of(path.read_text()) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max(256 << 20, min(4 * max(sizes, default=0), available_memory() // 8))
+
+
+def _bytes_of(text: str) -> int:
+    """As Linux writes the size of a cache: 32K, 260M."""
+    found = re.fullmatch(r"(\d+)([KMG]?)\s*", text)
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+
+
 def measure(seconds: float = 3.0) -> Rates:
     """Measures for about `seconds`, as this process is set up (threads, allocator)."""
     import torch
@@ -204,6 +217,6 @@ def measure(seconds: float = 3.0) -> Rates:
         left, right = torch.ones(2048, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
         return 2 * 2048**3 / _best_time(lambda: torch.mm(left, right), seconds / 3)
 
-    block = torch.ones(64 << 20, dtype=torch.float32)  # 256 MB, past every cache
+    block = torch.ones(_beyond_caches() // 4, dtype=torch.float32)
     read = block.nbytes / _best_time(block.sum, seconds / 3)
     return Rates(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), read)

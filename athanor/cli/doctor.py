@@ -136,7 +136,7 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             found["kernels"]["instructions"] is None,
             found["kernels"]["missing"] or "",
-            "Models answer several times slower with torch's operations, which are used instead.",
+            "torch's operations are used: SmolLM2-135M in 4 bits is read half as fast, and written at a seventh.",
         ),
         (
             found["optional"]["pyarrow"] is None,

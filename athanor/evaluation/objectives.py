@@ -58,13 +58,17 @@ def compare(
 
 
 def held_out_batches(source: PackedBatches, most: int) -> list[Batch]:
-    """At most `most` batches of the first epoch, in which every text stands once; at least one."""
-    found = [source.next()]
-    while len(found) < most:
-        batch = source.next()
-        if source.position.epoch > 0:
-            break
-        found.append(batch)
+    """At most `most` batches of the first epoch, in which every text stands once."""
+    found: list[Batch] = []
+    while len(found) < most and source.position.epoch == 0:
+        rows: list[list[int]] = []
+        while len(rows) < source.rows:
+            (row,) = source.next_rows(1)
+            if source.position.epoch > 0:
+                break
+            rows.append(row)
+        if rows:
+            found.append(source.assemble(rows))
     return found
 
 

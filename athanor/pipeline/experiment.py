@@ -184,7 +184,9 @@ class Experiment:
                 recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"rows": rows})})
             plan = self._planned(self._budgeted(recipe), data)
             sizes = {"d_model": plan.model.d_model, "n_layers": plan.model.n_layers}
-            write_json(path, {"model": sizes, "pretrain": {"rows": plan.rows, "length": plan.length}})
+            batch = {"rows": plan.rows, "length": plan.length, "ngram_targets": plan.ngram_targets}
+            plain = {"compile": "none"} if plan.compile == "none" else {}  # else each arm sees whether it pays
+            write_json(path, {"model": sizes, "pretrain": batch | plain})
         decided = read_json(path)
         try:
             make_recipe(merge(self.settings, decided))

@@ -153,14 +153,7 @@ def pretraining_batches(
         return batches
     with progress("Counting n-grams"):
         ngrams = NGrams.count(text.tokens, text.index.vocab_size, remembered or LONGEST)
-    return SoftBatches(
-        batches,
-        ngrams,
-        plan.expected_tokens,
-        plan.decay_share,
-        teach=plan.ngram_targets,
-        remember=bool(remembered),
-    )
+    return SoftBatches(batches, ngrams, teach=plan.ngram_targets, remember=bool(remembered))
 
 
 def give_memory(model: Decoder, source: object) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from athanor.base.errors import AthanorError
 from athanor.models.block import Block
-from athanor.models.build import Model, empty
 from athanor.models.stack import Stack
 from athanor.training.averaging import AverageKind, WeightAverage
 from athanor.training.batches import Batch
@@ -35,6 +34,7 @@ from athanor.training.checkpoints import (
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import Optimizer, OptimizerConfig, clip_gradients, make_optimizer
 from athanor.training.parallel import ALONE, Group
+from athanor.training.roles import places
 
 Objective = Callable[[Any, Any], Loss]
 
@@ -194,6 +194,7 @@ class Sharded(_Several):
             if owner == group.rank
         }
         self.optimizer = make_optimizer(_with_only(model, self.owned), config)
+        self._without_weights = _with_only(model, {})  # with all that is no parameter, such as a memory's table
         mesh = init_device_mesh(group.device.type, (group.size,))
         shared = any(isinstance(module, Stack) and module.config.sharing for module in model.modules())
         for module in () if shared else list(model.modules()):  # shared blocks would be gathered again and again
@@ -247,14 +248,15 @@ class Sharded(_Several):
 
     def whole_model(self) -> Any:
         """The gathered model; one without memory on the other processes."""
-        whole: Model = empty(self.model.config)
-        state = {}
+        whole, state = self._without_weights, {}
         for name, parameter in self.model.named_parameters():
             gathered = parameter.detach().full_tensor()
             if self.group.is_first:
                 state[name] = gathered.cpu()
         if self.group.is_first:
             whole.load_state_dict(state, assign=True)
+            for name, parameter in whole.named_parameters():
+                parameter.requires_grad_(name in self.owners)
         return whole
 
     def _rows(self, name: str, rank: int) -> int:
@@ -326,11 +328,13 @@ def arrange(
 
 
 def assign_owners(model: nn.Module, size: int) -> dict[str, int]:
-    """Trainable parameters by name → the process that steps them, with about equal work for each."""
+    """Trainable parameters by name → the process that steps them, with about equal work for each: a matrix is made
+    orthogonal, which takes its shorter side times as much as what is only read and written.
+    """
     costs = {
-        name: p.numel() * (min(p.shape) if p.dim() == 2 else 1)
-        for name, p in model.named_parameters()
-        if p.requires_grad
+        place.name: place.parameter.numel() * (min(place.matrices[1:]) if place.role == "matrix" else 1)
+        for place in places(model)
+        if place.parameter.requires_grad
     }
     loads, owners = [0] * size, dict[str, int]()
     for name in sorted(costs, key=lambda name: (-costs[name], name)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class Batch:
     targets: Tensor
     document_ids: Tensor
     positions: Tensor
+    targets_alone: ClassVar[bool] = True
+    """Whether nothing is learnt where no target is."""
     metrics: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     counts: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 

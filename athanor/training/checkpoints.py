@@ -227,7 +227,7 @@ class CheckpointWriter:
         self.join()
         try:
             flush()
-        except AthanorError as error:
+        except (AthanorError, OSError) as error:
             self._failure = step, error
         else:
             if available_memory() < _COPIES * sum(tensor.nbytes for tensor in tensors.values()):

@@ -32,11 +32,11 @@ def compile_blocks(model: nn.Module, rows: int) -> None:
     """From now on batches of `rows` rows go through compiled blocks where gradients are taken; the first compiles."""
     for block in model.modules():
         if isinstance(block, Block):
-            compiled = torch.compile(MethodType(Block.forward, block), dynamic=False)
+            compiled = torch.compile(MethodType(type(block).forward, block), dynamic=False)
             object.__setattr__(block, "forward", partial(_forward, compiled, block, rows))
 
 
 def _forward(compiled: Any, block: Block, rows: int, x: Tensor, *given: Any, **more: Any) -> Any:
     if torch.is_grad_enabled() and len(x) == rows:
         return compiled(x, *given, **more)
-    return Block.forward(block, x, *given, **more)
+    return type(block).forward(block, x, *given, **more)

@@ -58,5 +58,7 @@ class GrowingBatches:
 
 def cut(batch: Batch, length: int) -> Batch:
     """The same places in rows of `length`, which divides the batch's own; places keep their positions."""
-    columns: dict[str, Any] = {name: column.reshape(-1, length) for name, column in batch.columns.items()}
+    columns: dict[str, Any] = {
+        name: column.reshape(-1, length, *column.shape[2:]) for name, column in batch.columns.items()
+    }
     return replace(batch, **columns)

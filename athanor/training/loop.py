@@ -34,7 +34,7 @@ from athanor.training.optimizers import OptimizerConfig
 from athanor.training.parallel import ALONE, Group
 from athanor.training.recompute import Recompute, recompute_blocks
 from athanor.training.schedules import Schedule, Turn
-from athanor.training.sources import Source, SourceEnded, read_journal
+from athanor.training.sources import Follower, Source, SourceEnded, read_journal
 
 _RECENT = 20  # steps whose median time predicts the next ones
 _COUNTERS = ("tokens", "places", "skipped", "spikes")
@@ -133,12 +133,14 @@ class Trainer:
         self.after_step, self.write = after_step, write
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
         if config.compile == "blocks":
-            if group.size > 1 or config.recompute != "none":
+            if config.recompute != "none":
                 raise AthanorError(
-                    "Blocks are compiled for one process alone, and not where activations are computed again.",
-                    'Leave compile = "blocks" out.',
+                    "Blocks are not compiled where activations are computed again.", 'Leave compile = "blocks" out.'
                 )
-            compile_blocks(model, config.micro_rows)
+            if group.size == 1:
+                compile_blocks(model, config.micro_rows)
+            else:
+                say("Blocks are compiled for one process alone; here they are not.")
         if config.recompute == "blocks":
             recompute_blocks(model)
         self.arrangement = arrange(model, objective, config.optimizer, config.average, group, sharded)
@@ -278,6 +280,8 @@ class Trainer:
     def _step(self, log: MetricsLog | NoLog, bar: Any) -> None:
         started = time.perf_counter()
         config, outcome = self.config, self.outcome
+        if isinstance(self.source, Follower):
+            self.source.follow(config.schedule.left(outcome.steps + 1, outcome.turns))
         try:
             batch = self.source.next()
         except SourceEnded as reason:
@@ -304,11 +308,13 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         outcome.skipped += fault == "skipped"
         outcome.spikes += fault == "spike"
-        values = {} if fault == "skipped" else {"loss": loss, "gradient_norm": norm, "rate": factor, **metrics}
+        values = (
+            {} if fault == "skipped" else {"loss": loss, "gradient_norm": norm, "rate": factor, **self._finite(metrics)}
+        )
         if fault is not None:
             values[fault] = 1.0
         if self.evaluate and config.evaluate_every and outcome.steps % config.evaluate_every == 0:
-            self._held_out = outcome.steps, self.arrangement.evaluate(self.evaluate)
+            self._held_out = outcome.steps, self._finite(self.arrangement.evaluate(self.evaluate))
             values |= self._held_out[1]
             self._show_texts(log)
         seconds = time.perf_counter() - started
@@ -325,6 +331,13 @@ class Trainer:
         bar.update(completed=outcome.steps, **shown, speed=rate)
         if outcome.turns:
             bar.set_total(outcome.turns[-1].end)
+
+    def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Those that can be noted: files hold no others."""
+        found = {name: value for name, value in values.items() if math.isfinite(value)}
+        if lost := sorted(set(values) - set(found)):
+            say(f"Step {self.outcome.steps}: {', '.join(lost)} is no finite number, and is not noted.")
+        return found
 
     def _show_texts(self, log: MetricsLog | NoLog) -> None:
         if self.write is not None and self.tensorboard is not None and self.group.is_first:

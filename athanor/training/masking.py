@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -30,6 +31,7 @@ class EncoderBatch(Batch):
     counts: hidden tokens ("targets"), places that are no padding ("places"), pairs ("pairs").
     """
 
+    targets_alone: ClassVar[bool] = False
     segments: Tensor
     pair_labels: Tensor
     draws: Tensor

@@ -55,10 +55,6 @@ class Group:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def barrier(self) -> None:
-        """Waits until every process is here."""
-        self.sums([0.0])
-
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the processes; every process gets the same bits."""
         if self.size == 1:
@@ -125,7 +121,7 @@ class Group:
         shares = batch.split(rows)
         parts = shares[self.rank].split(micro_rows) if self.rank < len(shares) else []
         missing = -(-rows // micro_rows) - len(parts)
-        if n_rows % self.size and type(batch) is not Batch:  # other kinds have more to learn from than targets
+        if n_rows % self.size and not batch.targets_alone:
             raise AthanorError(
                 f"A batch has {n_rows} rows, which {self.size} processes cannot share equally.",
                 "Take a number of rows that the number of processes divides.",

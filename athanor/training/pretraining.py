@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from athanor.base.errors import ModelError
 from athanor.models.build import new
 from athanor.models.config import ModelConfig
 from athanor.models.moe import Router
@@ -122,7 +123,9 @@ class Learnt:
 
 def learnt(objective: str, model: nn.Module, teach: Callable[[], Distillation] | None = None) -> Learnt:
     """What `model` learns; a teacher is asked for where there is one to learn from."""
-    if teach is not None and objective == "distilled":
+    if objective == "distilled":
+        if teach is None:
+            raise ModelError("There is no teacher to learn from.", "Give one, or take the objective next_token.")
         return Learnt(teach())
     if objective != "experts":
         return Learnt(OBJECTIVES[objective].loss)

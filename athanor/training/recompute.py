@@ -26,7 +26,7 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def _checkpointed(block: Block, *given: Any, **more: Any) -> Any:
-    forward = partial(Block.forward, block)
+    forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*given, **more)
     # No layer draws random numbers, so there is no state of a generator to bring back.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 ScheduleKind = Literal["wsd", "cosine", "linear"]
@@ -52,6 +52,10 @@ class Schedule:
             else:
                 level += (self.final - level) * done / whole
         return min(1.0, step / max(1, self.warmup)) * level
+
+    def left(self, step: int, turns: Sequence[Turn]) -> float:
+        """How much of the fall is left at update `step`: 1 before it, and nearly 0 at the last."""
+        return replace(self, warmup=1, final=0.0).factor(step, turns)
 
 
 @dataclass(frozen=True)

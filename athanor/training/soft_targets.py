@@ -1,7 +1,7 @@
 """Batches whose targets are distributions: the real next token, and what n-grams of the whole corpus say beside it.
 
-The share of the n-grams is one until the learning rate falls, and falls with it: at the end only the text itself is
-learnt. A model with an n-gram memory reads the same beside its tokens.
+The share of the n-grams is one until the learning rate falls, and falls with it: at the end nearly nothing but the
+text itself is learnt. A model with an n-gram memory reads the same beside its tokens.
 """
 
 from __future__ import annotations
@@ -54,33 +54,16 @@ class Source(Protocol):
 
 
 class SoftBatches:
-    """The batches of `source` with what n-grams say. expected_places: what the whole run is expected to read; over its
-    last part, `falling` of it, their share of the targets falls from one to zero. teach: whether they are targets at
-    all. remember: whether the model looks them up, so that it needs them to the end.
+    """The batches of `source` with what n-grams say. teach: whether they are targets at all; their share of these falls
+    as the learning rate does (`follow`). remember: whether the model looks them up, so that it needs them to the end.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        ngrams: NGrams,
-        expected_places: int,
-        falling: float = 0.5,
-        *,
-        teach: bool = True,
-        remember: bool = False,
-    ) -> None:
-        self.source, self.ngrams = source, ngrams
-        self.expected_places, self.falling = max(1, expected_places), falling
-        self.teach, self.remember = teach, remember
-        self.places = 0
+    def __init__(self, source: Source, ngrams: NGrams, *, teach: bool = True, remember: bool = False) -> None:
+        self.source, self.ngrams, self.teach, self.remember = source, ngrams, teach, remember
+        self.share = 1.0 if teach else 0.0  # of the n-grams in the next batch's targets
 
-    @property
-    def share(self) -> float:
-        """Of the n-grams in the next batch's targets."""
-        left = 1 - self.places / self.expected_places
-        if not self.teach or left <= 0:
-            return 0.0
-        return min(1.0, left / self.falling) if self.falling else 1.0
+    def follow(self, left: float) -> None:
+        self.share = left if self.teach else 0.0
 
     @property
     def sequences(self) -> Sequences:
@@ -91,7 +74,6 @@ class SoftBatches:
 
     def next(self) -> Batch:
         share, batch = self.share, self.source.next()
-        self.places += batch.n_places
         if share == 0 and not self.remember:
             return batch
         read = [column.numpy() for column in (batch.tokens, batch.document_ids, batch.targets)]
@@ -105,8 +87,7 @@ class SoftBatches:
         return SoftBatch(**columns, metrics={**batch.metrics, "ngram_share": share})
 
     def get_position(self) -> dict[str, Any]:
-        return {"places": self.places, "source": self.source.get_position()}
+        return {"source": self.source.get_position()}
 
     def set_position(self, position: Mapping[str, Any]) -> None:
-        self.places = int(position["places"])
         self.source.set_position(position["source"])

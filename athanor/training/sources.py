@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from athanor.base.files import read_json
 from athanor.base.run import damaged
@@ -26,6 +26,15 @@ class Source(Protocol):
     def get_position(self) -> dict[str, Any]: ...
 
     def set_position(self, position: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A source that changes as the learning rate falls."""
+
+    def follow(self, left: float) -> None:
+        """left: of the fall, from 1 to nearly 0, at the step whose batch is next."""
+        ...
 
 
 def read_journal(path: Path) -> list[Turn]:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from safetensors.torch import save_file
 from athanor.base.errors import AthanorError, Stopped
 from athanor.base.randomness import generator
 from athanor.models.build import build
-from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from athanor.models.config import AttentionConfig, EmbeddingConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.folder import save_model
+from athanor.models.ngrams import NGrams
 from athanor.training.batches import Batch, DocumentPieces, PackedBatches
 from athanor.training.checkpoints import Retention
 from athanor.training.loop import LoopConfig, Trainer
@@ -34,6 +36,7 @@ from athanor.training.optimizers import OptimizerConfig
 from athanor.training.parallel import Group, connected
 from athanor.training.recompute import Recompute
 from athanor.training.schedules import Schedule
+from athanor.training.soft_targets import SoftBatches
 
 CONFIG = ModelConfig(65, 16, 32, (LayerConfig(AttentionConfig(2, 1, 8, qk_norm="head"), MlpConfig(25)),) * 2)
 
@@ -61,9 +64,11 @@ def train(
     best: str = "",
     recompute: Recompute = "none",
     unused: bool = False,
+    memory: bool = False,
 ) -> None:
     """stop_after: the step after which all processes leave. dies, fails, signalled: the process that does or is (with
-    SIGTERM), at its 5th loss. unused: whether a parameter has nothing to do.
+    SIGTERM), at its 5th loss. unused: whether a parameter has nothing to do. memory: whether n-grams are targets, and
+    looked up by the model.
     """
     calls = 0
 
@@ -95,13 +100,18 @@ def train(
         average=average,
         recompute=recompute,
     )
-    model = build(CONFIG, 0)
+    source: PackedBatches | SoftBatches = batches(rows)
+    model = build(replace(CONFIG, embedding=EmbeddingConfig(ngrams=3), family="qwen3_ngrams") if memory else CONFIG, 0)
+    if memory:
+        counted = NGrams.count(source.sequences.tokens, CONFIG.vocab_size, 3)
+        source = SoftBatches(source, counted, remember=True)
+        model.embedding.memory.table = counted.pruned()
     if unused:
         model.blocks[0].unused = torch.nn.Linear(3, 3)
     trainer = Trainer(
         model,
         objective,
-        batches(rows),
+        source,
         config,
         Path(folder),
         evaluate=evaluate,

@@ -468,6 +468,21 @@ def test_bf16_trains_about_as_well_with_fp32_weights(start: Start, tmp_path: Pat
     assert losses["bf16"] != losses["fp32"]
 
 
+def test_what_is_measured_and_no_number_is_said_and_not_noted(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def objective(model: Decoder, batch: Batch) -> Loss:
+        loss = next_token(model, batch)
+        return Loss(loss.sum, loss.count, {"drift": math.inf, "ones": float(loss.count)})
+
+    options = {"evaluate": lambda model: {"bits_per_byte": math.nan, "other": 2.0}, "evaluate_every": 3}
+    start(tmp_path, 6, objective, **options).run("test")
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [line.get("other") for line in lines] == [None, None, 2.0] * 2
+    assert not any({"bits_per_byte", "drift"} & line.keys() for line in lines)
+    assert "Step 3: bits_per_byte is no finite number" in capsys.readouterr().err
+
+
 def test_what_the_source_and_the_objective_report_is_logged(start: Start, tmp_path: Path) -> None:
     def objective(model: Decoder, batch: Batch) -> Loss:
         loss = next_token(model, batch)
