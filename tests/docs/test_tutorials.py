@@ -26,6 +26,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
         "adding-a-family.md",
         pytest.param("building-by-hand.md", marks=pytest.mark.slow),
         pytest.param("export-and-import.md", marks=pytest.mark.slow),
+        pytest.param("engine.md", marks=pytest.mark.slow),
         pytest.param("first-model.md", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )
