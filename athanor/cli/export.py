@@ -40,13 +40,11 @@ def write(source: str, destination: Path, to: str, form: str | None, force: bool
     made = convert(source, destination, "gguf" if to == "gguf" else "hf", form, replace=force)
     if made.context is not None:
         say(f"llama.cpp follows no sliding windows in this family: the context is set to the window, {made.context}.")
-    if made.family == "qwen3_ngrams":
-        say("The model has an n-gram memory, which only Athanor computes: other programs will refuse the folder.")
     if json:
         print_json(
             {
                 "where": str(made.place), "family": made.family, "parameters": made.parameters, "format": made.form,
-                "bytes": made.bytes, "context": made.context,
+                "bytes": made.bytes, "context": made.context, "portable": made.portable,
             }
         )  # fmt: skip
     else:

@@ -1,9 +1,9 @@
 """Which sequence has which block of the cache: reference counts, prefixes that sequences share, eviction.
 
 A full block that has been computed is entered in a tree, under the block before it and its ids: each key holds the ids
-themselves, so a block is never taken for another's. Where two tenants must not learn from each other's speed, their
-trees have different roots. A block that no sequence has any longer stays in the tree until its memory is needed, least
-recently used first.
+themselves, so a block is never taken for another's. A tree's root is its salt: where two tenants must not learn from
+each other's speed, they have trees of their own. A block that no sequence has any longer stays in the tree until its
+memory is needed, least recently used first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import count
 
 import numpy as np
 
-Node = int  # a place in the tree; never used twice
+Node = int | str  # a place in the tree; numbers are never used twice
 
 
 class BlockPool:
@@ -27,16 +27,12 @@ class BlockPool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # in the tree and without an owner, oldest first
         self._tree: dict[tuple[Node, bytes], tuple[Node, int]] = {}
         self._entry: dict[int, tuple[Node, bytes]] = {}  # block → its key
-        self._roots: dict[str, Node] = {}
         self._numbers = count()
 
     @property
     def available(self) -> int:
         """Blocks that `take` could give."""
         return len(self._free) + len(self._idle)
-
-    def root(self, salt: str) -> Node:
-        return self._roots.setdefault(salt, next(self._numbers))
 
     def find(self, node: Node, ids: np.ndarray) -> tuple[Node, list[int]]:
         """The blocks that hold the longest known beginning of `ids` (int32), with one owner more; and the last node."""
@@ -97,4 +93,3 @@ class BlockPool:
         self._idle.clear()
         self._tree.clear()
         self._entry.clear()
-        self._roots.clear()

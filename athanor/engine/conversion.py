@@ -15,11 +15,12 @@ import torch
 
 from athanor.base.errors import ModelError
 from athanor.base.files import atomic_folder, read_json, to_json
+from athanor.base.progress import say
 from athanor.engine.language_model import load
 from athanor.engine.locate import find_model
 from athanor.models.build import Model, count_parameters
 from athanor.models.config import EncoderDecoderConfig
-from athanor.models.families import Config, read_config
+from athanor.models.families import Config, families, read_config
 from athanor.models.files import BESIDE, INDEX
 from athanor.models.folder import load_model, save_model
 from athanor.models.gguf.load import model_of
@@ -41,7 +42,9 @@ _OF_GENERATION = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_t
 
 @dataclass(frozen=True)
 class Converted:
-    """bytes: on disk. context: tokens that a reader will accept, which is less where it follows no windows."""
+    """bytes: on disk. context: tokens that a reader will accept, which is less where it follows no windows. portable:
+    whether programs other than Athanor compute the model.
+    """
 
     place: Path
     family: str
@@ -49,6 +52,10 @@ class Converted:
     form: str
     bytes: int
     context: int | None = None
+
+    @property
+    def portable(self) -> bool:
+        return families()[self.family].portable
 
 
 def convert(
@@ -67,7 +74,10 @@ def convert(
         raise ModelError(f"{form} is not written to {to}.", f"Written are: {', '.join(known)}.")
     _check_destination(place, destination, to, replace)
     write = _to_gguf if to == "gguf" else _to_folder
-    return write(place, destination, form.upper() if form else None)
+    made = write(place, destination, form.upper() if form else None)
+    if not made.portable:
+        say(f"Models of the family {made.family} are computed by Athanor alone: other programs will refuse the folder.")
+    return made
 
 
 def _check_destination(place: Path, destination: Path, to: Target, replace: bool) -> None:

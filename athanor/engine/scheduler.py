@@ -235,7 +235,8 @@ class Scheduler:
             return True
         if not self._has_room_for(answer.source):
             return False
-        node, found = self.pool.root(answer.request.salt), list[int]()
+        node: Node = answer.request.salt
+        found: list[int] = []
         if not answer.is_noting_prompt and answer.source is None:
             node, found = self.pool.find(node, answer.tokens[:-1])  # at least one place has to give logits
         answer.node, answer.blocks, answer.entered, answer.passed = node, found, len(found), 0
@@ -335,7 +336,7 @@ class Scheduler:
         for answer in [*self.running, *self.waiting]:
             self._drop_blocks(answer)
             answer.saved, answer.computed, answer.entered, answer.passed = None, 0, 0, 0
-            answer.node = self.pool.root(answer.request.salt)
+            answer.node = answer.request.salt
             if answer.source is not None:
                 answer.source.read = None
             if answer.beams is not None:

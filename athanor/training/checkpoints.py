@@ -122,6 +122,13 @@ def remove_others(folder: Path, step: int, retention: Retention) -> None:
         shutil.rmtree(path)
 
 
+def remove_damaged(folder: Path, step: int) -> None:
+    """What lies beyond `step`, the newest that is whole: else it would count among those that are kept."""
+    for number, path in _present(folder).items():
+        if number > step:
+            shutil.rmtree(path)
+
+
 def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, int]:
     """The newest checkpoint that is whole, or None where there is none; and how many newer ones are not.
 

@@ -25,7 +25,7 @@ from athanor.models.precision import autocast
 from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind
 from athanor.training.batches import Batch
-from athanor.training.checkpoints import Retention
+from athanor.training.checkpoints import Retention, remove_damaged
 from athanor.training.compiling import Compile, compile_blocks
 from athanor.training.faults import Fault, Incidents, StopSignals, UpdateWatch
 from athanor.training.loss_scale import LossScale
@@ -214,6 +214,8 @@ class Trainer:
         incidents = self.outcome.incidents = earlier or Incidents()
         incidents.resumed += earlier is not None
         incidents.damaged_checkpoints += damaged
+        if damaged and checkpoint is not None and self.group.is_first:
+            remove_damaged(self.folder / "checkpoints", int(checkpoint.numbers["step"]))
         if checkpoint is not None:
             numbers = checkpoint.numbers
             try:

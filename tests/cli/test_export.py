@@ -20,7 +20,7 @@ def test_a_model_goes_out_and_comes_back(athanor: Athanor, model_folder: Path, t
     said = json.loads(done.stdout)
     assert said == {
         "where": "m.gguf", "family": "qwen3", "parameters": said["parameters"], "format": "F32",
-        "bytes": (tmp_path / "m.gguf").stat().st_size, "context": None,
+        "bytes": (tmp_path / "m.gguf").stat().st_size, "context": None, "portable": True,
     }  # fmt: skip
     assert athanor("export", model_folder, "m.gguf", "--force").returncode == 0
     assert (tmp_path / "m.gguf").stat().st_size < said["bytes"]

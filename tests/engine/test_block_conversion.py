@@ -16,8 +16,10 @@ from athanor.models.gguf.load import load_gguf
 from tests.engine.test_native_rung import difference, plain_logits, some_tokens, whole
 
 gguf = pytest.importorskip("gguf")
-MOST = {"Q4_K": 4e-4, "Q5_0": 0.0, "Q5_1": 8e-3, "Q5_K": 8e-3, "Q6_K": 8e-3}
-SCALES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q5_0": (0,), "Q5_1": (0, 2)}
+MOST = {**dict.fromkeys(TARGETS, 8e-3), "Q4_K": 4e-4, "Q5_0": 0.0}
+SCALES = {
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q5_0": (0,), "Q5_1": (0, 2),
+}  # fmt: skip
 """Where a block has fp16 numbers."""
 
 

@@ -177,6 +177,21 @@ def test_use_from_several_threads(long_model: Decoder, expected: list[list[list[
     assert [said[i] for i in range(len(some))] == expected
 
 
+def test_what_is_written_goes_on_while_a_prompt_is_read(long_model: Decoder) -> None:
+    engine = Engine.of(long_model, most_tokens=16)
+    said: list[Event] = []
+    engine.submit(Request([1, 2], Sampling(seed=1, max_tokens=60)), said.append)
+    engine.step()
+    reading = engine.submit(Request([3] * 300, Sampling(seed=2, max_tokens=2)))
+    steps = 0
+    while not reading.first_token_seconds > 0:
+        before = len(said)
+        engine.step()
+        steps += 1
+        assert len(said) == before + 1
+    assert steps == -(-300 // 15)
+
+
 def test_many_asynchronous_clients_need_few_threads(long_model: Decoder) -> None:
     """Eight whose prompts are long or who wait do not keep the others from their events."""
     engine = Engine.of(long_model, most_running=14, most_tokens=16)

@@ -13,6 +13,7 @@ import athanor
 from athanor.base.errors import AthanorError, ModelError
 from athanor.engine.language_model import LanguageModel, load
 from athanor.engine.logits import Drawn
+from athanor.engine.rungs import WantedFormat
 from athanor.engine.sampling import Sampling
 from athanor.models.folder import save_model
 from athanor.tokenizer import Tokenizer, train_tokenizer
@@ -43,6 +44,24 @@ def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.Mo
     said = iter(ids)
     monkeypatch.setattr("athanor.engine.drawing.draw", lambda *_: Drawn(np.array([next(said)]), np.zeros(1)))
     assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
+
+
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8", "int4"])
+def test_every_number_format_is_loaded(folder: Path, lm: LanguageModel, form: WantedFormat) -> None:
+    prompt = lm.text_prompt("the old furnace")
+    found = [
+        load(folder, format=each).submit("the old furnace", Sampling(max_tokens=1, prompt_logprobs=True)).replies()[0]
+        for each in ("fp32", form)
+    ]
+    exact, coarse = (np.array(reply.prompt_logprobs) for reply in found)
+    assert len(exact) == len(prompt) - 1
+    assert np.abs(coarse - exact).max() <= {"fp32": 0, "bf16": 0.1, "int8": 0.2, "int4": 2.0}[form]
+    assert (form == "fp32") == np.array_equal(coarse, exact)
+
+
+def test_a_number_format_that_there_is_not_is_named(folder: Path) -> None:
+    with pytest.raises(ModelError, match="no number format 'int5'"):
+        load(folder, format="int5").generate("x")  # type: ignore[arg-type]
 
 
 def test_many_equal_one_by_one(lm: LanguageModel) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from athanor.base.errors import ModelError
+from athanor.engine.conversion import convert
 from athanor.models.build import build
 from athanor.models.cache import Cache
 from athanor.models.config import EmbeddingConfig, standard_config
@@ -90,6 +91,13 @@ def test_nobody_else_is_told_that_it_is_plain(model: Decoder, tmp_path: Path) ->
     with pytest.raises(ModelError, match="n-gram memory"):
         save_gguf(model, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_whoever_exports_it_is_told(model: Decoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(model, tmp_path / "mine")
+    made = convert(tmp_path / "mine", tmp_path / "theirs", "hf")
+    assert not made.portable
+    assert "computed by Athanor alone" in capsys.readouterr().err
 
 
 def test_it_must_be_counted_first() -> None:

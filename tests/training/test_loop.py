@@ -449,6 +449,16 @@ def test_damaged_checkpoints_cost_time_but_not_exactness(
     assert ("Continuing after step 3." if damaged == 1 else "training starts over") in said
 
 
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Interrupted):
+        start(tmp_path, objective=raising_at(8, Interrupted())).run("test")
+    _flip(folder / "step-00000006" / "state.safetensors")
+    with pytest.raises(Interrupted):
+        start(tmp_path, objective=raising_at(2, Interrupted())).run("test")
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+
+
 def test_a_checkpoint_of_a_newer_version_is_refused(start: Start, tmp_path: Path) -> None:
     start(tmp_path, 3).run("test")
     path = tmp_path / "checkpoints" / "step-00000003" / "state.json"

@@ -70,10 +70,20 @@ class Filters(Structure):
     _fields_ = (*((name, c_float) for name in ("temperature", "top_p", "min_p")), ("top_k", c_int32))
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """Raises NativeError, with the reason, where there is none and none can be compiled."""
-    return open_library(_find())
+    """Raises NativeError, with the reason, where there is none and none can be compiled; that is tried once."""
+    found = _opened()
+    if isinstance(found, NativeError):
+        raise found
+    return found
+
+
+@cache
+def _opened() -> ctypes.CDLL | NativeError:
+    try:
+        return open_library(_find())
+    except NativeError as error:
+        return error
 
 
 def open_library(path: Path) -> ctypes.CDLL:

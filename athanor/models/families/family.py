@@ -21,7 +21,7 @@ class Family:
     prefix: what all names on disk begin with but for a head's, and what a folder of the bare model lacks. unused:
     patterns of names on disk that are no weights of ours (buffers, copies of tied matrices). renamed: patterns of other
     names that weights have on disk, and the present ones. unnamed: the architecture of a config.json that names none,
-    for families that are published so.
+    for families that are published so. portable: whether other programs compute it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Family:
     unused: tuple[str, ...] = (r".*rotary_emb\.inv_freq", r"lm_head\.weight")
     renamed: tuple[tuple[str, str], ...] = FIRST_NAMES
     unnamed: str | None = None
+    portable: bool = True
 
     def naming(self, config: Any) -> Naming:
         return Naming(self.architectures[0], self.rules(config), self.prefix, self.unused)

@@ -25,4 +25,4 @@ def _rules(config: ModelConfig) -> list[Rule]:
     return [*same("embedding.memory.project", "model.ngram_memory.project"), *llama.rules(config)]
 
 
-FAMILY = Family("qwen3_ngrams", ("Qwen3NGramForCausalLM",), _read, _write, _rules)
+FAMILY = Family("qwen3_ngrams", ("Qwen3NGramForCausalLM",), _read, _write, _rules, portable=False)

@@ -55,4 +55,4 @@ def _q5_0_as_q8_0(data: Bytes) -> np.ndarray:
 
 
 _CODES: dict[str, Callable[[Bytes], np.ndarray]] = {"Q4_K": _q4_k_as_q4_1, "Q5_0": _q5_0_as_q8_0}
-TARGETS = {"Q4_K": "Q4_1", "Q5_0": "Q8_0", "Q5_1": "Q8_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0"}
+TARGETS = {"Q4_K": "Q4_1"} | dict.fromkeys(("Q2_K", "Q3_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"), "Q8_0")

@@ -81,6 +81,28 @@ def _q8_0(data: Bytes, out: Numbers) -> None:
     np.multiply(data[:, 2:].view(np.int8), _half(data, 0), out=out)
 
 
+def _quarters(data: Bytes) -> np.ndarray:
+    """(blocks, 64) bytes → (blocks, 16, 16) uint8: of every 32 bytes the lowest two bits, then the next ones."""
+    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
+    return ((data.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 16, 16)
+
+
+def _q2_k(data: Bytes, out: Numbers) -> None:
+    scales, offsets = (data[:, :16] & 0x0F) * _half(data, 80), (data[:, :16] >> 4) * _half(data, 82)
+    grouped = out.reshape(-1, 16, 16)
+    np.multiply(_quarters(data[:, 16:80]), scales[:, :, None], out=grouped)
+    grouped -= offsets[:, :, None]
+
+
+def _q3_k(data: Bytes, out: Numbers) -> None:
+    thirds = (data[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    wide = (_quarters(data[:, 32:96]) | (thirds << 2).reshape(-1, 16, 16)).view(np.int8) - np.int8(4)
+    low, high = data[:, 96:104], data[:, 104:108]
+    upper = np.concatenate([(high >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1) << 4
+    scales = (np.concatenate([low & 0x0F, low >> 4], axis=1) | upper).view(np.int8) - np.int8(32)
+    np.multiply(wide, (scales * _half(data, 108))[:, :, None], out=out.reshape(-1, 16, 16))
+
+
 def _six_bit_scales(packed: Bytes) -> tuple[np.ndarray, np.ndarray]:
     """(blocks, 12) bytes → eight scales and eight offsets of six bits each, (blocks, 8) fp32."""
     first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
@@ -141,6 +163,8 @@ FORMATS: dict[int, Format] = {
     6: Format("Q5_0", 32, 22, _q5_0),
     7: Format("Q5_1", 32, 24, _q5_1),
     8: Format("Q8_0", 32, 34, _q8_0),
+    10: Format("Q2_K", 256, 84, _q2_k),
+    11: Format("Q3_K", 256, 110, _q3_k),
     12: Format("Q4_K", 256, 144, _q4_k),
     13: Format("Q5_K", 256, 176, _q5_k),
     14: Format("Q6_K", 256, 210, _q6_k),
