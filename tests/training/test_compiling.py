@@ -97,6 +97,11 @@ def test_it_is_tried_where_it_may_pay_and_taken_where_it_does(monkeypatch: pytes
     for found, chosen in (([100.0, 125.0], "blocks"), ([100.0, 99.0], "none")):
         rates[:] = found
         assert choose_compile(life(), CONFIG, 4, 64, 3600.0) == chosen
+    clock = iter([0.0, 1000.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_probe, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        rates[:] = [100.0, 120.0]
+        assert choose_compile(life(), CONFIG, 4, 64, 3600.0) == "none", "compiling takes what it would win"
     for other, seconds in ((life(), 300.0), (life(**{"pretrain.recompute": "blocks"}), 3600.0)):
         assert choose_compile(other, CONFIG, 4, 64, seconds) == "none"  # nothing is measured
     monkeypatch.setattr(compile_probe, "has_compiler", lambda _: False)
