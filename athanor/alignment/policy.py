@@ -19,7 +19,7 @@ from torch import Tensor
 from athanor.base.errors import AthanorError
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch, lay_out, pack
-from athanor.training.objectives import Loss
+from athanor.training.objectives import Loss, logprobs_and_entropies
 
 
 def minus_mean(rewards: np.ndarray) -> np.ndarray:
@@ -114,13 +114,13 @@ def policy_objective(loss: str, clip: tuple[float, float]) -> Callable[[Decoder,
     def objective(model: Decoder, batch: RolloutBatch) -> Loss:
         hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
         labelled = batch.targets != IGNORED
-        everything = torch.log_softmax(model.logits(hidden[labelled]).float(), dim=-1)
-        logprobs = everything.gather(1, batch.targets[labelled, None]).squeeze(1)
+        logprobs, entropies = logprobs_and_entropies(
+            model.head, model.embedding, hidden[labelled], batch.targets[labelled]
+        )
         old = batch.old_logprobs[labelled]
         losses = token_loss(logprobs, old, batch.advantages[labelled], clip) * batch.weights[labelled]
         with torch.no_grad():
-            entropy = -(everything.exp() * everything).sum()
             drift = ((logprobs - old).exp() - 1).abs().sum()
-        return Loss(losses.sum(), len(logprobs), {"entropy": float(entropy), "ratio_drift": float(drift)})
+        return Loss(losses.sum(), len(logprobs), {"entropy": float(entropies.sum()), "ratio_drift": float(drift)})
 
     return objective

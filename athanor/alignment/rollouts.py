@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from athanor.alignment.policy import ADVANTAGES, Rollout, RolloutBatch, pack_rollouts
 from athanor.base.randomness import generator, request_key
@@ -21,6 +22,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import render
+from athanor.training.objectives import in_chunks
 from athanor.training.sources import SourceEnded
 
 _MOST_TRIES = 5  # draws of problems until one group has mixed results
@@ -153,16 +155,16 @@ def divergence(source: RolloutSource, reference: Decoder) -> Callable[[Decoder],
     def measure(model: Decoder) -> dict[str, float]:
         batch = pack_rollouts(source.last, source.config.length, source.tokenizer.pad_id, "token_mean", {})
         labelled = batch.targets >= 0
+
+        def states(one: Decoder) -> Tensor:
+            return one.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)[labelled]
+
+        def far(own: Tensor, other: Tensor) -> Tensor:
+            ours, theirs = model.logits(own).float().log_softmax(-1), reference.logits(other).float().log_softmax(-1)
+            return (ours.exp() * (ours - theirs)).sum()
+
         with autocast(source.precision):
-            ours, theirs = (
-                torch.log_softmax(
-                    m.logits(
-                        m.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)[labelled]
-                    ).float(),
-                    -1,
-                )
-                for m in (model, reference)
-            )
-        return {"kl": float((ours.exp() * (ours - theirs)).sum(-1).mean())}
+            total = in_chunks(far, states(model), states(reference))
+        return {"kl": float(total) / int(labelled.sum())}
 
     return measure

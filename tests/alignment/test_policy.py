@@ -22,6 +22,7 @@ from athanor.models.build import build
 from athanor.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED
+from athanor.training.objectives import cross_entropy
 
 ROLLOUTS = [
     Rollout([1, 2, 3, 10, 11, 9], [-0.1, -0.2, -0.3], 1.0, 0.5),
@@ -107,9 +108,15 @@ def alone(model: Decoder, rollout: Rollout) -> torch.Tensor:
     return everything.gather(1, tokens[0, 1:, None]).squeeze(1)[-rollout.n_answer :]
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["logits kept", "made again"])
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 @pytest.mark.parametrize("loss", sorted(POLICY_LOSSES))
-def test_the_objective_aggregates_as_it_says(loss: str, aggregation: str) -> None:
+def test_the_objective_aggregates_as_it_says(
+    loss: str, aggregation: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        monkeypatch.setattr(cross_entropy, "_KEPT", 0)
+        monkeypatch.setattr(cross_entropy, "_CHUNK", 3)
     model = tiny_model()
     batch = pack_rollouts(ROLLOUTS, 8, 0, aggregation, {})
     result = policy_objective(loss, (0.2, 0.28))(model, batch)

@@ -130,7 +130,7 @@ def _place() -> Path:
     if not commands:
         raise NativeError(
             "The kernels in C are not compiled, and there is no C compiler.",
-            "Install gcc or clang, or `pip install 'athanor-lm[kernels]'`.",
+            "Install gcc or clang, or `pip install ziglang`.",
         )
     return cache_folder() / "native" / f"{_compiler_key(commands)}-{name}"
 
@@ -158,7 +158,7 @@ def _compile(place: Path) -> None:
     except CompileError as error:
         raise NativeError(
             f"The kernels in C could not be compiled ({error}).",
-            "Try another compiler: CC=gcc, or `pip install 'athanor-lm[kernels]'`.",
+            "Try another compiler: CC=gcc, or `pip install ziglang`.",
         ) from None
 
 

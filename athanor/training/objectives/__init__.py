@@ -1,6 +1,11 @@
 """Objectives: (model, batch) → Loss. One file each; what they ask of a head stands in `cross_entropy`."""
 
-from athanor.training.objectives.cross_entropy import head_cross_entropy, in_chunks, linear_cross_entropy
+from athanor.training.objectives.cross_entropy import (
+    head_cross_entropy,
+    in_chunks,
+    linear_cross_entropy,
+    logprobs_and_entropies,
+)
 from athanor.training.objectives.denoising import denoising, prefix_language_model
 from athanor.training.objectives.distillation import Distillation
 from athanor.training.objectives.experts import ExpertBalance
@@ -11,5 +16,6 @@ from athanor.training.objectives.replaced import Electra, replaced_tokens
 
 __all__ = [
     "Distillation", "Electra", "ExpertBalance", "Loss", "denoising", "head_cross_entropy", "in_chunks",
-    "linear_cross_entropy", "masked_language_model", "next_token", "prefix_language_model", "replaced_tokens",
+    "linear_cross_entropy", "logprobs_and_entropies", "masked_language_model", "next_token", "prefix_language_model",
+    "replaced_tokens",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from athanor.models.head import Head
 from athanor.models.precision import product_type
 
 _CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
+_KEPT = 1 << 26  # logits that may stand until the backward pass, where each row's value is wanted: 256 MB
 _SOFTMAX = 1 << 22  # logits that softmax takes at a time: 512 × 8192, so that a large vocabulary needs no second chunk
 
 
@@ -105,6 +106,27 @@ def head_cross_entropy(
         return -(head(rows, embedding).float().log_softmax(-1).gather(1, labels) * parts).sum()
 
     return in_chunks(loss, states, targets) if shares is None else in_chunks(soft_loss, states, targets, shares)
+
+
+def logprobs_and_entropies(head: Head, embedding: Embedding, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the log-probability of its target in nats, and the entropy of its distribution, which has no
+    gradient: (n,) fp32 each. states: (n, d_model); targets: (n,) int64. Many logits are made again for their gradient.
+    """
+
+    def of_rows(rows: Tensor, labels: Tensor) -> Tensor:
+        everything = head(rows, embedding).float().log_softmax(-1)
+        with torch.no_grad():
+            entropies = -(everything.exp() * everything).sum(-1)
+        return torch.stack([everything.gather(1, labels[:, None]).squeeze(1), entropies])
+
+    vocab_size = len(embedding.tokens.weight if head.weight is None else head.weight)
+    again = torch.is_grad_enabled() and len(states) * vocab_size > _KEPT
+    parts = [
+        checkpoint(of_rows, *rows, use_reentrant=False, preserve_rng_state=False) if again else of_rows(*rows)
+        for rows in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True)
+    ]
+    logprobs, entropies = torch.cat(parts, 1)
+    return logprobs, entropies.detach()
 
 
 def in_chunks(function: Callable[..., Tensor], states: Tensor, *others: Tensor) -> Tensor:
