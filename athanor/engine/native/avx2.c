@@ -201,26 +201,11 @@ INLINE TARGET void whole(const int n, const int wide, const int format, const Ma
         }                                                                                                              \
     }
 
-PLAIN(f32, F32)
-PLAIN(bf16, BF16)
-WHOLE(int8, 0, INT8)
-WHOLE(q8_0, 0, Q8_0)
-WHOLE(q4_0, 0, Q4_0)
-WHOLE(q4_1, 0, Q4_1)
-WHOLE(wide_int8, 1, INT8)
-WHOLE(wide_q8_0, 1, Q8_0)
-WHOLE(wide_q4_0, 1, Q4_0)
-WHOLE(wide_q4_1, 1, Q4_1)
+MULTIPLIERS
 
 const Kernels avx2_kernels = {
     .multiply = {{f32, bf16, int8, q8_0, q4_0, q4_1}, {f32, bf16, wide_int8, wide_q8_0, wide_q4_0, wide_q4_1}},
-    .place = place,
-    .quantise = quantise,
-    .norm = norm,
-    .turn = turn,
-    .gate = gate_up,
-    .attend = attend,
-    .weigh = weigh,
+    EVERYTHING_ELSE,
 };
 #else
 typedef int nothing_here; /* an empty translation unit is not C */

@@ -299,3 +299,20 @@ static TARGET void attend(const Attention *a)
     else
         attend_as(a, CACHE_F32);
 }
+
+/* For the table of an instruction set: what is written here, */
+#define EVERYTHING_ELSE                                                                                                \
+    .place = place, .quantise = quantise, .norm = norm, .turn = turn, .gate = gate_up, .attend = attend, .weigh = weigh
+
+/* and products of all formats, by the macros PLAIN and WHOLE of those that have their own. */
+#define MULTIPLIERS                                                                                                    \
+    PLAIN(f32, F32)                                                                                                    \
+    PLAIN(bf16, BF16)                                                                                                  \
+    WHOLE(int8, 0, INT8)                                                                                               \
+    WHOLE(q8_0, 0, Q8_0)                                                                                               \
+    WHOLE(q4_0, 0, Q4_0)                                                                                               \
+    WHOLE(q4_1, 0, Q4_1)                                                                                               \
+    WHOLE(wide_int8, 1, INT8)                                                                                          \
+    WHOLE(wide_q8_0, 1, Q8_0)                                                                                          \
+    WHOLE(wide_q4_0, 1, Q4_0)                                                                                          \
+    WHOLE(wide_q4_1, 1, Q4_1)

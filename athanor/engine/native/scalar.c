@@ -147,11 +147,5 @@ static void multiply(const Matrix *m, const Rows *rows, int first, int count, in
 const Kernels scalar_kernels = {
     .multiply = {{multiply, multiply, multiply, multiply, multiply, multiply},
                  {multiply, multiply, multiply, multiply, multiply, multiply}},
-    .place = place,
-    .quantise = quantise,
-    .norm = norm,
-    .turn = turn,
-    .gate = gate_up,
-    .attend = attend,
-    .weigh = weigh,
+    EVERYTHING_ELSE,
 };
