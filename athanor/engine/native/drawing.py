@@ -62,7 +62,8 @@ class Kernels:
 
 def _share_out(rows: int, work: Callable[[slice], None]) -> None:
     """Does `work` for all rows, by as many threads as there is enough to do for."""
-    parts = min(usable_cores(), rows // _LEAST_ROWS)
+    parts = rows // _LEAST_ROWS
+    parts = parts if parts < 2 else min(parts, usable_cores())
     if parts < 2:
         work(slice(0, rows))
         return
