@@ -62,11 +62,10 @@ class Kernels:
 
 def _share_out(rows: int, work: Callable[[slice], None]) -> None:
     """Does `work` for all rows, by as many threads as there is enough to do for."""
-    parts = rows // _LEAST_ROWS
-    parts = parts if parts < 2 else min(parts, usable_cores())
-    if parts < 2:
+    if rows < 2 * _LEAST_ROWS:
         work(slice(0, rows))
         return
+    parts = min(usable_cores(), rows // _LEAST_ROWS)
     first, *others = (slice(rows * i // parts, rows * (i + 1) // parts) for i in range(parts))
     given = [_workers().submit(work, part) for part in others]
     work(first)
