@@ -1,5 +1,5 @@
-"""Held-out bits per byte after ten minutes of training from the same text: Athanor's default, and the same with an
-n-gram memory, against transformers' Trainer, LitGPT, and our own AdamW with a cosine.
+"""Held-out bits per byte after ten minutes of training from the same text: Athanor's default (three seeds), and the
+same with an n-gram memory (one), against transformers' Trainer, LitGPT, and our own AdamW with a cosine.
 
 Everyone reads the documents that the default recipe reads for the time given, and is scored on the same held-out ones
 by one function, from the saved folder. The time is that of training alone: building the model, compiling, and whatever
@@ -12,12 +12,13 @@ the fastest setting that is found as in `training_peers`, compiling counted in t
 has passed, so that the rate has just arrived at zero at the end. AdamW has betas of 0.9 and 0.95 and a decay of 0.1.
 The baseline is `kind = "adamw"` with plain targets, our initialisation, and our rates for everything but the matrices.
 
-Each has the best of four learning rates, tried with one seed for a fifth of the time first; these figures are rows too.
+Each has the best of three learning rates, tried with one seed for a fifth of the time first; these figures are rows too.
 Where they lie comes from 150 updates of 2,048 tokens, d_model 128, 4 layers, one seed: transformers' network with AdamW
 had 2.92 bits per byte at 0.004 and 2.83 at 0.008, our baseline 2.59 at 0.004, the default recipe's optimizer 2.37.
+After 120 s transformers' was worse at 0.002 than at any of the three.
 
 ATHANOR_BENCH_SECONDS changes the time (default 600). Finished trainings lie in runs/bench-quality-SECONDS and are read,
-not repeated. On two cores the whole takes about two and a half hours.
+not repeated. On two cores the whole takes about two hours.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ ISSUE = "C"
 BASELINE_NAME = "AdamW with a cosine"
 SEEDS = 3
 MOST, BETTER_THAN_PEERS, BETTER_THAN_BASELINE = 1.72, 0.9, 0.95
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
+RATES = (4e-3, 8e-3, 1.6e-2)
 SWEEP_SHARE = 0.2  # of the time, for each rate
 SCORED_TOKENS = 50_000  # as `athanor ablate` takes them
 WINDOW = 10.0  # seconds, in the search for a peer's best setting
@@ -64,8 +65,8 @@ WINDOW = 10.0  # seconds, in the search for a peer's best setting
 
 def rows() -> Iterator[dict[str, Any]]:
     bench = Bench(float(os.environ.get("ATHANOR_BENCH_SECONDS", "600")))
-    arms: dict[str, dict[str, Any]] = {"default recipe": {}, "recipe memory": {"model": {"ngrams": 4}}}
-    bench.train(arms, 1)
+    default: dict[str, dict[str, Any]] = {"default recipe": {}}
+    ours = bench.train({**default, "recipe memory": {"model": {"ngrams": 4}}}, 1)
     peers = {}
     for peer in PEERS:
         rate = yield from best_rate(peer.name, partial(bench.peer, peer), bench.seconds)
@@ -74,17 +75,18 @@ def rows() -> Iterator[dict[str, Any]]:
     theirs = []
     for seed in range(SEEDS):  # in turns, so that a machine that drifts favours neither
         theirs.append(bench.baseline(rate, bench.seconds, seed))
-        ours = bench.train(arms, min(seed + 2, SEEDS))
+        ours |= bench.train(default, min(seed + 2, SEEDS))
     for recipe, own in ours.items():
-        name = f"{recipe} after {bench.seconds:g} s"
-        yield row(f"{name}, median of {SEEDS} seeds", median(own), "bits/byte", target=MOST, most=True)
+        name, seeds = f"{recipe} after {bench.seconds:g} s", "one seed" if len(own) == 1 else f"{len(own)} seeds"
+        yield row(f"{name}, median of {seeds}", median(own), "bits/byte", target=MOST, most=True)
         for peer, found in peers.items():
             said = f"{name} against {peer.name} at its best ({bench.setting(peer)})"
             yield lower(said, median(own), found, BETTER_THAN_PEERS)
-        for seed, (mine, other) in enumerate(zip(own, theirs, strict=True)):
-            yield lower(f"{name} against {BASELINE_NAME}, seed {seed}", mine, other, 1.0)
-        said = f"{name} against {BASELINE_NAME}, mean of {SEEDS} seeds"
-        yield lower(said, fmean(own), fmean(theirs), BETTER_THAN_BASELINE)
+        for seed, (mine, other) in enumerate(zip(own, theirs, strict=False)):
+            yield lower(f"{name} against {BASELINE_NAME}, seed {seed}", mine, other, BETTER_THAN_BASELINE)
+        if len(own) == len(theirs):
+            said = f"{name} against {BASELINE_NAME}, mean of {seeds}"
+            yield lower(said, fmean(own), fmean(theirs), BETTER_THAN_BASELINE)
 
 
 def best_rate(

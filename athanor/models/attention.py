@@ -113,9 +113,7 @@ class Attention(nn.Module):
         queries, keys, values = (part.unflatten(-1, (-1, config.head_dim)) for part in (queries, keys, values))
         if config.qk_norm in ("head", "each"):
             queries, keys = self.query_norm(queries), self.key_norm(keys)
-        if isinstance(config.position, RopeConfig):
-            angles = where.angles(config.position, config.rotary_dim)
-            queries, keys = (rotate(part, *angles, config.position.interleaved) for part in (queries, keys))
+        queries, keys = self.turn(queries, where), self.turn(keys, where)
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         if isinstance(cache, SequencesCache):
             mixed = cache.attend(queries, keys, values, config, self.scale)
@@ -128,12 +126,26 @@ class Attention(nn.Module):
             bias = where.masked(added * self.scale, config.window)
         elif isinstance(config.position, Alibi):
             bias = where.bias(config.window, config.position, config.n_heads, self.scale)
-        mask = where.added_mask(config.window, queries.dtype) if bias is None else bias.to(queries.dtype)
-        mixed = attend(queries, keys, values, mask, where.is_causal, self.scale, config.soft_cap)
+        if bias is None:
+            mixed = self.mix(queries, keys, values, where)
+        else:
+            mixed = attend(queries, keys, values, bias.to(queries.dtype), where.is_causal, self.scale, config.soft_cap)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.query(x), self.key(x), self.value(x)
+
+    def turn(self, x: Tensor, where: Where) -> Tensor:
+        """Rotary positions, where the model has them. x: (batch, time, heads, head_dim)."""
+        position = self.config.position
+        if not isinstance(position, RopeConfig):
+            return x
+        return rotate(x, *where.angles(position, self.config.rotary_dim), position.interleaved)
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
+        """`attend` by `where` alone."""
+        mask = where.added_mask(self.config.window, queries.dtype)
+        return attend(queries, keys, values, mask, where.is_causal, self.scale, self.config.soft_cap)
 
 
 def _norm_of(heads: int, config: AttentionConfig, norms: NormConfig) -> nn.Module:

@@ -22,6 +22,7 @@ from athanor.models.config import MlpConfig, ModelConfig, standard_config
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
+from athanor.training.kernels import use_kernels
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
 from athanor.training.recompute import Recompute
@@ -86,11 +87,11 @@ def measure_training(
     prepare: Callable[[Decoder], None] | None = None,
 ) -> float:
     """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of
-    them. micro_rows: of them go through the model at a time, by default all. prepare: is given the model before.
+    them. micro_rows: of them go through the model at a time, by default all. prepare: is given the model before; by
+    default `use_kernels`.
     """
     model = build(config, seed=0)
-    if prepare is not None:
-        prepare(model)
+    (prepare or use_kernels)(model)
     optimizer = make_optimizer(model, OptimizerConfig())
     tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
     ids, positions = torch.zeros_like(tokens), torch.arange(length).expand(rows, length)

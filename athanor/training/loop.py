@@ -28,6 +28,7 @@ from athanor.training.batches import Batch
 from athanor.training.checkpoints import Retention, remove_damaged
 from athanor.training.compiling import Compile, compile_blocks
 from athanor.training.faults import Fault, Incidents, StopSignals, UpdateWatch
+from athanor.training.kernels import use_kernels
 from athanor.training.loss_scale import LossScale
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import OptimizerConfig
@@ -141,6 +142,8 @@ class Trainer:
                 compile_blocks(model, config.micro_rows)
             else:
                 say("Blocks are compiled for one process alone; here they are not.")
+        else:  # a compiler fuses what the kernels do, and knows nothing of them
+            use_kernels(model)
         if config.recompute == "blocks":
             recompute_blocks(model)
         self.arrangement = arrange(model, objective, config.optimizer, config.average, group, sharded)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from athanor.engine.native import library
 from athanor.engine.native.drawing import Kernels
@@ -13,6 +15,7 @@ from athanor.engine.native.library import INSTRUCTIONS
 from athanor.engine.rung import Segment
 from athanor.models.config import AttentionConfig
 from athanor.models.gguf.blocks import TAKEN
+from athanor.training import kernels as training_kernels
 from tests.engine.conftest import blocks_of
 from tests.engine.test_native_rung import (
     CONFIGS,
@@ -56,7 +59,34 @@ def main() -> None:
             logits = random.standard_normal((5, size)).astype(np.float32)
             for filters in ((1.0, 0, 1.0, 0.0), (0.7, 0, 0.95, 0.0), (0.7, 5, 0.5, 0.1)):
                 kernels.logprobs(logits, kernels.draw(logits, *filters, random.random(5))[0])
+        train(training_kernels.Kernels(opened, level))
     print("done")
+
+
+def train(kernels: training_kernels.Kernels) -> None:
+    """All that training does, forwards and backwards."""
+    for dtype, (batch, time, heads, kv_heads, size) in product(
+        (torch.float32, torch.bfloat16), ((2, 1, 1, 1, 16), (1, 37, 4, 2, 48), (2, 70, 2, 2, 112))
+    ):
+        queries, gradient = (torch.randn(batch, time, heads, size).to(dtype) for _ in range(2))
+        keys, values = (torch.randn(batch, time, kv_heads, size).to(dtype) for _ in range(2))
+        first = (torch.arange(time) // 9 * 9).to(torch.int32).repeat(batch, 1)
+        out, logsumexp = kernels.attend(queries, keys, values, first, 0.1)
+        kernels.attend_back(gradient, (queries, keys, values, first, out, logsumexp), 0.1)
+        angles = torch.rand(batch, time, 1, 16)
+        kernels.turn(
+            kernels.turn(queries, angles, angles) if size > 16 else keys[..., :32].repeat(1, 1, 1, 2),
+            angles,
+            angles,
+            True,
+        )
+        gain = torch.ones(size)
+        normed, scale = kernels.norm(queries, gain, 1e-6, dtype)
+        kernels.norm_back(normed, queries, gain, scale)
+        kernels.gate_back(gradient, queries, kernels.gate(queries, gradient))
+        kernels.differentiate(
+            torch.randn(time, size).to(dtype), torch.full((time, 2), size - 1), torch.ones(time, 2) / 2
+        )
 
 
 if __name__ == "__main__":

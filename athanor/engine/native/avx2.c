@@ -18,6 +18,24 @@ INLINE TARGET V v_load(const float *x) { V r = {_mm256_loadu_ps(x), _mm256_loadu
 INLINE TARGET void v_store(float *x, V v) { _mm256_storeu_ps(x, v.a); _mm256_storeu_ps(x + 8, v.b); }
 INLINE TARGET __m256 eight_halves(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)x)); }
 INLINE TARGET V v_half(const uint16_t *x) { V r = {eight_halves(x), eight_halves(x + 8)}; return r; }
+INLINE TARGET __m256 eight_bf16(const uint16_t *x)
+{
+    __m128i narrow = _mm_loadu_si128((const __m128i *)(const void *)x);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+}
+INLINE TARGET V v_bf16(const uint16_t *x) { V r = {eight_bf16(x), eight_bf16(x + 8)}; return r; }
+INLINE TARGET __m256i rounded_bf16(__m256 x)
+{
+    __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i high = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+    __m256i none = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(high, _mm256_set1_epi32(0x7fc0), none);
+}
+INLINE TARGET void v_store_bf16(uint16_t *x, V v)
+{
+    __m256i both = _mm256_packus_epi32(rounded_bf16(v.a), rounded_bf16(v.b));
+    _mm256_storeu_si256((__m256i *)(void *)x, _mm256_permute4x64_epi64(both, 0xd8));
+}
 INLINE TARGET __m256 eight_bytes(const int8_t *x)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)x)));
@@ -84,6 +102,7 @@ INLINE TARGET float one_fma(float a, float b, float c)
 INLINE TARGET float root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 
 #include "floats.h"
+#include "training.h"
 
 INLINE TARGET void plain(const int n, const int format, const Matrix *m, const Rows *rows, int first, int tile, float *out, int stride)
 {

@@ -17,6 +17,18 @@ INLINE TARGET V v_set(float x) { return _mm512_set1_ps(x); }
 INLINE TARGET V v_load(const float *x) { return _mm512_loadu_ps(x); }
 INLINE TARGET void v_store(float *x, V a) { _mm512_storeu_ps(x, a); }
 INLINE TARGET V v_half(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x)); }
+INLINE TARGET V v_bf16(const uint16_t *x)
+{
+    __m256i narrow = _mm256_loadu_si256((const __m256i *)(const void *)x);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+INLINE TARGET void v_store_bf16(uint16_t *x, V a)
+{
+    __m512i bits = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i high = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+    high = _mm512_mask_mov_epi32(high, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256((__m256i *)(void *)x, _mm512_cvtepi32_epi16(high));
+}
 INLINE TARGET V v_bytes(const int8_t *x)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
@@ -58,6 +70,7 @@ INLINE TARGET float one_fma(float a, float b, float c)
 INLINE TARGET float root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 
 #include "floats.h"
+#include "training.h"
 
 /* Two columns of a tile's 16 rows; bf16 lie side by side. */
 INLINE TARGET void two_columns(const int format, const uint8_t *data, V *even, V *odd)

@@ -15,7 +15,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCES = ("scalar.c", "avx2.c", "avx512.c", "pool.c", "step.c", "draw.c")
+SOURCES = ("scalar.c", "avx2.c", "avx512.c", "pool.c", "step.c", "draw.c", "training.c")
 FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-shared")
 LIBRARIES = ("-lpthread", "-lm")
 _SECONDS = 300

@@ -1,5 +1,6 @@
 /* Everything but matrix products, written once over a vector of 16 floats. The file that includes this defines the type V,
    TARGET, and the functions v_*; see scalar.c for what each of them means. */
+#include <math.h>
 #include <stddef.h>
 
 /* Cephes' expf, to about one unit in the last place; 0 below −87, where it would become subnormal. */
@@ -302,7 +303,9 @@ static TARGET void attend(const Attention *a)
 
 /* For the table of an instruction set: what is written here, */
 #define EVERYTHING_ELSE                                                                                                \
-    .place = place, .quantise = quantise, .norm = norm, .turn = turn, .gate = gate_up, .attend = attend, .weigh = weigh
+    .place = place, .quantise = quantise, .norm = norm, .turn = turn, .gate = gate_up, .attend = attend, .weigh = weigh,  \
+    .attend_row = attend_row, .norm_rows = norm_rows, .gate_some = gate_some, .turn_rows = turn_rows,                  \
+    .differentiate = differentiate
 
 /* and products of all formats, by the macros PLAIN and WHOLE of those that have their own. */
 #define MULTIPLIERS                                                                                                    \

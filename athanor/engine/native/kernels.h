@@ -67,6 +67,68 @@ typedef struct {
     int32_t rows, position, heads, kv_head, n_kv_heads, head_dim, window, cached, scratch_stride; /* cached: CACHE_… */
 } Attention;
 
+/* Attention of packed documents in training, and with `out_gradient` its gradients: a query attends from the place `first`
+   up to its own. Tensors (batch, time, heads or kv_heads, head_dim), fp32 or, where narrow, bf16; head_dim is a multiple of
+   16. first (batch, time); logsumexp (batch, heads, time), of the scores. */
+typedef struct {
+    const void *queries, *keys, *values;
+    const int32_t *first;
+    void *out;
+    float *logsumexp;
+    const void *out_gradient;
+    void *query_gradient, *key_gradient, *value_gradient;
+    float scale;
+    int32_t narrow, batch, time, heads, kv_heads, head_dim, unused;
+} PackedAttention;
+
+enum { ROWS_TOGETHER = 64, TOGETHER = 1 << 14 }; /* of a task: rows, or single numbers */
+
+/* x / √(mean of squares + epsilon) · gain for each row, and with `gradient` the gradients. x and its gradient are fp32 or,
+   where narrow, bf16; out and its gradient likewise by narrow_out. scale: of each row; gain_gradients: [task][size]. */
+typedef struct {
+    const void *x;
+    const float *gain;
+    void *out;
+    float *scale;
+    const void *gradient;
+    void *x_gradient;
+    float *gain_gradients;
+    int64_t rows;
+    float epsilon;
+    int32_t size, narrow, narrow_out;
+} NormedRows;
+
+/* silu(gate) · up, and with `gradient` the gradients; size is a multiple of 16. */
+typedef struct {
+    const void *gate, *up;
+    void *out;
+    const void *gradient;
+    void *gate_gradient, *up_gradient;
+    int64_t size;
+    int32_t narrow, unused;
+} Gated;
+
+/* Each of `rows` × `heads` heads, of which the halves of the first 2 · half numbers are turned against each other by the
+   row's angles; half is a multiple of 16. back: by the opposite angles. */
+typedef struct {
+    const void *x;
+    const float *cosine, *sine; /* [rows][half] */
+    void *out;
+    int64_t rows;
+    int32_t heads, head_dim, half, narrow, back, unused;
+} TurnedRows;
+
+/* The cross-entropy of each row of logits with its labels, of which each has its share (all of it where shares are null),
+   and in the logits' place the gradient. */
+typedef struct {
+    void *logits;
+    const int64_t *labels; /* [rows][width] */
+    const float *shares;
+    float *losses;
+    int64_t rows, stride;
+    int32_t size, width, narrow, unused;
+} LabelledRows;
+
 typedef struct {
     /* [wide]: out[i][16 · tiles], for rows first … first + count of `rows` and the matrix's rows of one or two tiles; no
        bias. */
@@ -82,6 +144,12 @@ typedef struct {
     /* weights = exp((logits − the largest) / temperature), zeros behind them, and the sums of each 128; returns the sum of
        all. Pointers may be null. */
     double (*weigh)(const float *logits, int size, float temperature, float *weights, double *sums, float *largest);
+    /* One key-value head of one row of the batch; scratch: `attention_scratch` floats. */
+    void (*attend_row)(const PackedAttention *attention, int task, float *scratch);
+    void (*norm_rows)(const NormedRows *rows, int task);
+    void (*gate_some)(const Gated *gated, int task);
+    void (*turn_rows)(const TurnedRows *rows, int task);
+    void (*differentiate)(const LabelledRows *rows, int64_t row, float *scratch); /* scratch: size floats */
 } Kernels;
 
 extern const Kernels scalar_kernels;

@@ -11,11 +11,29 @@
 
 typedef struct { float f[LANES]; } V;
 
+INLINE float from_bf16(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE uint16_t to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)(isnan(x) ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 #define EACH for (int i = 0; i < LANES; i++)
 INLINE V v_set(float x) { V r; EACH r.f[i] = x; return r; }
 INLINE V v_load(const float *x) { V r; memcpy(r.f, x, sizeof r.f); return r; }
 INLINE void v_store(float *x, V a) { memcpy(x, a.f, sizeof a.f); }
 INLINE V v_half(const uint16_t *x) { V r; EACH r.f[i] = from_half(x[i]); return r; }
+INLINE V v_bf16(const uint16_t *x) { V r; EACH r.f[i] = from_bf16(x[i]); return r; }
+/* to the nearest, ties to even */
+INLINE void v_store_bf16(uint16_t *x, V a) { EACH x[i] = to_bf16(a.f[i]); }
 INLINE V v_bytes(const int8_t *x) { V r; EACH r.f[i] = x[i]; return r; }
 INLINE V v_add(V a, V b) { V r; EACH r.f[i] = a.f[i] + b.f[i]; return r; }
 INLINE V v_sub(V a, V b) { V r; EACH r.f[i] = a.f[i] - b.f[i]; return r; }
@@ -71,14 +89,7 @@ INLINE float one_fma(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE float root(float x) { return sqrtf(x); }
 
 #include "floats.h"
-
-INLINE float from_bf16(uint16_t x)
-{
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
+#include "training.h"
 
 /* Even columns and odd ones have a sum each. */
 static void plain_tile(const Matrix *m, const Rows *rows, int first, int count, int tile, float *out, int stride)

@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from athanor.models.embedding import Embedding
 from athanor.models.head import Head
 from athanor.models.precision import product_type
+from athanor.training.kernels import training_kernels
 
-_CHUNK = 512  # rows of logits at a time: 512 × 8192 fp32 is 16 MB
+_CHUNK = 512  # rows of logits at a time, at least,
+_LOGITS = 1 << 24  # and so many logits: the fewer products there are, the less often the head's gradient is walked over
 _KEPT = 1 << 26  # logits that may stand until the backward pass, where each row's value is wanted: 256 MB
 _SOFTMAX = 1 << 22  # logits that softmax takes at a time: 512 × 8192, so that a large vocabulary needs no second chunk
 
@@ -33,8 +35,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
         dtype = product_type(hidden)  # autocast does not reach products with an output given
         matrix = weight.to(dtype)
-        for start in range(0, len(hidden), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
+        size = max(_CHUNK, _LOGITS // len(weight))
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
             rows = hidden[chunk].to(dtype)
             losses, gradient = _differentiate(
                 rows @ matrix.T, targets[chunk], None if shares is None else shares[chunk]
@@ -63,6 +66,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _differentiate(logits: Tensor, labels: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
     """The cross-entropies of logits (n, vocabulary) in fp32, and their gradient, perhaps in their place."""
+    kernels = training_kernels()
+    if kernels is not None and kernels.takes(logits):
+        return kernels.differentiate(logits, labels, shares), logits
     size = max(1, _SOFTMAX // logits.shape[1])
     if len(logits) > size:
         losses = []

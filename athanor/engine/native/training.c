@@ -1,0 +1,77 @@
+/* Steps of training, shared out over the threads of whoever calls. */
+#include "step.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+/* GOMP_parallel: calls the function in so many threads, of which the caller is one, and waits for all. So torch's own
+   threads work, and no others stand in their way. */
+typedef void (*Parallel)(void (*function)(void *), void *state, unsigned threads, unsigned flags);
+
+typedef struct {
+    void (*run)(const Kernels *kernels, const void *job, int task, float *scratch);
+    const Kernels *kernels;
+    const void *job;
+    int64_t tasks;
+    size_t scratch; /* floats a thread */
+    atomic_int next;
+} Shared;
+
+static void take_some(void *state)
+{
+    Shared *all = state;
+    float *scratch = all->scratch ? malloc(all->scratch * sizeof(float)) : NULL;
+    if (scratch || !all->scratch)
+        for (int task; (task = atomic_fetch_add(&all->next, 1)) < all->tasks;)
+            all->run(all->kernels, all->job, task, scratch);
+    free(scratch);
+}
+
+/* 1 where no thread had memory. */
+static int32_t share_out(Parallel parallel, int32_t threads, Shared all)
+{
+    if (all.tasks < threads)
+        threads = (int32_t)all.tasks;
+    if (threads > 1)
+        parallel(take_some, &all, (unsigned)threads, 0);
+    else
+        take_some(&all);
+    return atomic_load(&all.next) < all.tasks;
+}
+
+static int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
+
+static void attend(const Kernels *kernels, const void *job, int task, float *scratch) { kernels->attend_row(job, task, scratch); }
+static void norm(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->norm_rows(job, task); }
+static void gate(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->gate_some(job, task); }
+static void turn(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->turn_rows(job, task); }
+static void differentiate(const Kernels *kernels, const void *job, int task, float *scratch)
+{
+    const LabelledRows *rows = job;
+    for (int64_t row = task * 8; row < rows->rows && row < task * 8 + 8; row++)
+        kernels->differentiate(rows, row, scratch);
+}
+
+PUBLIC int32_t athanor_train(Parallel parallel, int32_t threads, int32_t level, int32_t what, const void *job)
+{
+    Shared all = {.kernels = athanor_kernels(level), .job = job};
+    const PackedAttention *attention = job;
+    const LabelledRows *labelled = job;
+    size_t padded;
+    switch (what) {
+    case 0:
+        padded = (size_t)parts(attention->time, LANES) * LANES;
+        all.run = attend;
+        all.tasks = attention->batch * attention->kv_heads;
+        all.scratch = (6 * padded + 3 * 8) * (size_t)attention->head_dim + 16 * padded;
+        break;
+    case 1: all.run = norm; all.tasks = parts(((const NormedRows *)job)->rows, ROWS_TOGETHER); break;
+    case 2: all.run = gate; all.tasks = parts(((const Gated *)job)->size, TOGETHER); break;
+    case 3: all.run = turn; all.tasks = parts(((const TurnedRows *)job)->rows, ROWS_TOGETHER); break;
+    default:
+        all.run = differentiate;
+        all.tasks = parts(labelled->rows, 8);
+        all.scratch = (size_t)labelled->size;
+    }
+    return share_out(parallel, threads, all);
+}

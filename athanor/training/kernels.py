@@ -1,0 +1,317 @@
+"""What a training step does besides large products, in C: attention over packed documents, rotary positions, RMSNorm,
+gated feed-forward layers, and the softmax of the cross-entropy.
+
+On a CPU torch's attention computes all pairs of a row and masks most of them away, and its pointwise operations walk
+memory once each. Here a query attends to its own document only, and each of the others is one walk. All is computed in
+fp32 and rounded once, in one order of summation whatever the number of threads and the instruction set. The work is
+done by torch's own threads, so it needs GNU's OpenMP, as torch has on Linux; elsewhere torch's operations do it. The
+model's files know nothing of it: `use_kernels` puts it around their modules from outside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from athanor.engine.native.library import NativeError, library
+from athanor.models.attention import Attention
+from athanor.models.block import Block
+from athanor.models.config import RopeConfig
+from athanor.models.mlp import Mlp
+from athanor.models.norm import RMSNorm
+from athanor.models.precision import product_type
+from athanor.models.where import Where
+
+_LANES, _ROWS_TOGETHER = 16, 64
+_ATTEND, _NORM, _GATE, _TURN, _DIFFERENTIATE = range(5)
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+class _Attention(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "keys", "values", "first", "out", "logsumexp", "out_gradient")),
+        *((name, c_void_p) for name in ("query_gradient", "key_gradient", "value_gradient")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("narrow", "batch", "time", "heads", "kv_heads", "head_dim", "unused")),
+    )
+
+
+class _Norm(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "gain", "out", "scale", "gradient", "x_gradient", "gain_gradients")),
+        ("rows", c_int64),
+        ("epsilon", c_float),
+        *((name, c_int32) for name in ("size", "narrow", "narrow_out")),
+    )
+
+
+class _Gate(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("gate", "up", "out", "gradient", "gate_gradient", "up_gradient")),
+        ("size", c_int64),
+        *((name, c_int32) for name in ("narrow", "unused")),
+    )
+
+
+class _Turn(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "cosine", "sine", "out")),
+        ("rows", c_int64),
+        *((name, c_int32) for name in ("heads", "head_dim", "half", "narrow", "back", "unused")),
+    )
+
+
+class _Labelled(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "labels", "shares", "losses")),
+        *((name, c_int64) for name in ("rows", "stride")),
+        *((name, c_int32) for name in ("size", "width", "narrow", "unused")),
+    )
+
+
+class Kernels:
+    """level: of the instructions, as the library numbers them. Tensors are contiguous, fp32 or bf16."""
+
+    def __init__(self, found: ctypes.CDLL, level: int) -> None:
+        self._train, self._level = found.athanor_train, level
+        self._parallel = ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p)
+
+    @staticmethod
+    def takes(*tensors: Tensor) -> bool:
+        """Whether these are of the kind that is computed here."""
+        return len({x.dtype for x in tensors}) == 1 and all(
+            x.device.type == "cpu" and x.dtype in _TYPES and x.stride(-1) == 1 and x.shape[-1] % _LANES == 0
+            for x in tensors
+        )
+
+    def _run(self, what: int, job: Structure) -> None:
+        if self._train(self._parallel, torch.get_num_threads(), self._level, what, byref(job)):
+            raise MemoryError
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, first: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """queries (batch, time, heads, head_dim), keys and values (batch, time, kv_heads, head_dim), first (batch,
+        time) int32: the key from which on each attends → what is mixed, and the scores' log-sum-exp (batch, heads,
+        time).
+        """
+        batch, time, heads, _ = queries.shape
+        out, logsumexp = torch.empty_like(queries), queries.new_empty(batch, heads, time, dtype=torch.float32)
+        self._run(_ATTEND, _attention(scale, queries, keys, values, first, out, logsumexp))
+        return out, logsumexp
+
+    def attend_back(self, gradient: Tensor, given: Sequence[Tensor], scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """given: queries, keys, values, first, out and log-sum-exp of `attend`."""
+        queries, keys, values = (torch.empty_like(one) for one in given[:3])
+        self._run(_ATTEND, _attention(scale, *given, gradient, queries, keys, values))
+        return queries, keys, values
+
+    def norm(self, x: Tensor, gain: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """x (…, size), gain (size,) fp32 → the normed in `dtype`, and what each row was multiplied with."""
+        out, scale = torch.empty_like(x, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
+        self._run(_NORM, _norm(x, gain, out, scale, epsilon=epsilon))
+        return out, scale
+
+    def norm_back(self, gradient: Tensor, x: Tensor, gain: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x_gradient, size = torch.empty_like(x), x.shape[-1]
+        gains = gain.new_empty(-(-x.numel() // (size * _ROWS_TOGETHER)), size)
+        self._run(_NORM, _norm(x, gain, gradient, scale, gradient, x_gradient, gains))
+        return x_gradient, gains.sum(0)
+
+    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) · up"""
+        out = torch.empty_like(gate)
+        self._run(_GATE, _Gate(*_places(gate, up, out), size=gate.numel(), narrow=_is_narrow(gate)))
+        return out
+
+    def gate_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        gradients = torch.empty_like(gate), torch.empty_like(up)
+        places = _places(gate, up, gradient, gradient, *gradients)
+        self._run(_GATE, _Gate(*places, size=gate.numel(), narrow=_is_narrow(gate)))
+        return gradients
+
+    def turn(self, x: Tensor, cosine: Tensor, sine: Tensor, back: bool = False) -> Tensor:
+        """x (batch, time, heads, head_dim), the angles (batch, time, 1, half) fp32."""
+        out, (batch, time, heads, head_dim) = torch.empty_like(x), x.shape
+        job = _Turn(*_places(x, cosine, sine, out), rows=batch * time, heads=heads, head_dim=head_dim)
+        job.half, job.narrow, job.back = cosine.shape[-1], _is_narrow(x), back
+        self._run(_TURN, job)
+        return out
+
+    def differentiate(self, logits: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
+        """logits (rows, size), labels (rows, width) int64, shares fp32 → (rows,) cross-entropies; the logits become
+        their gradient.
+        """
+        losses, (rows, size) = logits.new_empty(len(logits), dtype=torch.float32), logits.shape
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < size:
+            raise IndexError(f"labels from {labels.min()} to {labels.max()} for {size} logits")
+        labels, shares = labels.contiguous(), None if shares is None else shares.float().contiguous()
+        job = _Labelled(*_places(logits, labels, shares, losses), rows=rows, stride=logits.stride(0), size=size)
+        job.width, job.narrow = labels.shape[1], _is_narrow(logits)
+        self._run(_DIFFERENTIATE, job)
+        return losses
+
+
+def _places(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _is_narrow(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+def _attention(scale: float, *tensors: Tensor) -> _Attention:
+    """tensors: as the structure has them, at least as far as the log-sum-exp."""
+    queries, keys = tensors[:2]
+    job = _Attention(*_places(*tensors), scale=scale, narrow=_is_narrow(queries))
+    job.batch, job.time, job.heads, job.head_dim = queries.shape
+    job.kv_heads = keys.shape[2]
+    return job
+
+
+def _norm(x: Tensor, gain: Tensor, out: Tensor, scale: Tensor, *back: Tensor, epsilon: float = 0.0) -> _Norm:
+    job = _Norm(*_places(x, gain, out, scale, *back), epsilon=epsilon)
+    job.rows, job.size = x.numel() // x.shape[-1], x.shape[-1]
+    job.narrow, job.narrow_out = _is_narrow(x), _is_narrow(out)
+    return job
+
+
+@cache
+def training_kernels() -> Kernels | None:
+    """None where there is no compiled library, no faster instruction set than plain C's, or no OpenMP of GNU's."""
+    with suppress(NativeError, AttributeError, OSError, TypeError):
+        found = library()
+        level = found.athanor_best()
+        return Kernels(found, level) if level else None
+    return None
+
+
+def _serve(*tensors: Tensor) -> bool:
+    """Whether the kernels do these here and now."""
+    return torch.is_grad_enabled() and training_kernels() is not None and Kernels.takes(*tensors)
+
+
+def _found() -> Kernels:
+    kernels = training_kernels()
+    assert kernels is not None
+    return kernels
+
+
+def use_kernels(model: nn.Module) -> None:
+    """From now on the model's layers go through the kernels, where gradients are taken on a CPU that has them."""
+    if training_kernels() is None:
+        return
+    inputs = {id(part.input) for block in model.modules() if isinstance(block, Block) for part in _narrowed(block)}
+    for module in model.modules():
+        ways: dict[str, Callable[..., Any]] = {}
+        if type(module) is Attention:
+            ways = {"mix": _mix, "turn": _turn}
+        elif type(module) is Mlp and module.activation is torch.nn.functional.silu:
+            ways = {"gated": _gated}
+        elif type(module) is RMSNorm:
+            ways = {"forward": _normed_narrow if id(module) in inputs else _normed}
+        for name, way in ways.items():
+            object.__setattr__(module, name, partial(way, module))
+
+
+def _narrowed(block: Block) -> list[Any]:
+    """The norms whose results go into products alone, which take them in the products' type."""
+    return [block.attention_norms, *([block.mlp_norms] if type(block.mlp) is Mlp else [])]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, queries: Tensor, keys: Tensor, values: Tensor, first: Tensor, scale: float) -> Tensor:
+        queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+        out, logsumexp = _found().attend(queries, keys, values, first, scale)
+        context.save_for_backward(queries, keys, values, first, out, logsumexp)
+        context.scale = scale
+        return out
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = _found().attend_back(gradients[0].contiguous(), context.saved_tensors, context.scale)
+        return *found, None, None
+
+
+def _mix(module: Attention, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
+    """As `Attention.mix`: (batch, heads, time, head_dim) each."""
+    first = where.first_keys(module.config.window) if _serve(queries, keys, values) else None
+    if first is None or module.config.soft_cap is not None:
+        return Attention.mix(module, queries, keys, values, where)
+    turned = (one.transpose(1, 2) for one in (queries, keys, values))
+    return _Attend.apply(*turned, first, module.scale).transpose(1, 2)
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        context.save_for_backward(cosine, sine)
+        return _found().turn(x.contiguous(), cosine, sine)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, sine = context.saved_tensors
+        return _found().turn(gradients[0].contiguous(), cosine, sine, back=True), None, None
+
+
+def _turn(module: Attention, x: Tensor, where: Where) -> Tensor:
+    """As `Attention.turn`: (batch, time, heads, head_dim)."""
+    config = module.config
+    if _serve(x) and isinstance(config.position, RopeConfig) and not config.position.interleaved:
+        cosine, sine = where.angles(config.position, config.rotary_dim)
+        if cosine.shape[:2] == x.shape[:2] and cosine.shape[-1] % _LANES == 0:
+            return _Turned.apply(x, cosine.contiguous(), sine.contiguous())
+    return Attention.turn(module, x, where)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        context.save_for_backward(gate, up)
+        return _found().gate(gate, up)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _found().gate_back(gradients[0].contiguous(), *context.saved_tensors)
+
+
+def _gated(module: Mlp, gate: Tensor, up: Tensor) -> Tensor:
+    return _Gated.apply(gate, up) if _serve(gate, up) else Mlp.gated(module, gate, up)
+
+
+class _Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype) -> Tensor:
+        x, gain = x.contiguous(), weight.float() + offset if offset else weight.float().contiguous()
+        normed, scale = _found().norm(x, gain, epsilon, dtype)
+        context.save_for_backward(x, weight, scale)
+        context.offset = offset
+        return normed
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = context.saved_tensors
+        gain = weight.float() + context.offset if context.offset else weight.float().contiguous()
+        x_gradient, weight_gradient = _found().norm_back(gradients[0].contiguous(), x, gain, scale)
+        return x_gradient, weight_gradient.to(weight.dtype), None, None, None
+
+
+def _normed(module: RMSNorm, x: Tensor, narrowed: bool = False) -> Tensor:
+    """narrowed: what comes out is of the type of the products that it goes into."""
+    dtype = product_type(x) if narrowed else x.dtype
+    if not _serve(x) or dtype not in _TYPES:
+        return RMSNorm.forward(module, x)
+    return _Normed.apply(x, module.weight, module.epsilon, module.offset, dtype)
+
+
+def _normed_narrow(module: RMSNorm, x: Tensor) -> Tensor:
+    return _normed(module, x, narrowed=True)
