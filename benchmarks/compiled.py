@@ -1,5 +1,5 @@
-"""What torch.compile around the blocks gives: training steps of eight rows of 256, plain and compiled by turns, and how
-long compiling takes.
+"""What torch.compile around the blocks gives: training steps of eight rows of 256, plain (with the kernels in C) and
+compiled by turns, and how long compiling takes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.compiling import compile_blocks
+from athanor.training.kernels import use_kernels
 from athanor.training.objectives import next_token
 
 ISSUE = "C"
@@ -35,6 +36,7 @@ def rows() -> Iterator[dict[str, Any]]:
     for d_model, n_layers in SIZES:
         config = standard_config(8192, LENGTH, d_model=d_model, n_layers=n_layers)
         plain, compiled = (build(config, seed=0) for _ in range(2))
+        use_kernels(plain)
         compile_blocks(compiled, ROWS)
         first = _step(compiled, batch, precision) - _step(plain, batch, precision)
         pairs = [(_step(plain, batch, precision), _step(compiled, batch, precision)) for _ in range(STEPS)]

@@ -19,6 +19,7 @@ from athanor.models.build import build, count_parameters
 from athanor.models.config import ModelConfig, standard_config
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
+from athanor.training.kernels import use_kernels
 from athanor.training.muon import Muon
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
@@ -47,6 +48,7 @@ def rows() -> Iterator[dict[str, Any]]:
 def measured(config: ModelConfig, precision: str) -> tuple[float, float]:
     """Seconds of a step, and of the optimizer in it: medians."""
     model = build(config, seed=0)
+    use_kernels(model)
     optimizer = make_optimizer(model, OptimizerConfig())
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (ROWS, LENGTH), generator=random)
