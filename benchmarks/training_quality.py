@@ -12,7 +12,7 @@ the fastest setting that is found as in `training_peers`, compiling counted in t
 has passed, so that the rate has just arrived at zero at the end. AdamW has betas of 0.9 and 0.95 and a decay of 0.1.
 The baseline is `kind = "adamw"` with plain targets, our initialisation, and our rates for everything but the matrices.
 
-Each has the best of three learning rates, tried with one seed for a fifth of the time first; these figures are rows too.
+Each has the best of three learning rates, tried with one seed for a fifth of the time first; their figures are rows.
 Where they lie comes from 150 updates of 2,048 tokens, d_model 128, 4 layers, one seed: transformers' network with AdamW
 had 2.92 bits per byte at 0.004 and 2.83 at 0.008, our baseline 2.59 at 0.004, the default recipe's optimizer 2.37.
 After 120 s transformers' was worse at 0.002 than at any of the three.

@@ -16,6 +16,7 @@ from athanor.base.run import Run, Stage
 from athanor.pipeline.plans import PLAN_SCHEMA_VERSION, Plan, RunPlan
 from athanor.pipeline.recipe import Recipe
 from athanor.science.planner import Speed
+from athanor.training.kernels import training_kernels
 from athanor.training.parallel import ALONE, Group
 
 P = TypeVar("P", bound=Plan)
@@ -127,11 +128,12 @@ class Life:
             say(f"{name}: finished before, in {duration(stage.seconds)}{by}.")
             self._note_plans()
             return stage
-        exactness = exactness_key() | ({"processes": self.group.size} if self.group.size > 1 else {})
+        exactness = exactness_key() | {"kernels": training_kernels() is not None}
+        exactness |= {"processes": self.group.size} if self.group.size > 1 else {}
         if stage.exactness not in (None, exactness):
             say(
-                f"{name} was begun by another version, machine, or number of threads or processes; it continues, not "
-                "bit for bit."
+                f"{name} was begun by another version, machine, or number of threads or processes, or without the "
+                "kernels in C; it continues, not bit for bit."
             )
         stage.note_exactness(exactness)
         with stage.working():
