@@ -28,7 +28,6 @@ ISSUE = "C"
 ROWS, MICRO_ROWS, LENGTH, STEPS = 32, 16, 256, 3
 SIZES = ((256, 6), (384, 6), (512, 8))
 MOST = 0.10
-PRODUCTS = 12  # of Gram matrices in `orthogonalise`; two more are as wide as the matrix itself
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -42,14 +41,14 @@ def rows() -> Iterator[dict[str, Any]]:
             f"optimizer's share of a step of 8K tokens, {size}", optimizer / whole, "share", target=MOST, most=True
         )
         flops = ROWS * LENGTH * config.flops_per_token(LENGTH / 2)
-        yield row(f"its products' share of the FLOPs, {size}", muon_flops(config) / flops, "share")
+        yield row(f"its products' share of the FLOPs, {size}", muon_flops(config, precision) / flops, "share")
 
 
 def measured(config: ModelConfig, precision: str) -> tuple[float, float]:
     """Seconds of a step, and of the optimizer in it: medians."""
     model = build(config, seed=0)
     use_kernels(model)
-    optimizer = make_optimizer(model, OptimizerConfig())
+    optimizer = make_optimizer(model, OptimizerConfig(products="bf16" if precision == "bf16" else "fp32"))
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (ROWS, LENGTH), generator=random)
     batch = Batch(tokens, tokens.roll(-1, 1), torch.zeros_like(tokens), torch.arange(LENGTH).expand(ROWS, LENGTH))
@@ -69,12 +68,13 @@ def measured(config: ModelConfig, precision: str) -> tuple[float, float]:
     return median(whole[1:]), median(own[1:])
 
 
-def muon_flops(config: ModelConfig) -> float:
+def muon_flops(config: ModelConfig, precision: str) -> float:
     """Of one step's orthogonalisations."""
+    gram, whole = (5, 10) if precision == "bf16" else (12, 2)  # products of Gram matrices, and as wide as the matrix
     muon = make_optimizer(build(config, 0), OptimizerConfig()).rules[0]
     assert isinstance(muon, Muon)
     total = 0.0
     for (height, width), stack in muon.stacks.items():
         small, large = sorted((height, width))
-        total += len(stack.momentum) * 2 * (PRODUCTS * small**3 + 2 * small**2 * large)
+        total += len(stack.momentum) * 2 * (gram * small**3 + whole * small**2 * large)
     return total

@@ -1,8 +1,9 @@
 """Training steps, optimizer included, as a share of the machine's measured matrix rate, plain and with compiled blocks.
 
 FLOPs are 6 a matrix parameter plus attention; embeddings are look-ups. A batch has 16,384 tokens, 4,096 of them at a
-time (135 M parameters, the shape of SmolLM2-135M: 4,096, in rows of 512, 2,048 at a time): the planner gives models of
-these sizes batches of that or more. The machine's rate is that of the faster precision, which training takes too, and
+time (135 M parameters, the shape of SmolLM2-135M: 8,192, in rows of 512, 2,048 at a time): the planner gives models of
+these sizes batches of that or more. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 measures a processor with AMX as one without;
+the rows say so. The machine's rate is that of the faster precision, which training takes too, and
 is measured anew beside each size, since it changes by a quarter within minutes. Compiling itself is not counted. The
 peer is transformers' model of the same shape with torch's AdamW, at its best setting here (SDPA, the faster precision),
 on the same batches.
@@ -31,6 +32,7 @@ from athanor.training.compiling import compile_blocks, has_compiler
 ISSUE = "C"
 REPEATS = 3
 PLAIN, COMPILED = 0.5, 0.62  # of the machine's rate
+LIMITED = f", {isa}" if (isa := os.environ.get("ONEDNN_MAX_CPU_ISA")) else ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ _SMOLLM2 = LayerConfig(AttentionConfig(9, 3, 64), MlpConfig(1536))
 CASES = (
     Case(standard_config(8192, 256, d_model=256, n_layers=6), 64, 16, aimed=False),
     Case(standard_config(8192, 256, d_model=384, n_layers=7), 64, 16),
-    Case(ModelConfig(49_152, 576, 512, (_SMOLLM2,) * 30, family="llama"), 8, 4),
+    Case(ModelConfig(49_152, 576, 512, (_SMOLLM2,) * 30, family="llama"), 16, 4),
 )
 
 
@@ -63,7 +65,7 @@ def rows() -> Iterator[dict[str, Any]]:
     precision = measure().precision
     compiler = has_compiler(torch.device("cpu"))
     for case in CASES:
-        size = f"{count_parameters(case.config) / 1e6:.1f} M parameters"
+        size = f"{count_parameters(case.config) / 1e6:.1f} M parameters{LIMITED}"
         flops = case.config.flops_per_token(case.length / 2)
         shares, compiled, speeds, peers = list[float](), list[float](), list[float](), list[float]()
         for _ in range(REPEATS):

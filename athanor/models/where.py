@@ -96,24 +96,34 @@ class Where:
             return None
         return self._once(("added", window, dtype), lambda: _added(allowed, dtype))
 
-    def first_keys(self, window: int | None = None) -> Tensor | None:
-        """(batch, time) int32: the first key that each token attends to, where these are all up to its own place; None
-        where it is not as simple as that.
+    def spans(self, window: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """(batch, time) int32 each: the first and the last key that a token attends to, and to all between; None where
+        it is not as simple as that.
         """
-        return self._once(("first", window), lambda: self._first_keys(window))
+        return self._once(("spans", window), lambda: self._spans(window))
 
-    def _first_keys(self, window: int | None) -> Tensor | None:
-        if not self.causal or self._continues or self.valid is not None or self.given is not None:
+    def _spans(self, window: int | None) -> tuple[Tensor, Tensor] | None:
+        if self._continues or self.valid is not None or self.given is not None:
             return None
         places = self.slots.expand(self.positions.shape).to(torch.int32)
-        first = torch.zeros_like(places)
+        first, last = torch.zeros_like(places), torch.full_like(places, places.shape[1] - 1)
         if self.document_ids is not None:
-            last = self.document_ids.max() + 1
-            steps = torch.where(self.document_ids < 0, last, self.document_ids).diff(dim=1)  # padding stands at the end
+            above = self.document_ids.max() + 1
+            steps = torch.where(self.document_ids < 0, above, self.document_ids).diff(
+                dim=1
+            )  # padding stands at the end
             if (steps < 0).any():  # a document may go on after another one
                 return None
             first[:, 1:] = torch.where(steps > 0, places[:, 1:], 0).cummax(dim=1).values
-        return first if window is None else torch.maximum(first, places - (window - 1))
+            ends = torch.where(steps > 0, places[:, :-1], last[:, 1:])
+            last[:, :-1] = ends.flip(1).cummin(dim=1).values.flip(1)
+        if window is not None:
+            first = torch.maximum(first, places - (window - 1 if self.causal else window // 2))
+        if self.causal:
+            last = places
+        elif window is not None:
+            last = torch.minimum(last, places + window // 2)
+        return first, last.contiguous()
 
     @property
     def is_causal(self) -> bool:

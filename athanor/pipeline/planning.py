@@ -249,6 +249,14 @@ def optimizer_of(recipe: Recipe, stage: str) -> OptimizerConfig:
     return replace(OPTIMIZERS[stage], **wishes)
 
 
+def _with_products(life: Life, stage: str) -> OptimizerConfig:
+    """Muon's products are those of the model, unless the recipe wishes otherwise."""
+    optimizer = optimizer_of(life.recipe, stage)
+    if getattr(life.recipe, stage).optimizer.products is None and life.precision == "bf16":
+        return replace(optimizer, products="bf16")
+    return optimizer
+
+
 def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan, parts: float = 1.0) -> None:
     """Says what memory a plan, repeated or new, needs; raises RecipeError where the machine has not that much.
 
@@ -307,7 +315,7 @@ def _common(
         "length": length,
         "steps": recipe.steps,
         "seconds": seconds if recipe.steps is None else None,
-        "optimizer": optimizer_of(life.recipe, stage),
+        "optimizer": _with_products(life, stage),
         "warmup": 10 if recipe.warmup is None else recipe.warmup,
         "decay_share": decay_share if recipe.decay_share is None else recipe.decay_share,
         "schedule": recipe.schedule,

@@ -103,6 +103,7 @@ class OptimizerRecipe(_Section):
     row_equilibration: bool | None = None
     row_moment: bool | None = None
     renormalise: bool | None = None
+    products: Literal["fp32", "bf16"] | None = None
     cautious: bool | None = None
 
 

@@ -92,7 +92,7 @@ def measure_training(
     """
     model = build(config, seed=0)
     (prepare or use_kernels)(model)
-    optimizer = make_optimizer(model, OptimizerConfig())
+    optimizer = make_optimizer(model, OptimizerConfig(products="bf16" if precision == "bf16" else "fp32"))
     tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
     ids, positions = torch.zeros_like(tokens), torch.arange(length).expand(rows, length)
     batch = Batch(tokens, tokens.roll(-1, 1), ids, positions)

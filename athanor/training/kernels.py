@@ -36,8 +36,8 @@ _TYPES = (torch.float32, torch.bfloat16)
 
 class _Attention(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("queries", "keys", "values", "first", "out", "logsumexp", "out_gradient")),
-        *((name, c_void_p) for name in ("query_gradient", "key_gradient", "value_gradient")),
+        *((name, c_void_p) for name in ("queries", "keys", "values", "first", "last", "out", "logsumexp")),
+        *((name, c_void_p) for name in ("out_gradient", "query_gradient", "key_gradient", "value_gradient")),
         ("scale", c_float),
         *((name, c_int32) for name in ("narrow", "batch", "time", "heads", "kv_heads", "head_dim", "unused")),
     )
@@ -96,19 +96,18 @@ class Kernels:
             raise MemoryError
 
     def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, first: Tensor, scale: float
+        self, queries: Tensor, keys: Tensor, values: Tensor, spans: tuple[Tensor, Tensor], scale: float
     ) -> tuple[Tensor, Tensor]:
-        """queries (batch, time, heads, head_dim), keys and values (batch, time, kv_heads, head_dim), first (batch,
-        time) int32: the key from which on each attends → what is mixed, and the scores' log-sum-exp (batch, heads,
-        time).
+        """queries (batch, time, heads, head_dim), keys and values (batch, time, kv_heads, head_dim), spans as
+        `Where.spans` has them → what is mixed, and the scores' log-sum-exp (batch, heads, time).
         """
         batch, time, heads, _ = queries.shape
         out, logsumexp = torch.empty_like(queries), queries.new_empty(batch, heads, time, dtype=torch.float32)
-        self._run(_ATTEND, _attention(scale, queries, keys, values, first, out, logsumexp))
+        self._run(_ATTEND, _attention(scale, queries, keys, values, *spans, out, logsumexp))
         return out, logsumexp
 
     def attend_back(self, gradient: Tensor, given: Sequence[Tensor], scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        """given: queries, keys, values, first, out and log-sum-exp of `attend`."""
+        """given: queries, keys, values, the two of the spans, out and log-sum-exp of `attend`."""
         queries, keys, values = (torch.empty_like(one) for one in given[:3])
         self._run(_ATTEND, _attention(scale, *given, gradient, queries, keys, values))
         return queries, keys, values
@@ -228,10 +227,12 @@ def _narrowed(block: Block) -> list[Any]:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, queries: Tensor, keys: Tensor, values: Tensor, first: Tensor, scale: float) -> Tensor:
+    def forward(
+        context: Any, queries: Tensor, keys: Tensor, values: Tensor, spans: tuple[Tensor, Tensor], scale: float
+    ) -> Tensor:
         queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
-        out, logsumexp = _found().attend(queries, keys, values, first, scale)
-        context.save_for_backward(queries, keys, values, first, out, logsumexp)
+        out, logsumexp = _found().attend(queries, keys, values, spans, scale)
+        context.save_for_backward(queries, keys, values, *spans, out, logsumexp)
         context.scale = scale
         return out
 
@@ -243,11 +244,11 @@ class _Attend(torch.autograd.Function):
 
 def _mix(module: Attention, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
     """As `Attention.mix`: (batch, heads, time, head_dim) each."""
-    first = where.first_keys(module.config.window) if _serve(queries, keys, values) else None
-    if first is None or module.config.soft_cap is not None:
+    spans = where.spans(module.config.window) if _serve(queries, keys, values) else None
+    if spans is None or module.config.soft_cap is not None:
         return Attention.mix(module, queries, keys, values, where)
     turned = (one.transpose(1, 2) for one in (queries, keys, values))
-    return _Attend.apply(*turned, first, module.scale).transpose(1, 2)
+    return _Attend.apply(*turned, spans, module.scale).transpose(1, 2)
 
 
 class _Turned(torch.autograd.Function):

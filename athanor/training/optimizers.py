@@ -17,6 +17,7 @@ from athanor.training.muon import Muon
 from athanor.training.roles import Place, places, slices
 
 Kind = Literal["muon", "adamw", "lion"]
+Products = Literal["fp32", "bf16"]
 KINDS: tuple[Kind, ...] = ("muon", "adamw", "lion")
 RATES = ("muon_lr", "adam_lr", "head_lr", "embedding_lr", "gain_lr", "bias_lr")  # of `OptimizerConfig`
 
@@ -42,8 +43,8 @@ class OptimizerConfig:
     batches nothing is scaled here: rates that suit B tokens a batch suit c·B at √c of their value, decay at 1/√c.
 
     momentum_warmup: steps in which the momentum rises from 0.85. row_equilibration, row_moment, renormalise: MuonEq,
-    NorMuon, Muon+. cautious: decay only where it goes with the step. weight_decay: of matrices, head and routers;
-    table_decay: of tables; both are multiplied by the rate.
+    NorMuon, Muon+. products: what Muon's are computed in. cautious: decay only where it goes with the step.
+    weight_decay: of matrices, head and routers; table_decay: of tables; both are multiplied by the rate.
     """
 
     muon_lr: float = 0.015
@@ -63,6 +64,7 @@ class OptimizerConfig:
     row_equilibration: bool = False
     row_moment: bool = True
     renormalise: bool = False
+    products: Products = "fp32"
     cautious: bool = True
 
     def __post_init__(self) -> None:

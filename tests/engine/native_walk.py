@@ -71,8 +71,9 @@ def train(kernels: training_kernels.Kernels) -> None:
         queries, gradient = (torch.randn(batch, time, heads, size).to(dtype) for _ in range(2))
         keys, values = (torch.randn(batch, time, kv_heads, size).to(dtype) for _ in range(2))
         first = (torch.arange(time) // 9 * 9).to(torch.int32).repeat(batch, 1)
-        out, logsumexp = kernels.attend(queries, keys, values, first, 0.1)
-        kernels.attend_back(gradient, (queries, keys, values, first, out, logsumexp), 0.1)
+        spans = first, (first + 8).clamp(max=time - 1)
+        out, logsumexp = kernels.attend(queries, keys, values, spans, 0.1)
+        kernels.attend_back(gradient, (queries, keys, values, *spans, out, logsumexp), 0.1)
         angles = torch.rand(batch, time, 1, 16)
         kernels.turn(
             kernels.turn(queries, angles, angles) if size > 16 else keys[..., :32].repeat(1, 1, 1, 2),

@@ -73,15 +73,16 @@ def test_attention(dtype: torch.dtype, time: int, heads: int, kv_heads: int, hea
     gradient = made(2, time, heads, head_dim, dtype=dtype, seed=3)
     places = torch.arange(time)
     first = torch.stack([places // document * document, (places - 5).clamp(min=0)]).to(torch.int32)
+    last = torch.stack([places, (places + 3).clamp(max=time - 1)]).to(torch.int32)
     scale = head_dim**-0.5
 
     def run(kernels: Kernels) -> list[Tensor]:
-        out, logsumexp = kernels.attend(queries, keys, values, first, scale)
-        return [out, *kernels.attend_back(gradient, (queries, keys, values, first, out, logsumexp), scale)]
+        out, logsumexp = kernels.attend(queries, keys, values, (first, last), scale)
+        return [out, *kernels.attend_back(gradient, (queries, keys, values, first, last, out, logsumexp), scale)]
 
     found = on_all_levels(run)
     exact = [one.double().transpose(1, 2).requires_grad_() for one in (queries, keys, values)]
-    mask = (places[None, None, :] >= first[:, :, None]) & (places[None, None, :] <= places[None, :, None])
+    mask = (places >= first[:, :, None]) & (places <= last[:, :, None])
     wanted = F.scaled_dot_product_attention(*exact, attn_mask=mask[:, None], scale=scale, enable_gqa=heads > kv_heads)
     gradients = torch.autograd.grad(wanted, exact, gradient.double().transpose(1, 2))
     near([one.transpose(1, 2) for one in found], [wanted.detach(), *gradients], dtype)
@@ -161,22 +162,23 @@ def test_labels_that_do_not_exist_are_refused() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), time=st.integers(1, 40), window=st.none() | st.integers(1, 12))
-def test_first_keys_are_those_of_the_mask(data: st.DataObject, time: int, window: int | None) -> None:
+@given(data=st.data(), time=st.integers(1, 40), window=st.none() | st.integers(1, 12), causal=st.booleans())
+def test_spans_are_those_of_the_mask(data: st.DataObject, time: int, window: int | None, causal: bool) -> None:
     ids = torch.tensor([data.draw(st.lists(st.integers(-1, 3), min_size=time, max_size=time)) for _ in range(2)])
     if data.draw(st.booleans()):  # as packed rows are: in order, padding behind them
         ids = torch.where(ids < 0, 9, ids).sort(dim=1).values
         ids = torch.where(ids == 9, -1, ids)
-    where = Where(torch.arange(time).expand(2, time), causal=True, document_ids=ids)
-    first = where.first_keys(window)
+    where = Where(torch.arange(time).expand(2, time), causal=causal, document_ids=ids)
+    spans = where.spans(window)
     mask, places = where.mask(window), torch.arange(time)
     assert mask is not None
     mask = mask.expand(2, 1, time, time)[:, 0]
-    if first is None:
+    if spans is None:
         held = torch.where(ids < 0, 9, ids)
         assert (held.diff(dim=1) < 0).any()
     else:
-        assert torch.equal(mask, (places >= first[:, :, None]) & (places <= places[:, None]))
+        first, last = spans
+        assert torch.equal(mask, (places >= first[:, :, None]) & (places <= last[:, :, None]))
 
 
 LLAMA = standard_config(64, 48, d_model=64, n_layers=2)
@@ -226,14 +228,14 @@ def test_a_model_has_the_gradients_that_it_has_without(
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, keys, values = (made(3, 50, 4, 32, seed=seed) for seed in range(3))
-    first, x = torch.zeros(3, 50, dtype=torch.int32), made(300, 64)
+    spans, x = (torch.zeros(3, 50, dtype=torch.int32), torch.full((3, 50), 49, dtype=torch.int32)), made(300, 64)
     kernels = training_kernels.training_kernels()
     assert kernels is not None
     found = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        out, logsumexp = kernels.attend(queries, keys, values, first, 0.2)
-        back = kernels.attend_back(values, (queries, keys, values, first, out, logsumexp), 0.2)
+        out, logsumexp = kernels.attend(queries, keys, values, spans, 0.2)
+        back = kernels.attend_back(values, (queries, keys, values, *spans, out, logsumexp), 0.2)
         normed, scale = kernels.norm(x, made(64), 1e-6, torch.float32)
         found.append([out, *back, normed, *kernels.norm_back(x, x, made(64), scale)])
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))

@@ -17,7 +17,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.moe import Experts, Router
 from athanor.models.norm import LayerNorm, RMSNorm
 from athanor.training import roles
-from athanor.training.muon import Muon, orthogonalise
+from athanor.training.muon import Muon, orthogonalise, orthogonalise_in_bf16
 from athanor.training.optimizers import AdamW, Kind, Optimizer, OptimizerConfig, clip_gradients, make_optimizer
 
 
@@ -31,12 +31,14 @@ def with_singular_values(rows: int, columns: int, values: Tensor, seed: int) -> 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (8, 8), (16, 64), (64, 16), (96, 95), (128, 32)])
 @pytest.mark.parametrize("condition", [1.0, 10.0, 60.0])
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("way", [orthogonalise, orthogonalise_in_bf16])
 def test_orthogonalised_singular_values_are_near_one_and_its_directions_kept(
-    shape: tuple[int, int], condition: float, size: float
+    shape: tuple[int, int], condition: float, size: float, way: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     values = torch.logspace(0, -float(np.log10(condition)), min(shape))
     matrices = torch.stack([size * with_singular_values(*shape, values, seed) for seed in range(3)])
-    result = orthogonalise(matrices)
+    result = way(matrices)
+    assert result.dtype == matrices.dtype
     singular = torch.linalg.svdvals(result)
     assert 0.7 <= singular.min() <= singular.max() <= 1.3
     for matrix, got in zip(matrices.double(), result.double(), strict=True):
@@ -63,7 +65,8 @@ def test_steps_in_slices_give_the_same_bits(
 
 
 def test_orthogonalising_nothing_gives_nothing() -> None:
-    assert torch.isfinite(orthogonalise(torch.zeros(2, 4, 6))).all()
+    for way in (orthogonalise, orthogonalise_in_bf16):
+        assert torch.isfinite(way(torch.zeros(2, 4, 6))).all()
 
 
 class Pair(nn.Module):

@@ -68,11 +68,11 @@ typedef struct {
 } Attention;
 
 /* Attention of packed documents in training, and with `out_gradient` its gradients: a query attends from the place `first`
-   up to its own. Tensors (batch, time, heads or kv_heads, head_dim), fp32 or, where narrow, bf16; head_dim is a multiple of
-   16. first (batch, time); logsumexp (batch, heads, time), of the scores. */
+   to the place `last`. Tensors (batch, time, heads or kv_heads, head_dim), fp32 or, where narrow, bf16; head_dim is a
+   multiple of 16. first, last (batch, time); logsumexp (batch, heads, time), of the scores. */
 typedef struct {
     const void *queries, *keys, *values;
-    const int32_t *first;
+    const int32_t *first, *last;
     void *out;
     float *logsumexp;
     const void *out_gradient;

@@ -94,16 +94,16 @@ INLINE TARGET void scatter(const int d, const float *weights, int stride, const 
     }
 
 /* exp(score · scale − shift[i]) where a query attends, 0 where not, in place. */
-INLINE TARGET void probabilities(float *scores, int stride, const int *first, int start, int from, int to, float scale, const float *shift)
+INLINE TARGET void probabilities(float *scores, int stride, const int *first, const int *last, int from, int to, float scale, const float *shift)
 {
     for (int i = 0; i < TILE; i++) {
         float *row = scores + (size_t)i * (size_t)stride;
         for (int at = from; at < to; at += LANES) {
             V weights = v_exp(v_sub(v_mul(v_load(row + at), v_set(scale)), v_set(shift[i])));
             v_store(row + at, weights);
-            if (at < first[i] || at + LANES > start + i + 1)
+            if (at < first[i] || at + LANES - 1 > last[i])
                 for (int lane = 0; lane < LANES; lane++)
-                    if (at + lane < first[i] || at + lane > start + i)
+                    if (at + lane < first[i] || at + lane > last[i])
                         row[at + lane] = 0.0f;
         }
     }
@@ -133,13 +133,15 @@ INLINE TARGET void attend_row_as(const PackedAttention *a, int task, float *scra
     }
     for (int head = (int)kv_head * shared; head < (int)(kv_head + 1) * shared; head++)
         for (int start = 0; start < time; start += TILE) {
-            const int count = time - start < TILE ? time - start : TILE, end = start + count;
+            const int count = time - start < TILE ? time - start : TILE;
             const int64_t at = (batch * time + start) * stride + (int64_t)head * size;
             float *logsumexp = a->logsumexp + (batch * a->heads + head) * time + start, shift[TILE], sum[TILE];
-            int first[TILE], lowest = start;
+            int first[TILE], last[TILE], lowest = start, end = start + 1;
             for (int i = 0; i < TILE; i++) {
                 first[i] = i < count ? a->first[batch * time + start + i] : padded;
+                last[i] = i < count ? a->last[batch * time + start + i] : -1;
                 lowest = first[i] < lowest ? first[i] : lowest;
+                end = last[i] + 1 > end ? last[i] + 1 : end;
             }
             const int from = lowest / LANES * LANES, to = (end + LANES - 1) / LANES * LANES;
             unpack(a->queries, at, stride, count, TILE, size, narrow, queries);
@@ -147,11 +149,11 @@ INLINE TARGET void attend_row_as(const PackedAttention *a, int task, float *scra
             if (!back) {
                 for (int i = 0; i < TILE; i++) {
                     float top = -INFINITY;
-                    for (int place = first[i]; i < count && place <= start + i; place++)
+                    for (int place = first[i]; i < count && place <= last[i]; place++)
                         top = scores[i * padded + place] > top ? scores[i * padded + place] : top;
                     shift[i] = i < count ? top * a->scale : 0.0f;
                 }
-                probabilities(scores, padded, first, start, from, to, a->scale, shift);
+                probabilities(scores, padded, first, last, from, to, a->scale, shift);
                 for (int i = 0; i < count; i++) {
                     V lanes = v_set(0.0f);
                     for (int place = from; place < to; place += LANES)
@@ -169,7 +171,7 @@ INLINE TARGET void attend_row_as(const PackedAttention *a, int task, float *scra
             }
             for (int i = 0; i < TILE; i++)
                 shift[i] = i < count ? logsumexp[i] : 0.0f;
-            probabilities(scores, padded, first, start, from, to, a->scale, shift);
+            probabilities(scores, padded, first, last, from, to, a->scale, shift);
             unpack(a->out_gradient, at, stride, count, TILE, size, narrow, given);
             products(given, values_turned, size, from / LANES, to / LANES, slopes, padded);
             for (int i = 0; i < TILE; i++) {
