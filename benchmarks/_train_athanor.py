@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def main() -> None:
     _, config = read_config(job["model"], "The job")
     assert isinstance(config, ModelConfig)
     micro = min(job["rows"], micro_rows(config, job["length"], _MEMORY))
-    loop = LoopConfig(
-        None, micro, OPTIMIZERS["pretrain"], Schedule(), precision=measure().precision, checkpoint_every=10**9
-    )
+    precision = measure().precision
+    optimizer = replace(OPTIMIZERS["pretrain"], products="bf16" if precision == "bf16" else "fp32")
+    loop = LoopConfig(None, micro, optimizer, Schedule(), precision=precision, checkpoint_every=10**9)
     source = Paced(Shards.open(Path(job["tokens"]).parent), job, pace(job, answers))
     trainer = Trainer(build(config, job["seed"]), next_token, source, loop, Path(job["scratch"]), remaining=lambda: 1e9)
     trainer.run("Training")

@@ -67,7 +67,8 @@ def train(precision: str, recompute: str, optimizer: str) -> None:
     torch.set_num_threads(usable_cores())
     layer = LayerConfig(AttentionConfig(9, 3, 64), MlpConfig(1536))
     model = build(ModelConfig(VOCABULARY, 576, 2048, (layer,) * 30), 0)
-    config = LoopConfig(2, ROWS, OptimizerConfig(kind=optimizer), Schedule(1), precision=precision, recompute=recompute)
+    steps = OptimizerConfig(kind=optimizer, products="bf16" if precision == "bf16" else "fp32")
+    config = LoopConfig(2, ROWS, steps, Schedule(1), precision=precision, recompute=recompute)
     with TemporaryDirectory() as folder:
         Trainer(model, next_token, Text(), config, Path(folder)).run("Training")
 

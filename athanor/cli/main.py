@@ -31,6 +31,7 @@ VERBS = (
     "ablate", "history", "doctor",
 )  # fmt: skip
 
+_OUT_OF_MEMORY = ("allocate memory", "out of memory")  # as torch says it of the machine, and of a GPU
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -131,9 +132,9 @@ def _run() -> int:
         else:
             raise
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not any(said in str(error) for said in _OUT_OF_MEMORY):
             raise
-        print_error(AthanorError("This machine's memory does not suffice.", "Make the model, rows or length smaller."))
+        print_error(AthanorError("The memory does not suffice.", "Make the model, micro_rows, rows or length smaller."))
     except KeyboardInterrupt:
         return 130
     return 2

@@ -12,8 +12,8 @@ def run(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A shipped recipe (default, memory, smoke, bert, electra, t5, ul2, fim, moe, distill) or a .toml "
-            "file. [default: default]"
+            help="A shipped recipe (default, memory, smoke, bert, roberta, electra, t5, ul2, prefix, fim, moe, "
+            "distill) or a .toml file. [default: default]"
         ),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 4m, 2h or 1d (from 2m).")] = None,

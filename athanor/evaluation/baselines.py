@@ -19,22 +19,22 @@ def consumed(batches: PackedBatches | GrowingBatches, steps: int, most: int = _M
     """The distinct text of the first `steps` batches, as (tokens, offsets); neighbouring pieces of a document are
     joined.
 
-    batches: made as for training, standing at its beginning, over `DocumentPieces` or a stream of them. most: of a
-    stream, which would have to be fetched again, only so many tokens.
+    batches: made as for training, standing at its beginning, over `DocumentPieces` or a stream of them. most: no more
+    than about so many tokens, since a model of them takes a hundred bytes for each.
     """
     pieces = batches.sequences
-    if isinstance(pieces, DocumentPieces):
-        members = [i for _ in range(steps) for row in batches.next_rows() for i in row]
-        return _text([(pieces, np.unique(np.array(members, dtype=np.int64)))])
-    if not isinstance(pieces, StreamedPieces):
+    if not isinstance(pieces, DocumentPieces | StreamedPieces):
         raise TypeError("only documents have a text that an n-gram model can be given")
-    members, total = [], 0
+    length = pieces.length if isinstance(pieces, StreamedPieces) else pieces.lengths.__getitem__
+    members, total = list[int](), 0
     while steps > 0 and total < most:
-        rows = batches.next_rows()
-        members += [i for row in rows for i in row]
-        total += sum(int(pieces.length(i)) for row in rows for i in row)
+        drawn = [i for row in batches.next_rows() for i in row]
+        members += drawn
+        total += sum(int(length(i)) for i in drawn)
         steps -= 1
-    return _text(pieces.parts(members))
+    if isinstance(pieces, StreamedPieces):
+        return _text(pieces.parts(members))
+    return _text([(pieces, np.unique(np.array(members, dtype=np.int64)))])
 
 
 def _text(parts: Iterable[tuple[DocumentPieces, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ from athanor.training.classification import (
     with_classifier,
 )
 from athanor.training.drawn import DrawnBatches, SpecialTokens
+from athanor.training.faults import Incidents
 from athanor.training.loop import Outcome, Trainer
 
 _ROWS = 8  # of a batch: about as many texts as BERT's 16
@@ -135,7 +136,7 @@ def classify_stage(life: Life, recipe: ClassifyRecipe, tokenizer: Stage, pretrai
         save_with_tokenizer(stage, kept, encoder, pretrained, "classifier", metrics)
         for folder in stage.folder.glob("*/checkpoints"):
             shutil.rmtree(folder)
-        return metrics, ["model"], {}
+        return metrics, ["model"], {"incidents": asdict(sum((one.incidents for one in outcomes), Incidents()))}
 
     inputs = {"corpus": corpus.output_fingerprint, "base": pretrain.output_fingerprint}
     return life.perform("classify", {**recipe.model_dump(mode="json"), "seed": life.seed}, inputs, work)

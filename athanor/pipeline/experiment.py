@@ -30,7 +30,7 @@ from athanor.pipeline.arms import BASELINE, Arm, Extent, merge
 from athanor.pipeline.calibration import calibrate, use_threads
 from athanor.pipeline.data_stages import corpus_stage, fetch_sources, shards_stage, tokenizer_stage
 from athanor.pipeline.life import PRETRAIN_LENGTH, Life, Work
-from athanor.pipeline.planning import plan_pretraining
+from athanor.pipeline.planning import growth_of, plan_pretraining
 from athanor.pipeline.plans import PretrainPlan, RunPlan, StagePlans
 from athanor.pipeline.recipe import Recipe
 from athanor.pipeline.recipe_files import make_recipe
@@ -226,7 +226,9 @@ class Experiment:
         if self.extent.by == "steps":
             return int(self.extent.amount)
         length = pretrain.length or min(recipe.model.max_seq_len, PRETRAIN_LENGTH)
-        return math.ceil(self.extent.amount / ((pretrain.rows or 1) * length))
+        rows = pretrain.rows or 1
+        growth = growth_of("rows", pretrain.first_rows, rows)
+        return math.ceil(self.extent.amount * (growth.stretch if growth else 1.0) / (rows * length))
 
     def _trial(self, arm: Arm, recipe: Recipe, plan: PretrainPlan, data: Data, scored: np.ndarray) -> Trial:
         """Trains and scores, as far as that is not done."""

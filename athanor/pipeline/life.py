@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from athanor.base.files import fingerprint, write_json
-from athanor.base.machine import Machine, Rates, exactness_key, peak_memory, source_fingerprint
+from athanor.base.machine import Machine, Rates, exactness_key, peak_memory, return_memory, source_fingerprint
 from athanor.base.progress import duration, say
 from athanor.base.run import Run, Stage
 from athanor.pipeline.plans import PLAN_SCHEMA_VERSION, Plan, RunPlan
@@ -139,6 +139,7 @@ class Life:
         with stage.working():
             metrics, outputs, timing = work(stage)
             stage.finish(metrics, outputs, {**timing, "peak_memory_bytes": peak_memory()})
+        return_memory()
         say(f"{name}: done in {duration(stage.seconds)}.")
         self._note_plans()
         return stage

@@ -99,8 +99,9 @@ def plan_pretraining(
     if recipe.steps:
         tokens = planner.tokens_of(recipe.steps)
     rows = recipe.rows or max(1, planner.batch_tokens(tokens) // length)
+    rows_growth = growth_of("rows", recipe.first_rows, rows)
     if recipe.steps:
-        tokens = float(recipe.steps * rows * length)
+        tokens = recipe.steps * rows * length / (rows_growth.stretch if rows_growth else 1.0)
     micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
     training = math.inf if recipe.steps else seconds
     counted = _counts_ngrams(life, tokens, unique_tokens if countable else math.inf, training)
@@ -125,8 +126,8 @@ def plan_pretraining(
         micro_rows=micro,
         expected_tokens=int(tokens),
         expected_steps=recipe.steps or int(tokens / (rows * length)),
-        rows_growth=_growth("rows", recipe.first_rows, rows),
-        length_growth=_growth("length", recipe.first_length, length),
+        rows_growth=rows_growth,
+        length_growth=growth_of("length", recipe.first_length, length),
         ngram_targets=counted,
         **_common(life, "pretrain", length, seconds, rows * length / rate if rate else None, decay_share=0.5),
     )
@@ -157,7 +158,7 @@ def _too_large(setting: str) -> RecipeError:
     )
 
 
-def _growth(name: str, first: int | None, last: int) -> Growth | None:
+def growth_of(name: str, first: int | None, last: int) -> Growth | None:
     if first is None:
         return None
     try:
@@ -270,7 +271,7 @@ def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan, part
         raise RecipeError(
             f"Training {quantity(count_parameters(config))} parameters on {quantity(places)} places at a time, "
             f"{quantity(batch)} a batch, takes about {size(needed)}, and this machine has {size(life.machine.memory)}.",
-            'Make the model, micro_rows, rows or length smaller, or set recompute = "blocks".',
+            'Make the model, micro_rows, rows or length smaller, or set recompute = "blocks" in the stage\'s section.',
         )
     say(f"Training takes about {size(needed)} of memory; {size(free)} are free.")
     if needed > free:

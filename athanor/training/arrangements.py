@@ -124,7 +124,7 @@ class _Several(Whole):
             if parameter.requires_grad and parameter.grad is None:
                 raise AthanorError(
                     f"{name} has no gradient, and several processes can only train what all of them move.",
-                    "Freeze it (requires_grad_(False)), or train with one process.",
+                    "Train with one process; in Python, freeze it with requires_grad_(False).",
                 )
 
 

@@ -207,7 +207,8 @@ class PackedBatches:
     def _check(self) -> None:
         if len(self.sequences.lengths) == 0:
             raise DataError(
-                "There is nothing to train on: no sequence is left.", "Give more text, or loosen the filters."
+                "There is nothing to learn or to measure: no sequence is left.",
+                "Give more text, loosen the filters, or hold out more of it (corpus.held_out_share).",
             )
         if (longest := self.sequences.lengths.max()) > self.length:
             raise DataError(f"A sequence of {longest} tokens does not fit into a row of {self.length}.")

@@ -66,7 +66,7 @@ class UpdateWatch:
             return None
         self.spikes_in_a_row += 1
         if self.spikes_in_a_row <= _MOST_SPIKES:
-            say(f"Step {step} is left out, the weights are unchanged: its loss is {loss:.3g}, recent ones {limit:.3g}.")
+            say(f"Step {step} is left out, the weights are unchanged: its loss of {loss:.3g} is above {limit:.3g}.")
             return "spike"
         # The weights have not moved meanwhile, so it is the text that has changed, or nothing but training helps.
         say(f"The loss stays at {loss:.3g} since step {step - _MOST_SPIKES}; training goes on from there.")
@@ -89,7 +89,8 @@ class UpdateWatch:
         if self.not_finite_in_a_row >= _MOST_NOT_FINITE:
             raise AthanorError(
                 f"{_MOST_NOT_FINITE} steps in a row were not finite; training has diverged.",
-                'Lower the learning rates (optimizer.muon_lr, optimizer.embedding_lr), or use precision = "fp32".',
+                'Lower the stage\'s learning rates (such as pretrain.optimizer.muon_lr), or use precision = "fp32"; as '
+                "it is, the same command comes to the same end.",
             )
 
 
@@ -130,6 +131,9 @@ class Incidents:
     resumed: int = 0
     damaged_checkpoints: int = 0
     missed_checkpoints: int = 0
+
+    def __add__(self, other: Incidents) -> Incidents:
+        return Incidents(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     @classmethod
     def read(cls, path: Path) -> Incidents | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from athanor.base.errors import AthanorError, RunError, Stopped
+from athanor.base.errors import AthanorError, DiskFullError, RunError, Stopped
 from athanor.base.files import write_json
 from athanor.base.metrics import MetricsLog, NoLog
 from athanor.base.progress import progress, say
@@ -26,7 +26,7 @@ from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind
 from athanor.training.batches import Batch
 from athanor.training.checkpoints import Retention, remove_damaged
-from athanor.training.compiling import Compile, compile_blocks
+from athanor.training.compiling import Compile, compile_blocks, has_compiler
 from athanor.training.faults import Fault, Incidents, StopSignals, UpdateWatch
 from athanor.training.kernels import use_kernels
 from athanor.training.loss_scale import LossScale
@@ -91,6 +91,17 @@ class Outcome:
     incidents: Incidents = field(default_factory=Incidents, compare=False)
 
 
+def _compiles(group: Group) -> bool:
+    """Whether blocks can be compiled; said aloud where not."""
+    if group.size > 1:
+        say("Blocks are compiled for one process alone; here they are not.")
+    elif not has_compiler(group.device):
+        say("Blocks are not compiled: there is no C++ compiler here.")
+    else:
+        return True
+    return False
+
+
 class Trainer:
     """One training stage. folder holds checkpoints, journal and logs; remaining() says how many seconds are left.
 
@@ -133,15 +144,12 @@ class Trainer:
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.after_step, self.write = after_step, write
         self.peak_rate, self.flops_per_token, self.identity = peak_rate, flops_per_token, identity
-        if config.compile == "blocks":
-            if config.recompute != "none":
-                raise AthanorError(
-                    "Blocks are not compiled where activations are computed again.", 'Leave compile = "blocks" out.'
-                )
-            if group.size == 1:
-                compile_blocks(model, config.micro_rows)
-            else:
-                say("Blocks are compiled for one process alone; here they are not.")
+        if config.compile == "blocks" and config.recompute != "none":
+            raise AthanorError(
+                "Blocks are not compiled where activations are computed again.", 'Leave compile = "blocks" out.'
+            )
+        if config.compile == "blocks" and _compiles(group):
+            compile_blocks(model, config.micro_rows)
         else:  # a compiler fuses what the kernels do, and knows nothing of them
             use_kernels(model)
         if config.recompute == "blocks":
@@ -262,9 +270,24 @@ class Trainer:
         return self.outcome.steps, self.arrangement.state(), numbers
 
     def _turn(self, *turns: Turn) -> None:
-        self.outcome.turns += turns
+        turns = (*self.outcome.turns, *turns)
         if self.group.is_first:
-            write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in self.outcome.turns]})
+            write_json(self.folder / "journal.json", {"turns": [list(turn) for turn in turns]})
+        self.outcome.turns = list(turns)
+
+    def _try_turn(self, turn: Turn) -> None:
+        """A turn that may as well be taken some steps later, which it is on a full disk."""
+        failed = 0
+        try:
+            if self.group.is_first:
+                self._turn(turn)
+        except DiskFullError as error:
+            if self.remaining is None or self.remaining() <= 0:
+                raise
+            say(f"{error} The end of training is put off.")
+            failed = 1
+        if not self.group.largest(failed) and not self.group.is_first:
+            self._turn(turn)
 
     def _decide(self) -> None:
         """Begins the decay when just enough time is left for it, and moves its end on a machine that changes speed."""
@@ -278,9 +301,9 @@ class Trainer:
         if not turns:
             share = self.config.decay_share
             if possible <= max(1.0, share / (1 - share) * step):
-                self._turn(Turn(step, step + possible))
+                self._try_turn(Turn(step, step + possible))
         elif turns[-1].end - step > possible * 1.05 + 2 or turns[-1].end - step < possible * 0.9 - 5:
-            self._turn(Turn(step, step + possible))
+            self._try_turn(Turn(step, step + possible))
 
     def _step(self, log: MetricsLog | NoLog, bar: Any) -> None:
         started = time.perf_counter()

@@ -73,9 +73,18 @@ class Growth:
         if not 0 < self.share <= 1:
             raise ValueError(f"a share of {self.share} is not above 0 and at most 1")
 
+    @property
+    def doublings(self) -> int:
+        return round(math.log2(self.last / self.first))
+
+    @property
+    def stretch(self) -> float:
+        """How many times as many parts a run is read in as with `last` all along."""
+        early = [2.0**above for above in range(1, self.doublings + 1)]
+        return 1 - self.share + self.share * sum(early) / len(early) if early else 1.0
+
     def at(self, progress: float) -> int:
         """progress: share of the run that is done, from 0 on."""
         if progress >= self.share:
             return self.last
-        doublings = round(math.log2(self.last / self.first))
-        return self.first << int(progress / self.share * doublings)
+        return self.first << int(progress / self.share * self.doublings)

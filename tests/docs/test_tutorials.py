@@ -22,6 +22,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
     [
         "own-text.md",
         "../objectives.md",
+        "../training.md",
         pytest.param("experiments.md", marks=pytest.mark.slow),
         "adding-a-family.md",
         pytest.param("building-by-hand.md", marks=pytest.mark.slow),
