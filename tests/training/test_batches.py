@@ -164,7 +164,7 @@ def test_a_batch_keeps_sequences_apart() -> None:
 
 
 def test_data_that_cannot_be_packed_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to train on"):
+    with pytest.raises(DataError, match="nothing to learn"):
         PackedBatches(_Numbered([]), 1, 8, 0, pad_id=0)
     with pytest.raises(DataError, match="sequence of 9 tokens does not fit into a row of 8"):
         PackedBatches(_Numbered([9]), 1, 8, 0, pad_id=0)
