@@ -114,6 +114,7 @@ def main() -> None:
         global_batch_size=job["rows"],
         micro_batch_size=job["micro_rows"],
         max_tokens=int(3e12),
+        save_interval=10**9,  # at the end alone
         max_norm=1.0,
         min_lr=4e-5,
         lr_warmup_steps=2000,

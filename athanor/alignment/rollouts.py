@@ -153,7 +153,8 @@ def divergence(source: RolloutSource, reference: Decoder) -> Callable[[Decoder],
 
     @torch.no_grad()
     def measure(model: Decoder) -> dict[str, float]:
-        batch = pack_rollouts(source.last, source.config.length, source.tokenizer.pad_id, "token_mean", {})
+        device = next(model.parameters()).device
+        batch = pack_rollouts(source.last, source.config.length, source.tokenizer.pad_id, "token_mean", {}).to(device)
         labelled = batch.targets >= 0
 
         def states(one: Decoder) -> Tensor:
@@ -163,7 +164,7 @@ def divergence(source: RolloutSource, reference: Decoder) -> Callable[[Decoder],
             ours, theirs = model.logits(own).float().log_softmax(-1), reference.logits(other).float().log_softmax(-1)
             return (ours.exp() * (ours - theirs)).sum()
 
-        with autocast(source.precision):
+        with autocast(source.precision, device):
             total = in_chunks(far, states(model), states(reference))
         return {"kl": float(total) / int(labelled.sum())}
 

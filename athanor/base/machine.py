@@ -15,6 +15,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ def prepare_process() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it a GPU's products differ from run to run
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
@@ -38,14 +40,20 @@ def prepare_process() -> None:
 
 
 def return_memory() -> None:
-    """Gives back to the system what has been freed, which `prepare_process` lets this process keep for speed."""
+    """Gives back to the system what has been freed, which `prepare_process` and torch keep for speed."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found. memory in bytes; `features` are the processor's instruction sets that matter here."""
+    """What was found. memory, accelerator_memory: in bytes; `features` are the processor's instruction sets that
+    matter here.
+    """
 
     system: str
     processor: str
@@ -55,6 +63,7 @@ class Machine:
     accelerator: str | None
     python: str
     torch: str
+    accelerator_memory: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -154,10 +163,10 @@ def describe() -> Machine:
     import torch
 
     name, features = _processor()
-    accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    found = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return Machine(
-        f"{platform.system()} {platform.machine()}", name, usable_cores(), _memory(), features, accelerator,
-        platform.python_version(), torch.__version__,
+        f"{platform.system()} {platform.machine()}", name, usable_cores(), _memory(), features,
+        found.name if found else None, platform.python_version(), torch.__version__, found.total_memory if found else 0,
     )  # fmt: skip
 
 
@@ -169,17 +178,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def exactness_key() -> dict[str, Any]:
-    """What must be equal for two runs to agree bit for bit: our own code, library, code path, threads."""
+def exactness_key(device: Any = None) -> dict[str, Any]:
+    """What must be equal for two runs to agree bit for bit: our own code, library, code path, threads. device: a
+    torch.device; the CPU by default.
+    """
     import torch
 
+    on_gpu = device is not None and device.type == "cuda"
     return {
         "source": source_fingerprint(),
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor()[0],
         "threads": torch.get_num_threads(),
-    }
+    } | ({"accelerator": torch.cuda.get_device_name(device)} if on_gpu else {})
 
 
 @cache
@@ -215,14 +227,31 @@ def _bytes_of(text: str) -> int:
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
 
 
-def measure(seconds: float = 3.0) -> Rates:
-    """Measures for about `seconds`, as this process is set up (threads, allocator)."""
+def measure(seconds: float = 3.0, device: Any = "cpu") -> Rates:
+    """Measures for about `seconds`, as this process is set up (threads, allocator). device: of torch."""
     import torch
 
-    def matrix_rate(dtype: torch.dtype) -> float:
-        left, right = torch.ones(2048, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
-        return 2 * 2048**3 / _best_time(lambda: torch.mm(left, right), seconds / 3)
+    device = torch.device(device)
+    size = 2048 if device.type == "cpu" else 8192
 
-    block = torch.ones(_beyond_caches() // 4, dtype=torch.float32)
-    read = block.nbytes / _best_time(block.sum, seconds / 3)
-    return Rates(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), read)
+    def timed(operation: Callable[[], Any]) -> float:
+        def whole() -> None:
+            operation()
+            finish(device)
+
+        return _best_time(whole, seconds / 3)
+
+    def matrix_rate(dtype: torch.dtype) -> float:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))  # zeros would be cheaper
+        return 2 * size**3 / timed(lambda: torch.mm(left, right))
+
+    block = torch.ones(_beyond_caches() // 4, dtype=torch.float32, device=device)
+    return Rates(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), block.nbytes / timed(block.sum))
+
+
+def finish(device: Any) -> None:
+    """Waits until a torch device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)

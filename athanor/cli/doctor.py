@@ -41,9 +41,10 @@ def findings() -> dict[str, Any]:
     from athanor.base.machine import available_memory, describe, measure
     from athanor.corpus.packages import PACKAGES
 
-    rates, folder = measure(), cache_folder()
+    rates, folder, machine = measure(), cache_folder(), describe()
+    on_gpu = measure(1.0, "cuda") if machine.accelerator else None
     return {
-        "machine": describe().as_dict(),
+        "machine": machine.as_dict(),
         "available_memory": available_memory(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
@@ -54,7 +55,8 @@ def findings() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "rates": rates.as_dict(),
-        "precision": rates.precision,
+        "accelerator_rates": on_gpu and on_gpu.as_dict(),
+        "precision": (on_gpu or rates).precision,
         "process": {name: os.environ.get(name) for name in _SETTINGS},
         "cache": {
             "folder": str(folder),
@@ -101,7 +103,7 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             found["nvidia_driver"] and machine["accelerator"] is None,
             "There is an NVIDIA driver, but this torch cannot use it.",
-            "Install a CUDA build of torch; training uses the processor so far.",
+            "Install a CUDA build of torch; until then the processor trains.",
         ),
         (
             torch["capability"] in ("DEFAULT", "NO AVX") and machine["system"].endswith("x86_64"),
@@ -129,7 +131,7 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
             "The measured rates are too low, and training shares the time: stop other work.",
         ),
         (
-            found["precision"] == "fp32",
+            found["precision"] == "fp32" and machine["accelerator"] is None,
             f"bf16 is not faster than fp32 here ({rates['bf16'] / rates['fp32']:.2f} times).",
             "Nothing to do: fp32 is used.",
         ),
@@ -152,7 +154,6 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     machine, torch, rates, cache = found["machine"], found["torch"], found["rates"], found["cache"]
     features = " ".join(machine["features"]) or "no known features"
     free = f", {size(found['available_memory'])} free" if found["available_memory"] is not None else ""
-    flops = " and ".join(f"{name} {rates[name] / 1e9:.0f}" for name in ("fp32", "bf16"))
     packages = cache["packages"].items()
     optional = (f"{name} {version or '(not installed)'}" for name, version in found["optional"].items())
     return [
@@ -161,8 +162,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{size(machine['memory'])}{free}"),
         ("disk", f"{size(found['disk']['free'])} free in {found['disk']['folder']}"),
         ("torch", f"{torch['version']}, {torch['capability']}, {torch['threads']} threads"),
+        ("rates", _speeds(rates)),
         ("accelerator", machine["accelerator"] or "none"),
-        ("rates", f"{flops} GFLOP/s, memory {size(rates['read'])}/s"),
+        *([("", _speeds(found["accelerator_rates"]) + "; models are trained there")] if machine["accelerator"] else []),
         ("precision", found["precision"]),
         ("settings", " ".join(f"{name}={value}" for name, value in found["process"].items() if value is not None)),
         ("cache", f"{cache['folder']}: {sum(there for _, there in packages)} of {len(packages)} packages"),
@@ -170,6 +172,11 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("kernels", found["kernels"]["instructions"] or "none"),
         ("optional", ", ".join(optional)),
     ]
+
+
+def _speeds(rates: dict[str, float]) -> str:
+    flops = " and ".join(f"{name} {rates[name] / 1e9:,.0f}" for name in ("fp32", "bf16"))
+    return f"{flops} GFLOP/s, memory {size(rates['read'])}/s"
 
 
 def _kernels() -> dict[str, str | None]:

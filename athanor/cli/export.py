@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -18,7 +19,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder, .gguf file, run, packaged model or hf://org/name.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Model folder, .gguf file, run, checkpoint of one, packaged model or hf://org/name."),
+    ],
     destination: Annotated[Path, typer.Argument(help="Folder, or file ending in .gguf.")],
     to: Annotated[str | None, typer.Option(metavar="hf|gguf", help="Default: by the destination's name.")] = None,
     format: Format = None,
@@ -29,7 +33,17 @@ def export(
     to = to or ("gguf" if destination.suffix == ".gguf" else "hf")
     if to not in ("hf", "gguf"):
         raise ModelError(f"--to {to} is not known.", "Known: hf, gguf.")
-    write(model, destination, to, format, force, json)
+    from athanor.training.checkpoints import is_checkpoint
+
+    if not is_checkpoint(Path(model)):
+        write(model, destination, to, format, force, json)
+        return
+    from athanor.pipeline.checkpoint_model import write_checkpoint_model
+
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        write_checkpoint_model(Path(model), folder)
+        write(str(folder), destination, to, format, force, json)
 
 
 def write(source: str, destination: Path, to: str, form: str | None, force: bool, json: bool) -> None:

@@ -37,6 +37,8 @@ def find_model(name: str | Path, runs: Path | None = None) -> Path:
         return MODELS[str(name).lower()].fetch()
     if on_hub and (found := hub.cached(on_hub)):
         return found
+    if path.is_dir() and path.parent.name == "checkpoints":
+        raise ModelError(f"{name} is a checkpoint.", f"athanor export {name} FOLDER makes a model of it.")
     there = [run.name for run in run_folders(runs)]
     known = f"Runs here: {', '.join(there)}." if there else "There are no runs here yet; `athanor run` makes one."
     raise ModelError(

@@ -84,9 +84,9 @@ def against_frequencies(
         counts += np.bincount(targets[targets != IGNORED].numpy(), minlength=vocab_size)
     source.set_position(position)
     unigram = -np.log2(counts / counts.sum())
-    ours, theirs, sizes = [], [], []
+    ours, theirs, sizes, device = [], [], [], _device(model)
     for part in (part for batch in held_out for part in batch.split(1) if part.n_targets):
-        found = loss(model, part)
+        found = loss(model, part.to(device))
         ours.append(float(found.metrics.get("masked", found.sum)) / np.log(2))
         theirs.append(unigram[part.targets[part.targets != IGNORED].numpy()].sum())
         sizes.append(found.count)
@@ -98,9 +98,10 @@ def next_sentences(name: str, model: Encoder, held_out: Sequence[Any]) -> Score:
     """Pairs of texts told apart, against tossing a coin."""
     right = []
     for batch in held_out:
+        batch = batch.to(_device(model))
         logits = next_sentence_logits(model, encoded(model, batch), batch)
         right.append(logits.argmax(-1) == batch.pair_labels[batch.pair_labels != IGNORED])
-    found = torch.cat(right).double().numpy()
+    found = torch.cat(right).double().cpu().numpy()
     half, ones = np.full_like(found, 0.5), np.ones_like(found)
     return compare(name, found, half, ones, "accuracy", lower_is_better=False)
 
@@ -109,12 +110,16 @@ def next_sentences(name: str, model: Encoder, held_out: Sequence[Any]) -> Score:
 def replaced(name: str, model: Electra, held_out: Sequence[Any]) -> Score:
     """Tokens judged rightly, against always saying that nothing was replaced."""
     right, kept, sizes = [], [], []
-    for part in (part for batch in held_out for part in batch.split(1)):
+    for part in (part.to(_device(model)) for batch in held_out for part in batch.split(1)):
         logits, labels = discriminate(model.discriminator, part, fill(model.generator, part))
         right.append(float(((logits > 0) == labels.bool()).sum()))
         kept.append(float((labels == 0).sum()))
         sizes.append(len(labels))
     return compare(name, np.array(right), np.array(kept), np.array(sizes), "accuracy", lower_is_better=False)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def only_middles(batch: Batch, special: SpecialTokens) -> Batch:

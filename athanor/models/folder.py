@@ -123,9 +123,9 @@ def load_model(folder: Path | str, dtype: torch.dtype | None = None, device: str
     return model.eval()
 
 
-def load_decoder(folder: Path | str, dtype: torch.dtype | None = None) -> Decoder:
+def load_decoder(folder: Path | str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Decoder:
     """`load_model` where only a decoder will do. Raises ModelError for another kind."""
-    model = load_model(folder, dtype)
+    model = load_model(folder, dtype, device)
     if not isinstance(model, Decoder):
         raise ModelError(
             f"{folder} holds no decoder but an {type(model).__name__}, which does not continue a text.",

@@ -125,6 +125,20 @@ class Where:
             last = torch.minimum(last, places + window // 2)
         return first, last.contiguous()
 
+    def bounds(self) -> tuple[Tensor, int] | None:
+        """(documents + 1,) int32, where each begins when all rows stand behind one another and where the last ends, and
+        the length of the longest; None where `spans` has none.
+        """
+        return self._once("bounds", self._bounds)
+
+    def _bounds(self) -> tuple[Tensor, int] | None:
+        spans = self.spans()
+        if spans is None:
+            return None
+        begins = (spans[0] == self.slots).flatten().nonzero().squeeze(1)
+        edges = torch.cat([begins, begins.new_full((1,), self.positions.numel())]).to(torch.int32)
+        return edges, int(edges.diff().max())
+
     @property
     def is_causal(self) -> bool:
         """Whether a mask of None means the triangle."""

@@ -19,9 +19,12 @@ from athanor.base.machine import Rates, exactness_key, measure, usable_cores
 from athanor.base.progress import say
 from athanor.pipeline.life import PRETRAIN_LENGTH
 from athanor.pipeline.recipe import Recipe
-from athanor.science.planner import Speed, measure_speed
+from athanor.science.planner import Speed, batch_tokens, measure_speed
+from athanor.training.parallel import ALONE
 
 _SHORT_BUDGET = 300.0  # seconds, of which measuring takes less time
+_LEAST_PLACES, _MOST_PLACES = 2048, 32_768  # of a batch
+_GPU_RATE = 1e5  # tokens a second, at the least
 _LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 
 
@@ -33,7 +36,7 @@ def use_threads(recipe: Recipe, processes: int = 1) -> None:
     torch.set_num_threads(min(recipe.threads or cores, cores))
 
 
-def calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
+def calibrate(recipe: Recipe, root: Path, device: torch.device = ALONE.device) -> tuple[Rates, Speed | None, float]:
     """Measured once a run, so that a resumed one decides the same: the machine, and with a budget whole training
     steps; and the seconds that took.
     """
@@ -44,21 +47,34 @@ def calibrate(recipe: Recipe, root: Path) -> tuple[Rates, Speed | None, float]:
         "length": length,
         "precision": recipe.precision,
         "training": recipe.budget is not None,
-        "machine": {key: exactness_key()[key] for key in ("processor", "threads")},
+        "machine": {
+            key: value for key, value in exactness_key(device).items() if key in ("processor", "threads", "accelerator")
+        },
     }
     found = _read_calibration(path)
     if found is None or found.asked != asked:
         say("Measuring the machine …")
         started = time.monotonic()
         short = (recipe.budget_seconds or math.inf) < _SHORT_BUDGET
-        rates = measure(1.0 if short else 3.0)
+        rates = measure(1.0 if short else 3.0, device)
         precision = rates.precision if recipe.precision == "auto" else recipe.precision
-        precision = "fp32" if precision == "fp16" else precision  # which a CPU is no measure of
+        if device.type == "cpu" and precision == "fp16":
+            precision = "fp32"  # a CPU is no measure of the other
         steps = 1 if short else 2
-        speed = measure_speed(recipe.tokenizer.vocab_size, length, precision, steps) if recipe.budget else None
+        speed = None
+        if recipe.budget:
+            places = _places(recipe, device)
+            speed = measure_speed(recipe.tokenizer.vocab_size, length, precision, steps, device, places)
         found = _Calibration(asked=asked, rates=rates, speed=speed, seconds=time.monotonic() - started)
         write_json(path, found.model_dump(mode="json"))
     return found.rates, found.speed, found.seconds
+
+
+def _places(recipe: Recipe, device: torch.device) -> int:
+    """Of a batch to be measured: on a GPU about what a run of this budget will have."""
+    if device.type == "cpu":
+        return _LEAST_PLACES
+    return min(_MOST_PLACES, batch_tokens(_GPU_RATE * (recipe.budget_seconds or 0.0)))
 
 
 class _Calibration(BaseModel):

@@ -30,6 +30,7 @@ from athanor.pipeline.objective_stage import save_with_tokenizer
 from athanor.pipeline.plans import PretrainPlan, SupervisedPlan
 from athanor.pipeline.recipe import ClassifyRecipe
 from athanor.pipeline.together import loop_config
+from athanor.pipeline.training_stages import lineage_of
 from athanor.tokenizer import Tokenizer
 from athanor.training.classification import (
     LabelledTexts,
@@ -133,7 +134,8 @@ def classify_stage(life: Life, recipe: ClassifyRecipe, tokenizer: Stage, pretrai
         for score in scores:
             say(f"Held out, {score}.")
         metrics = {**_metrics(outcomes, data), "scores": [score.as_dict() for score in scores]}
-        save_with_tokenizer(stage, kept, encoder, pretrained, "classifier", metrics)
+        lineage = lineage_of(stage, "classifier", metrics)
+        save_with_tokenizer(stage.folder / "model", kept, encoder, pretrained, lineage)
         for folder in stage.folder.glob("*/checkpoints"):
             shutil.rmtree(folder)
         return metrics, ["model"], {"incidents": asdict(sum((one.incidents for one in outcomes), Incidents()))}
@@ -177,11 +179,12 @@ def _train(
     name = f"{start}-{number}"
     trainer = Trainer(
         model, classification, source, loop_config(plan), stage.folder / name,
-        beat=stage.beat, identity=f"{stage.fingerprint}/{name}",
+        beat=stage.beat, identity=f"{stage.fingerprint}/{name}", group=life.alone,
     )  # fmt: skip
     outcome = trainer.run(f"Fine-tuning, {'what was learnt' if start == 'learnt' else 'from scratch'}, {number + 1}")
     examples = labelled_examples(model, data.held_out, special, plan.length, labels)
-    return outcome, model, told_classes(model, examples, plan.precision)
+    told = told_classes(model, examples, plan.precision)
+    return outcome, trainer.whole_model(), told
 
 
 def _scores(key: str, data: LabelledCorpus, right: Mapping[str, np.ndarray]) -> list[Score]:

@@ -12,9 +12,12 @@ from athanor.base.progress import duration, say
 from athanor.models.config import ModelConfig
 from athanor.pipeline.life import Life
 from athanor.science.planner import measure_training
-from athanor.training.compiling import Compile, compile_blocks, has_compiler
+from athanor.training.acceleration import accelerate
+from athanor.training.compiling import Compile, has_compiler
 
-_LEAST_SECONDS = 1200.0  # of training: compiling takes about a minute, and saves an eighth to a fifth (docs/lab.md)
+# Of training: on a CPU compiling takes about a minute and saves an eighth to a fifth, on a GPU ten seconds and a third
+# (docs/lab.md).
+_LEAST_SECONDS = {"cpu": 1200.0, "cuda": 120.0}
 
 
 def choose_compile(life: Life, config: ModelConfig, micro_rows: int, length: int, seconds: float) -> Compile:
@@ -22,7 +25,7 @@ def choose_compile(life: Life, config: ModelConfig, micro_rows: int, length: int
 
     Raises RecipeError for a wish that cannot be fulfilled.
     """
-    recipe, device = life.recipe.pretrain, torch.device("cpu")
+    recipe, device = life.recipe.pretrain, life.device
     if recipe.compile == "blocks" and not has_compiler(device):
         raise RecipeError(
             'pretrain.compile = "blocks" needs a C++ compiler, and there is none.', "Install g++, or leave it out."
@@ -30,15 +33,18 @@ def choose_compile(life: Life, config: ModelConfig, micro_rows: int, length: int
     if recipe.compile != "auto":
         return recipe.compile
     possible = life.group.size == 1 and recipe.recompute == "none" and has_compiler(device)
-    if not possible or life.speed is None or recipe.steps is not None or seconds < _LEAST_SECONDS:
+    if not possible or life.speed is None or recipe.steps is not None or seconds < _LEAST_SECONDS[device.type]:
         return "none"
-    return _probed(config, micro_rows, length, life.precision, seconds)
+    return _probed(config, micro_rows, length, life.precision, seconds, device)
 
 
-def _probed(config: ModelConfig, micro_rows: int, length: int, precision: str, seconds: float) -> Compile:
-    plain = measure_training(config, micro_rows, length, precision)
+def _probed(
+    config: ModelConfig, micro_rows: int, length: int, precision: str, seconds: float, device: torch.device
+) -> Compile:
+    measured = partial(measure_training, config, micro_rows, length, precision, device=device)
+    plain = measured()
     began = time.perf_counter()
-    compiled = measure_training(config, micro_rows, length, precision, prepare=partial(compile_blocks, rows=micro_rows))
+    compiled = measured(prepare=partial(accelerate, device=device, compiled_rows=micro_rows))
     spent = time.perf_counter() - began  # and as much again when training begins
     pays = (seconds - 2 * spent) * compiled > (seconds - spent) * plain
     say(

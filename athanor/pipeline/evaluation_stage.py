@@ -63,7 +63,7 @@ def evaluate_stage(
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        loaded = {name: load_decoder(made.folder / "model") for name, made in models.items()}
+        loaded = {name: load_decoder(made.folder / "model", device=life.device) for name, made in models.items()}
         plan = life.plan(stage, EvaluationPlan, lambda: _plan(life, encoder, loaded, RlPlan.of(rl)))
         measured: dict[str, Any] = {}
         with progress("Evaluating", total=4, unit="part") as bar:

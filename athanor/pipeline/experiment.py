@@ -37,6 +37,7 @@ from athanor.pipeline.recipe_files import make_recipe
 from athanor.pipeline.training_stages import pretrain_stage
 from athanor.science import ablation, planner
 from athanor.science.ablation import Trial
+from athanor.training.parallel import ALONE, place
 
 _SCORED_TOKENS = 50_000
 _MOVES_HELD_OUT = ("sources", "limit_bytes", "held_out_share")  # whatever else they do, found before the text is read
@@ -86,7 +87,8 @@ class Experiment:
         self._open(start)
         measured = self._budgeted(start)
         use_threads(measured)
-        self.rates, self.speed, _ = calibrate(measured, self.folder)
+        self.group = replace(ALONE, device=place(start.device))
+        self.rates, self.speed, _ = calibrate(measured, self.folder, self.group.device)
         data = {name: self._data(recipe) for name, recipe in recipes.items()}
         _check_held_out(data)
         decided = self._decide(start, data[BASELINE])
@@ -172,7 +174,7 @@ class Experiment:
         return Run(root, recipe.model_dump(mode="json"), athanor.__version__, models, made_from=self.title)
 
     def _life(self, run: Run, recipe: Recipe, repeated: RunPlan | None = None) -> Life:
-        return Life(run, recipe, self.machine, self.rates, self.speed, 0.0, repeated)
+        return Life(run, recipe, self.machine, self.rates, self.speed, 0.0, repeated, self.group)
 
     def _decide(self, recipe: Recipe, data: Data) -> dict[str, Any]:
         """What planning decides for the baseline, once: the settings that all arms keep unless they change them."""

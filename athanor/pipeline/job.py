@@ -43,7 +43,7 @@ def live(
     decides; its recipe is the one to give. Started by a launcher of many processes, the first does everything, and
     the others, which return None, train with it.
     """
-    with connected() as group:
+    with connected(recipe.device) as group:
         use_threads(recipe, group.local_size)
         if not group.is_first:
             follow(group)
@@ -72,7 +72,7 @@ def _live(
     ) as run:
         if recipe.precision != "auto":
             check_precision(recipe.precision, group.device)
-        rates, speed, seconds = calibrate(recipe, root)
+        rates, speed, seconds = calibrate(recipe, root, group.device)
         together = speed and speed.times(group.size)  # each process is taken to train as fast as this one
         life = Life(run, recipe, describe(), rates, together, seconds, repeated, group)
         if group.size > 1:

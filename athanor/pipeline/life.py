@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from athanor.base.files import fingerprint, write_json
 from athanor.base.machine import Machine, Rates, exactness_key, peak_memory, return_memory, source_fingerprint
@@ -55,9 +57,19 @@ class Life:
         return self.rates.precision if self.recipe.precision == "auto" else self.recipe.precision
 
     @property
+    def device(self) -> torch.device:
+        """Where models are trained and measured."""
+        return self.group.device
+
+    @property
+    def alone(self) -> Group:
+        """The first process, for what it does without the others."""
+        return replace(ALONE, device=self.device)
+
+    @property
     def precision_alone(self) -> str:
-        """Of what the first process does alone, on its CPU: fp16 is for GPUs."""
-        return "fp32" if self.precision == "fp16" else self.precision
+        """Of what is not trained: fp16 is for GPUs."""
+        return "fp32" if self.precision == "fp16" and self.device.type == "cpu" else self.precision
 
     @property
     def peak_rate(self) -> float:
@@ -67,8 +79,10 @@ class Life:
     @property
     def memory(self) -> float:
         """Bytes a training process may take: the default job stays below 3 GB, a longer one may use half of the
-        machine.
+        machine; a GPU has most of its memory for this.
         """
+        if self.device.type == "cuda":
+            return 0.8 * self.machine.accelerator_memory
         seconds = self.recipe.budget_seconds or 0
         return max(2e9, min(self.machine.memory / 2, 2e9 * seconds / 1800))
 
@@ -128,7 +142,7 @@ class Life:
             say(f"{name}: finished before, in {duration(stage.seconds)}{by}.")
             self._note_plans()
             return stage
-        exactness = exactness_key() | {"kernels": training_kernels() is not None}
+        exactness = exactness_key(self.device) | {"kernels": training_kernels() is not None}
         exactness |= {"processes": self.group.size} if self.group.size > 1 else {}
         if stage.exactness not in (None, exactness):
             say(

@@ -6,7 +6,8 @@ continue texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,14 +70,16 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
             life, stage, plan, model, what.loss, source, "Pre-training", preview,
             flops_per_place=flops_per_place, after_step=what.after_step,
         )  # fmt: skip
+        model.to(life.device)
         scores = objective_scores(plan.objective, model, source, held_out, vocabulary.special, encoder.vocab_size)
+        model.to("cpu")
         for score in scores:
             say(f"Held out, {score}.")
         flops = outcome.places * flops_per_place
         kept = model.discriminator if isinstance(model, Electra) else model
         parameters = sum(parameter.numel() for parameter in kept.parameters())
         metrics = {**metrics_of(outcome, parameters, flops), "scores": [score.as_dict() for score in scores]}
-        save_with_tokenizer(stage, kept, encoder, plan, "base", metrics)
+        save_with_tokenizer(stage.folder / "model", kept, encoder, plan, lineage_of(stage, "base", metrics))
         return metrics, ["model"], timing_of(life, stage, outcome, flops)
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
@@ -92,22 +95,21 @@ def _preview(
 
     @torch.no_grad()
     def evaluate(model: Any) -> dict[str, float]:
-        losses = []
+        losses, device = [], next(model.parameters()).device
         for part in (part for batch in batches for part in batch.split(plan.micro_rows)):
-            with autocast(plan.precision):
-                losses.append(objective(model, part))
+            with autocast(plan.precision, device):
+                losses.append(objective(model, part.to(device)))
         return {"heldout_loss": sum(float(loss.sum) for loss in losses) / sum(loss.count for loss in losses)}
 
     return evaluate
 
 
 def save_with_tokenizer(
-    stage: Stage, model: Any, tokenizer: Tokenizer, plan: PretrainPlan, kind: str, metrics: dict[str, Any]
+    folder: Path, model: Any, tokenizer: Tokenizer, plan: PretrainPlan, lineage: Mapping[str, Any]
 ) -> None:
     """The model's folder; its tokenizer's files say what stands around a text in this kind of network."""
-    folder, end = stage.folder / "model", tokenizer.end_of_text_id
-    lineage = lineage_of(stage, kind, metrics)
-    save_model(model, folder, end_of_text_id=end, stop_ids=(end,), lineage=lineage)
+    end = tokenizer.end_of_text_id
+    save_model(model, folder, end_of_text_id=end, stop_ids=(end,), lineage=dict(lineage))
     length = plan.model.max_seq_len
     if not plan.model.causal:
         tokenizer.save(folder, length, before=control.CLASSIFY, after=control.SEPARATE)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from athanor.base.errors import RecipeError
 from athanor.base.machine import available_memory
 from athanor.base.progress import duration, quantity, say, size
@@ -70,8 +72,9 @@ def expectation(life: Life) -> str:
         "evaluation": life.evaluation_share,
     }
     others = ", ".join(f"{name} {duration(share * budget)}" for name, share in shares.items() if share)
+    where = f"{life.machine.cores} cores" if life.device.type == "cpu" else life.machine.accelerator
     return (
-        f"Plan for {duration(budget)} on {life.machine.cores} cores, {life.precision} at "
+        f"Plan for {duration(budget)} on {where}, {life.precision} at "
         f"{life.peak_rate / 1e9:.0f} GFLOP/s: {quantity(count_parameters(choice.config))} parameters, pre-training "
         f"{duration(seconds)} on about {quantity(int(choice.tokens))} tokens; at most {others}. "
         f"Done at about {end:%H:%M}."
@@ -102,7 +105,7 @@ def plan_pretraining(
     rows_growth = growth_of("rows", recipe.first_rows, rows)
     if recipe.steps:
         tokens = recipe.steps * rows * length / (rows_growth.stretch if rows_growth else 1.0)
-    micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
+    micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory, life.device))
     training = math.inf if recipe.steps else seconds
     counted = _counts_ngrams(life, tokens, unique_tokens if countable else math.inf, training)
     if config.embedding.ngrams and unique_tokens > MOST_TOKENS:
@@ -187,10 +190,11 @@ def plan_finetuning(life: Life, config: ModelConfig, spent: float) -> Supervised
     )
     length = recipe.length or min(config.max_seq_len, _CONVERSATION_LENGTH)
     rows = recipe.rows or 4  # few targets a row: more, smaller updates answered better (docs/lab.md)
-    micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory))
+    micro = min(rows, recipe.micro_rows or planner.micro_rows(config, length, life.memory, life.device))
     rate = None
     if math.isfinite(seconds):
-        rate = planner.measure_training(config, micro, length, life.precision_alone, steps=1) * life.group.size
+        rate = planner.measure_training(config, micro, length, life.precision_alone, steps=1, device=life.device)
+        rate *= life.group.size
     training = max(seconds - spent, 1.0)
     extent = f"{duration(training)}, about {quantity((rate or 0.0) * training)} tokens"
     say(
@@ -219,7 +223,7 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer, spent: 
     )
     common = _common(life, "rl", length, training + spent(), 2.0 if math.isfinite(seconds) else None, decay_share=0.3)
     return RlPlan(
-        micro_rows=recipe.micro_rows or planner.micro_rows(model.config, length, life.memory),
+        micro_rows=recipe.micro_rows or planner.micro_rows(model.config, length, life.memory, life.device),
         cells=tuple(difficulty.rates),
         probed={f"{name} {level}": rate for (name, level), rate in difficulty.rates.items()},
         reward=difficulty.reward,
@@ -239,7 +243,6 @@ def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> Sup
         "turns": (),
         "optimizer": replace(plan.optimizer, **rates),
         "checkpoint_every": max(1, steps // 3),
-        "precision": "fp32" if plan.precision == "fp16" else plan.precision,  # trained by one process alone
     }
     return plan.model_copy(update=changed)
 
@@ -258,22 +261,31 @@ def _with_products(life: Life, stage: str) -> OptimizerConfig:
     return optimizer
 
 
-def check_that_it_fits(life: Life, config: ModelConfig, plan: TrainingPlan, parts: float = 1.0) -> None:
+def check_that_it_fits(
+    life: Life, config: ModelConfig, plan: TrainingPlan, parts: float = 1.0, *, together: bool = False
+) -> None:
     """Says what memory a plan, repeated or new, needs; raises RecipeError where the machine has not that much.
 
-    parts: networks like that of `config`.
+    parts: networks like that of `config`. together: by all processes of the group.
     """
+    group = life.group if together else life.alone
     places = plan.micro_rows * plan.length
     batch = plan.rows * plan.length if isinstance(plan, SupervisedPlan) else places
-    needed = parts * planner.training_memory(config, places, plan.recompute) + _BATCH_BYTES * batch
-    free = available_memory()
-    if needed > life.machine.memory > 0:
+    divided = group.size if life.recipe.sharded else 1
+    needed = parts * planner.training_memory(config, places, plan.recompute, divided) + _BATCH_BYTES * batch
+    if life.device.type == "cpu":
+        needed *= group.local_size
+    there, free, whose = life.machine.memory, available_memory(), "this machine"
+    if life.device.type == "cuda":
+        free, there = torch.cuda.mem_get_info(life.device)
+        whose = "the GPU"
+    if needed > there > 0:
         raise RecipeError(
             f"Training {quantity(count_parameters(config))} parameters on {quantity(places)} places at a time, "
-            f"{quantity(batch)} a batch, takes about {size(needed)}, and this machine has {size(life.machine.memory)}.",
+            f"{quantity(batch)} a batch, takes about {size(needed)}, and {whose} has {size(there)}.",
             'Make the model, micro_rows, rows or length smaller, or set recompute = "blocks" in the stage\'s section.',
         )
-    say(f"Training takes about {size(needed)} of memory; {size(free)} are free.")
+    say(f"Training takes about {size(needed)} of {whose}'s memory; {size(free)} are free.")
     if needed > free:
         say("That may not fit: end other programs, or make the model, micro_rows, rows or length smaller.")
 
@@ -301,6 +313,7 @@ def _choose(life: Life, seconds: float, unique_tokens: float, vocab_size: int) -
         _pretraining_length(life),
         life.memory,
         life.recipe.model.sizes,
+        device=life.device,
     )
 
 

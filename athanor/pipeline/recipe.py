@@ -259,7 +259,8 @@ def _by_label(classify: Any) -> Any:
 class Recipe(_Section):
     """budget: time for the whole job, such as "10m", "90s", "2h", "1d"; absent where every stage has fixed steps.
     precision: of matrix products; weights are fp32 in any case. "auto" is the faster of fp32 and bf16; "fp16" scales
-    the loss, for GPUs without bf16. sharded: where several processes train together, each holds a part of the model
+    the loss, for GPUs without bf16. device: where models are trained and measured; "auto" is a GPU where torch has one.
+    sharded: where several processes train together, each holds a part of the model
     (FSDP2) instead of a copy (DDP). classify: for masked and denoising models; `classify = "topic"` is short for
     `classify.label = "topic"`.
     """
@@ -267,6 +268,7 @@ class Recipe(_Section):
     budget: str | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 64)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, gt=0, le=1024)
     sharded: bool = False
     corpus: CorpusRecipe = CorpusRecipe()

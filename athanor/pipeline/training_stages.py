@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from athanor.alignment.conversations import DEFAULT_WEIGHTS, build_conversations, expand_sources, write_conversation_set
@@ -47,7 +48,6 @@ from athanor.pipeline.together import (
 from athanor.tokenizer import Tokenizer
 from athanor.training.loop import LoopConfig, Outcome, Trainer
 from athanor.training.objectives import next_token
-from athanor.training.parallel import ALONE
 
 _GENERATION = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.1}
 
@@ -63,7 +63,7 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
             stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, text.n_tokens, countable=here)
         )
         check_vocabulary(plan, encoder)
-        check_that_it_fits(life, plan.model, plan)
+        check_that_it_fits(life, plan.model, plan, together=True)
         model = build(plan.model, life.seed)
         source = pretraining_batches(plan, text, life.seed)
         give_memory(model, source)
@@ -99,7 +99,7 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         model = load_decoder(base.folder / "model")
         counts = _prepare_conversations(life, stage)
         plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config, stage.seconds))
-        check_that_it_fits(life, model.config, plan)
+        check_that_it_fits(life, model.config, plan, together=True)
         source, too_long = conversation_batches(stage.folder / "conversations", encoder, plan, life.seed)
         evaluate = held_out_loss(stage.folder / "conversations", encoder, plan)
         stage.beat()
@@ -144,7 +144,7 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        model, start = load_decoder(sft.folder / "model"), load_decoder(sft.folder / "model")
+        model, start = (load_decoder(sft.folder / "model", device=life.device) for _ in range(2))
         plan = life.plan(stage, RlPlan, lambda: plan_reinforcement(life, model, encoder, lambda: stage.seconds))
         check_that_it_fits(life, model.config, plan)
         stage.beat()
@@ -243,7 +243,7 @@ def train(
         peak_rate=life.peak_rate,
         flops_per_token=flops_per_place or sizes.flops_per_token(plan.length / 2),
         identity=stage.fingerprint,
-        group=ALONE if task is None else life.group,
+        group=life.alone if task is None else life.group,
         sharded=life.recipe.sharded,
     )
     outcome = trainer.run(description)
@@ -270,17 +270,21 @@ def _finish(
     """Writes the model folder and says what the stage did."""
     flops = outcome.places * model.config.flops_per_token(plan.length / 2) + flops_besides
     metrics = {**metrics_of(outcome, count_parameters(model.config), flops), **more}
-    folder = stage.folder / "model"
+    save_decoder(stage.folder / "model", model, tokenizer, lineage_of(stage, kind, metrics))
+    return metrics, ["model"], timing_of(life, stage, outcome, flops)
+
+
+def save_decoder(folder: Path, model: Decoder, tokenizer: Tokenizer, lineage: Mapping[str, Any]) -> None:
+    """The model's folder, with its tokenizer and how it is to be sampled from."""
     save_model(
         model,
         folder,
         end_of_text_id=tokenizer.end_of_text_id,
         stop_ids=tokenizer.stop_ids,
         generation={**_GENERATION, "suppress_tokens": list(tokenizer.never_said)},
-        lineage=lineage_of(stage, kind, metrics),
+        lineage=dict(lineage),
     )
     tokenizer.save(folder, max_length=model.config.max_seq_len)
-    return metrics, ["model"], timing_of(life, stage, outcome, flops)
 
 
 def metrics_of(outcome: Outcome, parameters: int, flops: float) -> dict[str, Any]:

@@ -13,18 +13,21 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
+from athanor.base.machine import finish
 from athanor.models.build import build, count_parameters
 from athanor.models.config import MlpConfig, ModelConfig, standard_config
 from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
+from athanor.training.acceleration import accelerate
 from athanor.training.batches import Batch
-from athanor.training.kernels import use_kernels
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer
+from athanor.training.parallel import ALONE
 from athanor.training.recompute import Recompute
 
 # d_model and n_layers: all sizes are multiples of 64, so that every quantised format fits.
@@ -65,16 +68,19 @@ def block_parameters(config: ModelConfig) -> int:
     return config.matrix_parameters - config.vocab_size * config.d_model
 
 
-def training_memory(config: ModelConfig, micro_tokens: int, recompute: Recompute = "none") -> float:
+def training_memory(
+    config: ModelConfig, micro_tokens: int, recompute: Recompute = "none", divided_by: int = 1
+) -> float:
     """Bytes: weights, gradients and two moments in fp32, activations kept for the backward pass, and one chunk of
-    logits.
+    logits. divided_by: processes that each hold a part of the model, and the whole of what they step.
     """
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
     width = mlp.d_ff if isinstance(mlp, MlpConfig) else mlp.top_k * mlp.expert.d_ff
     per_place = 8 * config.d_model + 4 * (attention.n_heads + attention.n_kv_heads) * attention.key_dim + 4 * width
     kept = config.n_layers * per_place if recompute == "none" else config.n_layers * config.d_model + per_place
     activations = 4.0 * micro_tokens * kept
-    return 20.0 * count_parameters(config) + activations + 3 * 4.0 * 1024 * config.vocab_size
+    state = (20.0 if divided_by == 1 else 24.0 / divided_by) * count_parameters(config)
+    return state + activations + 3 * 4.0 * 1024 * config.vocab_size
 
 
 def measure_training(
@@ -85,27 +91,30 @@ def measure_training(
     steps: int = 2,
     micro_rows: int | None = None,
     prepare: Callable[[Decoder], None] | None = None,
+    device: torch.device = ALONE.device,
 ) -> float:
     """Tokens a second of whole training steps (optimizer included) on batches of rows × length; takes steps + 1 of
     them. micro_rows: of them go through the model at a time, by default all. prepare: is given the model before; by
-    default `use_kernels`.
+    default `accelerate`.
     """
-    model = build(config, seed=0)
-    (prepare or use_kernels)(model)
+    model = build(config, seed=0).to(device)
+    (prepare or partial(accelerate, device=device))(model)
     optimizer = make_optimizer(model, OptimizerConfig(products="bf16" if precision == "bf16" else "fp32"))
     tokens = torch.arange(rows * length).view(rows, length) % config.vocab_size
     ids, positions = torch.zeros_like(tokens), torch.arange(length).expand(rows, length)
     batch = Batch(tokens, tokens.roll(-1, 1), ids, positions)
     seconds = []
     for number in range(1, steps + 2):
+        finish(device)
         start = time.perf_counter()
         for part in batch.split(micro_rows or rows):
-            with autocast(precision):
-                loss = next_token(model, part)
+            with autocast(precision, device):
+                loss = next_token(model, part.to(device))
             (loss.sum / batch.n_targets).backward()
         clip_gradients(model.parameters(), 1.0)
         optimizer.step(number, 1e-3)
         model.zero_grad(set_to_none=True)
+        finish(device)
         seconds.append(time.perf_counter() - start)
     return rows * length / float(np.median(seconds[1:]))
 
@@ -133,12 +142,23 @@ class Speed:
         return self.flops(config.d_model) / config.flops_per_token(length / 2)
 
 
-def measure_speed(vocab_size: int, length: int, precision: str, steps: int = 2) -> Speed:
-    """Two short measurements of so many steps, a few seconds in all."""
-    points = []
-    for d_model, n_layers in ((128, 4), (512, 2)):
+def measure_speed(
+    vocab_size: int,
+    length: int,
+    precision: str,
+    steps: int = 2,
+    device: torch.device = ALONE.device,
+    places: int = _BATCH,
+) -> Speed:
+    """Two short measurements of so many steps, a few seconds in all; a GPU gets more and wider ones. places: of a
+    batch; the fewer they are, the more of a GPU's time goes into starting its work.
+    """
+    points, sizes = [], ((128, 4), (512, 2))
+    if device.type == "cuda":
+        sizes, steps = ((256, 4), (1024, 4)), 8 * steps
+    for d_model, n_layers in sizes:
         config = standard_config(vocab_size, length, d_model=d_model, n_layers=n_layers)
-        rate = measure_training(config, max(1, 2048 // length), length, precision, steps)
+        rate = measure_training(config, max(1, places // length), length, precision, steps, device=device)
         points.append((d_model, rate * config.flops_per_token(length / 2)))
     return Speed(*points)
 
@@ -163,6 +183,7 @@ def choose_model(
     memory: float,
     wishes: Mapping[str, int] | None = None,
     law: Law = DEFAULT_LAW,
+    device: torch.device = ALONE.device,
 ) -> Choice:
     """The best size for `seconds` of training within `memory` bytes. wishes: sizes to be kept, by their name in
     `standard_config`.
@@ -171,7 +192,7 @@ def choose_model(
     for d_model, n_layers in LADDER:
         sizes = {"d_model": d_model, "n_layers": n_layers, **(wishes or {})}
         config = standard_config(vocab_size, max_seq_len, **sizes)
-        if choices and training_memory(config, micro_rows(config, length, memory) * length) > memory:
+        if choices and training_memory(config, micro_rows(config, length, memory, device) * length) > memory:
             break
         rate = speed.tokens_per_second(config, length)
         worth = effective_tokens(rate * seconds, unique_tokens)
@@ -179,9 +200,9 @@ def choose_model(
     return min(choices, key=lambda choice: choice.bits_per_byte)
 
 
-def micro_rows(config: ModelConfig, length: int, memory: float) -> int:
-    """Rows that go through the model at a time: about 4,096 places, fewer where memory is short."""
-    rows = max(1, 4096 // length)
+def micro_rows(config: ModelConfig, length: int, memory: float, device: torch.device = ALONE.device) -> int:
+    """Rows that go through the model at a time: about 4,096 places, on a GPU 32,768; fewer where memory is short."""
+    rows = max(1, (4096 if device.type == "cpu" else 32_768) // length)
     while rows > 1 and training_memory(config, rows * length) > memory:
         rows //= 2
     return rows

@@ -33,7 +33,7 @@ from athanor.training.checkpoints import (
 )
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import Optimizer, OptimizerConfig, clip_gradients, make_optimizer
-from athanor.training.parallel import ALONE, Group
+from athanor.training.parallel import Group
 from athanor.training.roles import places
 
 Objective = Callable[[Any, Any], Loss]
@@ -42,11 +42,12 @@ Objective = Callable[[Any, Any], Loss]
 class Whole:
     """One process with the whole model."""
 
-    group: Group = ALONE
     optimizer: Optimizer
 
-    def __init__(self, model: Any, objective: Objective, config: OptimizerConfig, average: AverageKind) -> None:
-        self.model, self.objective = model, objective
+    def __init__(
+        self, model: Any, objective: Objective, config: OptimizerConfig, average: AverageKind, group: Group
+    ) -> None:
+        self.model, self.objective, self.group = model.to(group.device), objective, group
         self.optimizer = make_optimizer(model, config)
         self.average = None if average == "none" else WeightAverage(model, average)
 
@@ -108,7 +109,7 @@ class _Several(Whole):
     """What the arrangements over several processes share."""
 
     def __init__(self, model: Any, objective: Objective, group: Group) -> None:
-        self.model, self.objective, self.group = model.to(group.device), objective, group
+        self.model, self.objective, self.group = model, objective, group
         self.owners = assign_owners(model, group.size)
 
     def share(self, batch: Batch, micro_rows: int) -> list[Batch]:
@@ -134,7 +135,7 @@ class Replicated(_Several):
     def __init__(
         self, model: Any, objective: Objective, config: OptimizerConfig, average: AverageKind, group: Group
     ) -> None:
-        super().__init__(model, objective, group)
+        super().__init__(model.to(group.device), objective, group)
         self.parameters = dict(model.named_parameters())
         owned = {name: self.parameters[name] for name, owner in self.owners.items() if owner == group.rank}
         self.optimizer = make_optimizer(_with_only(model, owned), config)
@@ -189,7 +190,7 @@ class Sharded(_Several):
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         given = dict(model.named_parameters())
         self.owned = {
-            name: nn.Parameter(given[name].detach().clone())
+            name: nn.Parameter(given[name].detach().to(group.device, copy=True))
             for name, owner in self.owners.items()
             if owner == group.rank
         }
@@ -199,7 +200,7 @@ class Sharded(_Several):
         shared = any(isinstance(module, Stack) and module.config.sharing for module in model.modules())
         for module in () if shared else list(model.modules()):  # shared blocks would be gathered again and again
             if isinstance(module, Block):
-                fully_shard(module, mesh=mesh)
+                fully_shard(module, mesh=mesh)  # which also moves it to the device: none has to hold them all
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "hidden")
         self.average = None if average == "none" else WeightAverage(model, average)  # of this process's parts
@@ -323,7 +324,7 @@ def arrange(
 ) -> Whole:
     """The arrangement for this group; `sharded` where a whole model would not fit into one process."""
     if group.size == 1:
-        return Whole(model, objective, config, average)
+        return Whole(model, objective, config, average, group)
     return (Sharded if sharded else Replicated)(model, objective, config, average, group)
 
 

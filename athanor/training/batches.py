@@ -57,7 +57,7 @@ class Batch:
             return self
         pinned = device.type == "cuda" and self.tokens.device.type == "cpu"
         columns = {
-            name: (column.pin_memory() if pinned else column).to(device, non_blocking=pinned)
+            name: (column.contiguous().pin_memory() if pinned else column).to(device, non_blocking=pinned)
             for name, column in self.columns.items()
         }
         return type(self)(**columns, metrics=self.metrics, counts=self.counts)

@@ -146,6 +146,19 @@ def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, int]:
     return None, len(present)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the folder of one, whole or not."""
+    return bool(re.fullmatch(r"step-\d{8,}", path.name)) and path.is_dir()
+
+
+def checkpoint_at(path: Path) -> Checkpoint:
+    """The one in this folder. Raises RunError where it is not whole."""
+    if (flaw := _flaw(path)) is not None:
+        others = [other.name for step, other in _present(path.parent).items() if other.name != path.name]
+        raise RunError(f"The checkpoint {path} {flaw}.", f"There are also: {', '.join(others) or 'none'}.")
+    return checkpoint_of(path.parent, _step(path))
+
+
 def checkpoint_of(folder: Path, step: int) -> Checkpoint:
     """The one of this step, which was found whole."""
     path = checkpoint_path(folder, step)

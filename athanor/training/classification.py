@@ -139,18 +139,19 @@ def _class_logits(model: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def told_classes(model: Any, examples: Any, precision: str) -> np.ndarray:
     """(texts,) int64: the class that the model finds likeliest for each text of `labelled_examples`."""
-    told = []
+    told, device = [], next(model.parameters()).device
     for start in range(0, len(examples.lengths), _TOGETHER):
         drawn = [examples.draw(i, 0) for i in range(start, min(start + _TOGETHER, len(examples.lengths)))]
         length = int(examples.lengths[start : start + _TOGETHER].max())
         batch = examples.collate(drawn, [[number] for number in range(len(drawn))], length)
-        with autocast(precision):
+        batch = batch.to(device)
+        with autocast(precision, device):
             if isinstance(examples, WrittenLabels):
                 logits = _written(model, batch, examples.labels)
             else:
                 logits = _class_logits(model, batch)[0]
         told.append(logits.argmax(-1))
-    return torch.cat(told).numpy()
+    return torch.cat(told).cpu().numpy()
 
 
 def _written(model: EncoderDecoder, batch: SourceTargetBatch, labels: Sequence[np.ndarray]) -> Tensor:
@@ -159,7 +160,8 @@ def _written(model: EncoderDecoder, batch: SourceTargetBatch, labels: Sequence[n
     source = model.read(model.encode(batch.source, mask))
     found = []
     for ids in labels:
-        target = torch.from_numpy(np.append(ids, model.config.start_id)).expand(len(mask), -1)  # it ends as it starts
+        written = torch.from_numpy(np.append(ids, model.config.start_id))  # it ends as it starts
+        target = written.to(mask.device).expand(len(mask), -1)
         logits = model.decode(model.shifted(target), source, mask).float()
         found.append(-F.cross_entropy(logits.mT, target, reduction="none").sum(-1))
     return torch.stack(found, dim=-1)

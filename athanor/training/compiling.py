@@ -29,7 +29,10 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def compile_blocks(model: nn.Module, rows: int) -> None:
-    """From now on batches of `rows` rows go through compiled blocks where gradients are taken; the first compiles."""
+    """From now on batches of `rows` rows go through compiled blocks where gradients are taken; the first compiles.
+    What was compiled for other models is forgotten: torch keeps only a few variants of one function.
+    """
+    torch.compiler.reset()
     for block in model.modules():
         if isinstance(block, Block):
             compiled = torch.compile(MethodType(type(block).forward, block), dynamic=False)

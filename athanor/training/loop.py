@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -22,13 +23,13 @@ from athanor.base.files import write_json
 from athanor.base.metrics import MetricsLog, NoLog
 from athanor.base.progress import progress, say
 from athanor.models.precision import autocast
+from athanor.training.acceleration import accelerate
 from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind
 from athanor.training.batches import Batch
 from athanor.training.checkpoints import Retention, remove_damaged
-from athanor.training.compiling import Compile, compile_blocks, has_compiler
+from athanor.training.compiling import Compile, has_compiler
 from athanor.training.faults import Fault, Incidents, StopSignals, UpdateWatch
-from athanor.training.kernels import use_kernels
 from athanor.training.loss_scale import LossScale
 from athanor.training.objectives import Loss
 from athanor.training.optimizers import OptimizerConfig
@@ -148,10 +149,8 @@ class Trainer:
             raise AthanorError(
                 "Blocks are not compiled where activations are computed again.", 'Leave compile = "blocks" out.'
             )
-        if config.compile == "blocks" and _compiles(group):
-            compile_blocks(model, config.micro_rows)
-        else:  # a compiler fuses what the kernels do, and knows nothing of them
-            use_kernels(model)
+        compiled = config.compile == "blocks" and _compiles(group)
+        accelerate(model, group.device, config.micro_rows if compiled else None)
         if config.recompute == "blocks":
             recompute_blocks(model)
         self.arrangement = arrange(model, objective, config.optimizer, config.average, group, sharded)
@@ -251,7 +250,9 @@ class Trainer:
         self._write_incidents()
         if checkpoint is None:
             self.checkpoints.announce(self.arrangement.state())
-        self.outcome.turns = read_journal(self.folder / "journal.json")
+        journal = read_journal(self.folder / "journal.json") if self.group.is_first else []
+        said = self.group.told({"turns": [list(turn) for turn in journal]})
+        self.outcome.turns = [Turn(*turn) for turn in said["turns"]]
         if self.outcome.turns:
             return
         if self.config.turns:
@@ -310,8 +311,12 @@ class Trainer:
         config, outcome = self.config, self.outcome
         if isinstance(self.source, Follower):
             self.source.follow(config.schedule.left(outcome.steps + 1, outcome.turns))
+        position = self.source.get_position()
         try:
             batch = self.source.next()
+        except AthanorError:
+            self._save_before(position, log)
+            raise
         except SourceEnded as reason:
             say(f"Training ends after step {outcome.steps}: {reason}")
             outcome.turns = [turn for turn in outcome.turns if turn.step < outcome.steps]
@@ -359,6 +364,13 @@ class Trainer:
         bar.update(completed=outcome.steps, **shown, speed=rate)
         if outcome.turns:
             bar.set_total(outcome.turns[-1].end)
+
+    def _save_before(self, position: Mapping[str, Any], log: MetricsLog | NoLog) -> None:
+        """Keeps what was learnt before the source failed; alone, for other processes may go on."""
+        if self.group.size == 1 and self.outcome.steps:
+            self.source.set_position(position)
+            with suppress(AthanorError):
+                self.checkpoints.save_now(*self._state(), log.sync)
 
     def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
         """Those that can be noted: files hold no others."""

@@ -143,8 +143,9 @@ def _sizes(gains: Sequence[Place]) -> dict[str, float]:
     """The root mean square of each gain, read back from the device at once."""
     if not gains:
         return {}
-    found = [(p.parameter + p.offset if p.offset else p.parameter).square().mean().sqrt() for p in gains]
-    return dict(zip((place.name for place in gains), torch.stack(found).tolist(), strict=True))
+    found = torch._foreach_norm([p.parameter + p.offset if p.offset else p.parameter for p in gains])
+    roots = torch.tensor([p.parameter.numel() for p in gains], dtype=torch.float32).sqrt()
+    return dict(zip((place.name for place in gains), (torch.stack(found).cpu() / roots).tolist(), strict=True))
 
 
 def _decay(place: Place, config: OptimizerConfig) -> float:

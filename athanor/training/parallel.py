@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from athanor.base.progress import set_quiet
 from athanor.training.batches import IGNORED, Batch
 
 Number = TypeVar("Number", int, float)
+DeviceWish = Literal["auto", "cpu", "cuda"]
 TIMEOUT = timedelta(minutes=15)  # for one collective operation: longer than any step or evaluation between two takes
 _LISTENS = timedelta(seconds=60)  # at a time; how long the first process works alone does not matter
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -103,6 +104,12 @@ class Group:
         if self.size > 1:
             self.store.set(f"message {next(self._messages)}", json.dumps(message))
 
+    def told(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the first process says, in all of them."""
+        if self.is_first:
+            self.tell(message)
+        return message if self.is_first else self.hear() or {}
+
     def hear(self) -> dict[str, Any] | None:
         """The first process's next message, however long it takes. No device is kept busy meanwhile."""
         key = f"message {next(self._messages)}"
@@ -150,26 +157,17 @@ ALONE = Group()
 
 
 @contextmanager
-def connected() -> Iterator[Group]:
-    """The group this process was started in; `ALONE` where no launcher has set RANK and WORLD_SIZE.
+def connected(device: DeviceWish = "auto") -> Iterator[Group]:
+    """The group this process was started in; one of its own where no launcher has set RANK and WORLD_SIZE. Each
+    process computes on its own GPU where there is one, unless "cpu" is wished.
 
     Raises AthanorError for an incomplete or impossible environment, and where the others cannot be reached.
     """
-    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
-        yield ALONE
-        return
-    group, local = _read_environment()
+    group, local = (ALONE, 0) if not {"RANK", "WORLD_SIZE"} & os.environ.keys() else _read_environment()
+    group = replace(group, device=place(device, local))
     if group.size == 1:
-        yield ALONE
+        yield group
         return
-    if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise AthanorError(
-                f"Process {local} of this machine has no GPU: there are {torch.cuda.device_count()}.",
-                "Start as many processes as GPUs: --nproc-per-node.",
-            )
-        group = replace(group, device=torch.device("cuda", local))
-        torch.cuda.set_device(group.device)
     backend = "nccl" if group.device.type == "cuda" else "gloo"
     try:
         store = next(iter(torch.distributed.rendezvous("env://", group.rank, group.size, timeout=TIMEOUT)))[0]
@@ -191,6 +189,29 @@ def connected() -> Iterator[Group]:
     with group.explaining():
         yield group
     torch.distributed.destroy_process_group()  # not after an error: it would wait for processes that are gone
+
+
+def place(wish: DeviceWish, local: int = 0) -> torch.device:
+    """Where process number `local` of this machine computes. Raises AthanorError where there is no such device."""
+    if not torch.cuda.is_available() or wish == "cpu":
+        if wish == "cuda":
+            raise AthanorError('device = "cuda", but torch finds no GPU.', "`athanor doctor` says what there is.")
+        return ALONE.device
+    if local >= torch.cuda.device_count():
+        raise AthanorError(
+            f"Process {local} of this machine has no GPU: there are {torch.cuda.device_count()}.",
+            'Start as many processes as GPUs (--nproc-per-node), or set device = "cpu".',
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    compute_exactly()
+    return device
+
+
+def compute_exactly() -> None:
+    """The same bits from the same input, which on a GPU costs a little and must be asked for."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads such memory
 
 
 def _read_environment() -> tuple[Group, int]:

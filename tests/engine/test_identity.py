@@ -4,6 +4,7 @@ alone: for each number format of each rung, with both caches, by each set of ins
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from athanor.engine.engine import Engine
 from athanor.engine.native import library
@@ -74,6 +76,15 @@ def unstopped(some: list[Request]) -> list[Request]:
 @pytest.mark.parametrize(("precision", "cache"), TORCH)
 def test_in_torch(model: Decoder, precision: str, cache: Any) -> None:
     check(lambda: TorchRung(model, precision, cache), model.config, endless(6), blocks=13)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+@pytest.mark.parametrize(
+    ("precision", "cache"), [("fp32", "auto"), ("bf16", "auto"), ("fp16", "auto"), ("bf16", "int8")]
+)
+def test_on_a_gpu(model: Decoder, precision: str, cache: Any) -> None:
+    there = copy.deepcopy(model).to("cuda")
+    check(lambda: TorchRung(there, precision, cache), model.config, endless(6), blocks=13)
 
 
 @needs_compiler

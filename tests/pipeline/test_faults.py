@@ -17,6 +17,7 @@ from athanor.pipeline import planning
 from athanor.pipeline.recipe_checks import check
 from athanor.pipeline.recipe_files import load_recipe
 from athanor.pipeline.summary import incidents
+from athanor.training.parallel import Group
 from tests.pipeline.conftest import athanor, athanor_process
 
 
@@ -94,7 +95,11 @@ def test_memory_that_may_not_suffice_is_said_before_training(
     from athanor.base.machine import describe
     from athanor.models.config import standard_config
 
-    life: Any = SimpleNamespace(machine=replace(describe(), memory=10**12))
+    alone, four = Group(), Group(size=4, local_size=2)
+    life: Any = SimpleNamespace(
+        machine=replace(describe(), memory=10**12), device=alone.device, alone=alone, group=four
+    )
+    life.recipe = SimpleNamespace(sharded=False)
     plan: Any = SimpleNamespace(micro_rows=8, length=128, recompute="none")
     config = standard_config(1024, 128, d_model=128, n_layers=2)
     planning.check_that_it_fits(life, config, plan)
@@ -107,3 +112,11 @@ def test_memory_that_may_not_suffice_is_said_before_training(
     life.machine = replace(life.machine, memory=1000)
     with pytest.raises(RecipeError, match="this machine has"):
         planning.check_that_it_fits(life, config, plan)
+    monkeypatch.setattr(planning, "size", lambda n: f"<{n:.0f}>")
+    life.machine, needed = replace(life.machine, memory=10**12), []
+    for together, sharded in ((False, False), (True, False), (True, True)):
+        life.recipe.sharded = sharded
+        planning.check_that_it_fits(life, config, plan, together=together)
+        needed.append(int(capsys.readouterr().err.split("<")[1].split(">")[0]))
+    assert abs(needed[1] - 2 * needed[0]) <= 1, "two processes on this machine"
+    assert needed[2] < needed[1]

@@ -144,6 +144,20 @@ def test_other_optimizers_schedules_and_growing_batches(tiny_recipe: Path, tmp_p
     assert plan.pretrain.expected_tokens == int(24 * 4 * 64 / 2)  # a quarter in rows of 1, one in rows of 2
     assert metrics["places"] == pytest.approx(plan.pretrain.expected_tokens, rel=0.1)
 
+    # The last checkpoint is the model that the stage made, averages included.
+    for stage in ("pretrain", "sft"):
+        (checkpoint,) = (run / stage / "checkpoints").iterdir()
+        refused = athanor_process("chat", str(checkpoint), folder=tmp_path)
+        assert "athanor export" in refused.communicate()[1]
+        athanor("export", str(checkpoint), f"{stage}-again", folder=tmp_path)
+        for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+            again, made = (folder / name for folder in (tmp_path / f"{stage}-again", run / stage / "model"))
+            assert again.read_bytes() == made.read_bytes(), name
+    (checkpoint / "state.safetensors").write_bytes(b"nothing")
+    process = athanor_process("export", str(checkpoint), "damaged", folder=tmp_path)
+    assert "is damaged" in process.communicate()[1]
+    assert process.returncode == 2
+
 
 def assert_loads_in_transformers(folder: Path) -> None:
     import torch

@@ -21,6 +21,7 @@ from athanor.models import precision
 from athanor.models.shapes import Objective, config_of
 from athanor.pipeline import calibration, job
 from athanor.pipeline.arms import Arm
+from athanor.pipeline.checkpoint_model import write_checkpoint_model
 from athanor.pipeline.job import live
 from athanor.pipeline.plans import PretrainPlan, read_run_plan
 from athanor.pipeline.recipe_files import load_recipe, shipped_recipes
@@ -61,7 +62,7 @@ def _measured_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def _rates(_seconds: float) -> Rates:
+def _rates(_seconds: float, _device: torch.device) -> Rates:
     return measure(0.05)
 
 
@@ -101,6 +102,10 @@ def test_a_run_ends_after_pretraining_with_its_score_and_model(
     assert plan is not None
     assert plan.model == config_of(plan.objective)(512, 128, d_model=64, n_layers=2, n_heads=2)
     assert_transformers_computes_the_same(root / "pretrain" / "model", report["family"])
+    (checkpoint,) = (root / "pretrain" / "checkpoints").iterdir()
+    write_checkpoint_model(checkpoint, tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (root / "pretrain" / "model" / name).read_bytes(), name
 
 
 def test_experts_balanced_by_a_bias_are_a_deepseek(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_what_cannot_be_is_refused(change: str, named: str) -> None:
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = SimpleNamespace(size=2, is_first=True, local_size=1, tell=lambda message: None)
-    monkeypatch.setattr(job, "connected", lambda: nullcontext(two))
+    monkeypatch.setattr(job, "connected", lambda _: nullcontext(two))
     with pytest.raises(RecipeError, match="is trained by one process; this run has 2"):
         live(load_recipe("bert"), tmp_path / "run")
 

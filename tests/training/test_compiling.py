@@ -87,7 +87,7 @@ def test_other_shapes_and_measuring_stay_plain(monkeypatch: pytest.MonkeyPatch) 
 
 def life(**settings: Any) -> Any:
     recipe = load_recipe("default", [f"{name}={value}" for name, value in settings.items()])
-    return SimpleNamespace(recipe=recipe, group=SimpleNamespace(size=1), speed=object(), precision="fp32")
+    return SimpleNamespace(recipe=recipe, group=SimpleNamespace(size=1), speed=object(), precision="fp32", device=CPU)
 
 
 def test_it_is_tried_where_it_may_pay_and_taken_where_it_does(monkeypatch: pytest.MonkeyPatch) -> None:

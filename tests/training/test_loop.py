@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from athanor.base.errors import AthanorError, RunError
+from athanor.base.errors import AthanorError, DataError, RunError
 from athanor.base.files import read_json, read_jsonl
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch, PackedBatches
@@ -80,6 +80,29 @@ def assert_same_end(one: Trainer, other: Trainer) -> None:
     assert one.source.get_position() == other.source.get_position()
     checkpoints = [sorted(p for p in (t.folder / "checkpoints").rglob("*") if p.is_file()) for t in (one, other)]
     assert [p.read_bytes() for p in checkpoints[0]] == [p.read_bytes() for p in checkpoints[1]]
+
+
+def test_what_was_learnt_before_the_source_failed_is_kept(
+    start: Start, make_batches: Callable[[], PackedBatches], tmp_path: Path
+) -> None:
+    whole = start(tmp_path / "whole", checkpoint_every=0)
+    whole.run("test")
+    source = make_batches()
+    own, calls = source.next, iter(range(1, 100))
+
+    def failing() -> Batch:
+        batch = own()  # the position has moved on
+        if next(calls) == 6:
+            raise DataError("The text is gone.")
+        return batch
+
+    source.next = failing  # type: ignore[method-assign]
+    with pytest.raises(DataError):
+        start(tmp_path / "cut", checkpoint_every=0, source=source).run("test")
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000005"]
+    resumed = start(tmp_path / "cut", checkpoint_every=0)
+    resumed.run("test")
+    assert_same_end(whole, resumed)
 
 
 def test_training_learns(start: Start, tmp_path: Path) -> None:

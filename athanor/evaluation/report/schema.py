@@ -40,6 +40,7 @@ class MachinePart(_Part):
     memory: Count
     features: tuple[str, ...]
     accelerator: str | None
+    accelerator_memory: Count
     python: str
     torch: str
 

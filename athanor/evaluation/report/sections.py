@@ -218,7 +218,10 @@ def _time(report: Report, plots: Mapping[str, Plot]) -> Section:
             ("Processor", f"{machine.processor}, {machine.cores} cores"),
             ("Features", ", ".join(machine.features) or "none of those that matter here"),
             ("Memory", f"{size(machine.memory)}; at most {size(timing.peak_memory_bytes)} used"),
-            ("Accelerator", machine.accelerator or "none"),
+            (
+                "Accelerator",
+                f"{machine.accelerator}, {size(machine.accelerator_memory)}" if machine.accelerator else "none",
+            ),
             ("Software", f"{machine.system}, Python {machine.python}, PyTorch {machine.torch}"),
             ("Measured rates", speeds),
             ("Time", f"{duration(timing.seconds)} {budget}"),

@@ -6,6 +6,7 @@ Cross-entropy against the head is computed in chunks of rows, and its gradient w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,11 @@ from athanor.models.precision import product_type
 from athanor.training.kernels import training_kernels
 
 _CHUNK = 512  # rows of logits at a time, at least,
-_LOGITS = 1 << 24  # and so many logits: the fewer products there are, the less often the head's gradient is walked over
+# and so many logits: the fewer products there are, the less often the head's gradient is walked over
+_LOGITS = defaultdict(lambda: 1 << 24, cuda=1 << 27)
 _KEPT = 1 << 26  # logits that may stand until the backward pass, where each row's value is wanted: 256 MB
-_SOFTMAX = 1 << 22  # logits that softmax takes at a time: 512 × 8192, so that a large vocabulary needs no second chunk
+# logits that softmax takes at a time: 512 × 8192, so that a large vocabulary needs no second chunk
+_SOFTMAX = defaultdict(lambda: 1 << 22, cuda=1 << 27)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -30,19 +33,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor | None, differentiable: bool
     ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden) if differentiable else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
         dtype = product_type(hidden)  # autocast does not reach products with an output given
         matrix = weight.to(dtype)
-        size = max(_CHUNK, _LOGITS // len(weight))
+        size = max(_CHUNK, _LOGITS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             rows = hidden[chunk].to(dtype)
             losses, gradient = _differentiate(
                 rows @ matrix.T, targets[chunk], None if shares is None else shares[chunk]
             )
-            total += losses.sum(dtype=torch.float64).cpu()
+            total += losses.sum(dtype=torch.float64)
             if hidden_gradient is None or weight_gradient is None:
                 continue
             if dtype == torch.float32:
@@ -69,7 +72,7 @@ def _differentiate(logits: Tensor, labels: Tensor, shares: Tensor | None) -> tup
     kernels = training_kernels()
     if kernels is not None and kernels.takes(logits):
         return kernels.differentiate(logits, labels, shares), logits
-    size = max(1, _SOFTMAX // logits.shape[1])
+    size = max(1, _SOFTMAX[logits.device.type] // logits.shape[1])
     if len(logits) > size:
         losses = []
         for start in range(0, len(logits), size):

@@ -23,7 +23,7 @@ class Distillation:
 
     direction: "forward" is KL(teacher ‖ student), which covers all that the teacher may say; "reverse" is
     KL(student ‖ teacher), which keeps to what it says most (Gu et al. 2023). temperature T: both distributions are of
-    logits / T. The teacher is set to inference and its weights are frozen.
+    logits / T. The teacher is set to inference, its weights are frozen, and it goes to the device of the batches.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class Distillation:
                 f"The teacher has {self.teacher.config.vocab_size} tokens, the student {model.config.vocab_size}.",
                 "Both must share one vocabulary.",
             )
+        if next(self.teacher.parameters()).device != batch.tokens.device:
+            self.teacher.to(batch.tokens.device)
         labelled = batch.targets != IGNORED
         targets = batch.targets[labelled]
         states = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)[labelled]
