@@ -10,8 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import RLock
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -39,6 +41,15 @@ from athanor.tokenizer.foreign import ForeignTokenizer
 
 _SHARE_OF_MEMORY = 0.25  # of what is free, for keys and values; pages are only taken when they are written
 _MOST_PLACES = 32_768  # unless one context takes more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of an `Engine`, which says what each of them is."""
+
+    blocks: int | None = None
+    most_tokens: int = 512
+    most_running: int = 256
 
 
 class Engine:
@@ -69,6 +80,7 @@ class Engine:
         self._lock = RLock()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
+        self._sources: WeakValueDictionary[tuple[str, bytes], Source] = WeakValueDictionary()
         self._telling = Telling(self._scheduler, self.speculation, self.config.max_seq_len, self._ended)
         self._is_busy = False
         self._arrivals = 0
@@ -107,7 +119,7 @@ class Engine:
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
         stream = Stream(request, on_event)
         with self._alone():
-            source = Source(request.source) if self._encoder else None
+            source = self._source(request) if self._encoder else None
             for number in range(max(sampling.n, sampling.beams)):
                 index = number % sampling.n
                 answer = Answer(request, index, int(keys[index]), stream, self._text(request), self._arrivals, limit)
@@ -126,6 +138,11 @@ class Engine:
                     other.beams = first.beams
             self._scheduler.wait(first)
         return Handle(self, stream)
+
+    def _source(self, request: Request) -> Source:
+        """One for all requests under way with the same source, which is then encoded and kept once."""
+        key = request.salt, np.asarray(request.source).tobytes()
+        return self._sources.setdefault(key, Source(request.source))
 
     def _text(self, request: Request) -> StopText | None:
         if self.tokenizer is None:

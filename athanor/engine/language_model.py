@@ -16,7 +16,7 @@ import torch
 from athanor.base.errors import AthanorError, ModelError
 from athanor.engine.constraint import KEYWORDS, constraint_of
 from athanor.engine.draft_model import DraftModel, check_vocabularies
-from athanor.engine.engine import Engine
+from athanor.engine.engine import Engine, Limits
 from athanor.engine.generation_config import defaults_of
 from athanor.engine.handle import Handle
 from athanor.engine.locate import find_model
@@ -83,9 +83,11 @@ class LanguageModel:
         precision: str = "fp32",
         rung: Callable[[], Rung] | None = None,
         drafter: Drafter | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """precision: of torch's operations, as `models.precision.autocast` takes it. rung: makes what executes the
-        model instead of them. drafter: guesses tokens, which changes speed alone.
+        model instead of them. drafter: guesses tokens, which changes speed alone. limits: of the engine, which may be
+        set until it is made.
         """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(
@@ -93,7 +95,7 @@ class LanguageModel:
                 "They belong to different models.",
             )
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults or Sampling()
-        self.precision, self._rung, self.drafter = precision, rung, drafter
+        self.precision, self._rung, self.drafter, self.limits = precision, rung, drafter, limits or Limits()
         self._made: list[Engine] = []  # at most one; copies of this object have the same
         self._making = Lock()
 
@@ -107,8 +109,9 @@ class LanguageModel:
 
     def _make_engine(self) -> Engine:
         if self._rung is None:
-            return Engine.of(self.model, self.tokenizer, self.precision, drafter=self.drafter)
-        return Engine(self._rung(), self.model.config, self.tokenizer, drafter=self.drafter)
+            return Engine.of(self.model, self.tokenizer, self.precision, drafter=self.drafter, **vars(self.limits))
+        rung = self._rung()
+        return Engine(rung, self.model.config, self.tokenizer, drafter=self.drafter, **vars(self.limits))
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -300,6 +303,7 @@ def load(
     format: WantedFormat = "auto",
     cache: Cache = "auto",
     speculate: str | Path | LanguageModel = "lookup",
+    limits: Limits | None = None,
 ) -> LanguageModel:
     """Loads a model folder, a GGUF file, the last model of a run by its name or folder, or a packaged model.
 
@@ -307,10 +311,11 @@ def load(
     "fp32", "bf16", "int8" (a scale a row), "int4" (a scale for 32 columns); "auto" keeps that of the file. The last two
     also round activations. cache: of keys and values; "int8" takes half the memory of "auto". speculate:
     how tokens are guessed, to verify several at once where that is faster: "lookup" in the text so far, by a smaller
-    model with the same vocabulary, or "off".
+    model with the same vocabulary, or "off". limits: how much is kept and computed at a time.
     Raises ModelError or TokenizerError when a file is missing, corrupt, or of an unknown kind.
     """
     lm = _load(find_model(name), dtype, format, cache)
+    lm.limits = limits or lm.limits
     if isinstance(speculate, LanguageModel):
         lm.drafter = speculate.as_drafter(lm)
     elif speculate == "lookup":

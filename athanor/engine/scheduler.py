@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from athanor.engine.handle import Stream
 
 
-@dataclass
+@dataclass(eq=False)
 class Source:
-    """What answers of an encoder–decoder are about. read: what the rung's `encode` gave, once one of them runs."""
+    """What answers of an encoder–decoder are about, of one request or of several alike. read: what the rung's `encode`
+    gave, once one of them runs.
+    """
 
     tokens: Sequence[int]
     read: Any = None

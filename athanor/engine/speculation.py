@@ -36,16 +36,21 @@ _MARGIN = 0.02  # by which guessing has to be faster
 _CHEAP = 0.02  # of a step: what may always be guessed, to see whether it would come true
 
 
+_NOTHING = np.empty(0, np.int32)
+
+
 @dataclass(frozen=True)
 class Text:
     """An answer so far, and what decides how it goes on: plain data, so that what guesses may be on another machine
-    than the model that verifies. tokens: (n,) int32, of which n_prompt are the prompt's. key: of the noise.
+    than the model that verifies. tokens: (n,) int32, of which n_prompt are the prompt's. key: of the noise. source:
+    what an encoder–decoder's answer is about, (m,) int32.
     """
 
     tokens: np.ndarray
     n_prompt: int
     sampling: Sampling
     key: int
+    source: np.ndarray = _NOTHING
 
 
 class Drafter(Protocol):
@@ -57,12 +62,13 @@ class Drafter(Protocol):
 
 
 class Lookup:
-    """Guesses that what followed the same tokens before, in the prompt or the answer, follows again (Saxena 2023): the
-    longest match counts, among equally long ones the last.
+    """Guesses that what followed the same tokens before, in the source, the prompt or the answer, follows again (Saxena
+    2023): the longest match counts, among equally long ones the last.
     """
 
     def propose(self, text: Text, k: int) -> Sequence[int]:
-        tokens, length = text.tokens, 1
+        tokens = np.concatenate([text.source, text.tokens]) if len(text.source) else text.tokens
+        length = 1
         ends = np.flatnonzero(tokens[:-1] == tokens[-1])
         while length < _LONGEST_MATCH and len(longer := ends[ends >= length]):
             longer = longer[tokens[longer - length] == tokens[-1 - length]]
@@ -118,7 +124,8 @@ class Speculation:
         """What the drafter says, as far as it is tokens; nothing while it fails, for answers do not depend on it."""
         if self._failed == self._steps:
             return ()
-        text = Text(answer.tokens, answer.n_prompt, answer.request.sampling, answer.key)
+        source = _NOTHING if answer.source is None else np.asarray(answer.source.tokens, np.int32)
+        text = Text(answer.tokens, answer.n_prompt, answer.request.sampling, answer.key, source)
         try:
             guess = self._drafter.propose(text, k)[:k]
             return [*takewhile(lambda token: 0 <= token < self._vocab_size, map(int, guess))]

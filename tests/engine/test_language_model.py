@@ -11,6 +11,7 @@ import pytest
 
 import athanor
 from athanor.base.errors import AthanorError, ModelError
+from athanor.engine.engine import Limits
 from athanor.engine.language_model import LanguageModel, load
 from athanor.engine.logits import Drawn
 from athanor.engine.rungs import WantedFormat
@@ -44,6 +45,12 @@ def test_half_characters_are_held_back(lm: LanguageModel, monkeypatch: pytest.Mo
     said = iter(ids)
     monkeypatch.setattr("athanor.engine.drawing.draw", lambda *_: Drawn(np.array([next(said)]), np.zeros(1)))
     assert [piece.text for piece in lm.stream("x")] == ["a", "火", "🔥", ""]
+
+
+def test_an_engine_has_the_limits_that_it_was_loaded_with(folder: Path) -> None:
+    engine = load(folder, limits=Limits(blocks=9, most_tokens=40, most_running=3)).engine
+    assert engine.blocks == 9
+    assert (engine._scheduler.most_tokens, engine._scheduler.most_running) == (40, 3)
 
 
 @pytest.mark.parametrize("form", ["fp32", "bf16", "int8", "int4"])

@@ -22,6 +22,7 @@ from athanor.engine.engine import Engine
 from athanor.engine.requests import Request
 from athanor.engine.sampling import Sampling
 from athanor.engine.source_rung import SourceRung
+from athanor.engine.speculation import Lookup, Text
 from athanor.models.encoder_decoder import EncoderDecoder
 from tests.engine.conftest import TEXTS
 from tests.models.family_rows import PAIRS
@@ -95,6 +96,27 @@ def test_what_is_said_is_the_same_as_alone(model: EncoderDecoder) -> None:
             assert [[c.logprobs for c in each] for each in said] == [[c.logprobs for c in each] for each in alone]
         assert engine.free_blocks == engine.blocks
         assert (engine.preemptions > 0) == ("blocks" in settings)
+
+
+def test_equal_sources_are_read_once(model: EncoderDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    (request, *_) = requests(model)
+    other, engine = replace(request, salt="another tenant"), Engine.of(model)
+    (alone,) = Engine.of(model).generate([request])
+    read, encode = list[int](), engine.rung.encode  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine.rung, "encode", lambda some: (read.append(len(some)), encode(some))[1])
+    said = engine.generate([request, request, other, request])
+    assert sum(read) == 2
+    assert [completion.tokens for each in said for completion in each] == [one.tokens for one in alone] * 4
+    assert not engine._sources, "they end with what asked for them"
+
+
+def test_what_is_copied_from_a_source_is_guessed(model: EncoderDecoder) -> None:
+    source = np.arange(10, 40, dtype=np.int32)
+    text = Text(np.array([0, 20, 21], np.int32), 1, Sampling(), 0, source)
+    assert list(Lookup().propose(text, 4)) == [22, 23, 24, 25]
+    (request,) = requests(model)[1:2]
+    expected = Engine.of(model).generate([request])
+    assert Engine.of(model, drafter=Lookup()).generate([request]) == expected
 
 
 def test_log_probabilities_are_those_of_the_whole_pass(model: EncoderDecoder) -> None:
