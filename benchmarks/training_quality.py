@@ -10,7 +10,8 @@ The peers and the baseline are given more than they have of themselves: the plan
 8,192 (their usual vocabularies, GPT-2's 50,257 and Llama's 32,000, would take most of the compute of so small a model),
 the fastest setting that is found as in `training_peers`, compiling counted in the time, and a cosine of the time that
 has passed, so that the rate has just arrived at zero at the end. AdamW has betas of 0.9 and 0.95 and a decay of 0.1.
-The baseline is `kind = "adamw"` with plain targets, our initialisation, and our rates for everything but the matrices.
+The baseline is `kind = "adamw"` with plain targets, our initialisation, and the plan's rates for everything but the
+matrices.
 
 Each has the best of three learning rates, tried with one seed for a fifth of the time first; their figures are rows.
 Where they lie comes from 150 updates of 2,048 tokens, d_model 128, 4 layers, one seed: transformers' network with AdamW
@@ -50,7 +51,6 @@ from athanor.pipeline.recipe_files import read_settings
 from athanor.pipeline.together import loop_config, preview_bits_per_byte, text_batches
 from athanor.training.loop import Trainer
 from athanor.training.objectives import next_token
-from athanor.training.optimizers import OptimizerConfig
 from athanor.training.schedules import Schedule, Turn
 
 ISSUE = "C"
@@ -196,7 +196,7 @@ class Bench:
 
             loop = replace(
                 loop_config(plan),
-                optimizer=OptimizerConfig(kind="adamw", adam_lr=rate),
+                optimizer=replace(plan.optimizer, kind="adamw", adam_lr=rate),
                 schedule=TimedCosine(plan.warmup, passed=passed),
                 decay_share=0.0,
             )

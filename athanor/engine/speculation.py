@@ -36,9 +36,6 @@ _MARGIN = 0.02  # by which guessing has to be faster
 _CHEAP = 0.02  # of a step: what may always be guessed, to see whether it would come true
 
 
-_NOTHING = np.empty(0, np.int32)
-
-
 @dataclass(frozen=True)
 class Text:
     """An answer so far, and what decides how it goes on: plain data, so that what guesses may be on another machine
@@ -50,7 +47,7 @@ class Text:
     n_prompt: int
     sampling: Sampling
     key: int
-    source: np.ndarray = _NOTHING
+    source: np.ndarray | None = None
 
 
 class Drafter(Protocol):
@@ -67,7 +64,7 @@ class Lookup:
     """
 
     def propose(self, text: Text, k: int) -> Sequence[int]:
-        tokens = np.concatenate([text.source, text.tokens]) if len(text.source) else text.tokens
+        tokens = text.tokens if text.source is None else np.concatenate([text.source, text.tokens])
         length = 1
         ends = np.flatnonzero(tokens[:-1] == tokens[-1])
         while length < _LONGEST_MATCH and len(longer := ends[ends >= length]):
@@ -124,7 +121,7 @@ class Speculation:
         """What the drafter says, as far as it is tokens; nothing while it fails, for answers do not depend on it."""
         if self._failed == self._steps:
             return ()
-        source = _NOTHING if answer.source is None else np.asarray(answer.source.tokens, np.int32)
+        source = None if answer.source is None else np.asarray(answer.source.tokens, np.int32)
         text = Text(answer.tokens, answer.n_prompt, answer.request.sampling, answer.key, source)
         try:
             guess = self._drafter.propose(text, k)[:k]

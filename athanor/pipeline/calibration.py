@@ -23,8 +23,8 @@ from athanor.science.planner import Speed, batch_tokens, measure_speed
 from athanor.training.parallel import ALONE
 
 _SHORT_BUDGET = 300.0  # seconds, of which measuring takes less time
-_LEAST_PLACES, _MOST_PLACES = 2048, 32_768  # of a batch
-_GPU_RATE = 1e5  # tokens a second, at the least
+_RATE = {"cpu": 1e4, "cuda": 1e5}  # tokens a second, about, before anything was measured
+_MOST_PLACES = {"cpu": 8192, "cuda": 32_768}  # of a measured batch
 _LONGEST_MEASURED = 2048  # places of a row; a longer one would take longer to measure than it tells
 
 
@@ -71,10 +71,11 @@ def calibrate(recipe: Recipe, root: Path, device: torch.device = ALONE.device) -
 
 
 def _places(recipe: Recipe, device: torch.device) -> int:
-    """Of a batch to be measured: on a GPU about what a run of this budget will have."""
-    if device.type == "cpu":
-        return _LEAST_PLACES
-    return min(_MOST_PLACES, batch_tokens(_GPU_RATE * (recipe.budget_seconds or 0.0)))
+    """Of a batch to be measured: about what a run of this budget will have, for the optimizer's part of a step shrinks
+    as batches grow.
+    """
+    kind = device.type
+    return min(_MOST_PLACES[kind], batch_tokens(_RATE[kind] * (recipe.budget_seconds or 0.0)))
 
 
 class _Calibration(BaseModel):

@@ -22,7 +22,7 @@ from athanor.pipeline.compile_probe import choose_compile
 from athanor.pipeline.life import CORPUS_SHARE, PRETRAIN_LENGTH, Life
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.pipeline.probing import probe
-from athanor.pipeline.recipe import Recipe, RlRecipe, TrainingRecipe
+from athanor.pipeline.recipe import PretrainRecipe, Recipe, RlRecipe, TrainingRecipe
 from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
@@ -53,6 +53,7 @@ _CONVERSATIONS_A_SECOND = 50  # of the budget
 _CONTROL_SECONDS = 0.7  # of the control, a second of reinforcement learning: the same compute without the sampling
 _COUNTING_SECONDS = 1.5e-6  # a token, for its n-grams
 _COUNTING_SHARE = 0.15  # of the training, at most: at 0.4 M tokens they take 4 % off the bits per byte (docs/lab.md)
+_MOST_BATCHES = 4.0  # times the smallest, up to which rates grow (docs/lab.md)
 _FIXED_SIZE = (256, 6)  # d_model and layers where neither a budget nor the recipe decides
 
 
@@ -121,6 +122,8 @@ def plan_pretraining(
     compiled: Compile = "none"
     if recipe.objective == "next_token":
         compiled = choose_compile(life, config, micro, length, seconds)
+    common = _common(life, "pretrain", length, seconds, rows * length / rate if rate else None, decay_share=0.5)
+    common["optimizer"] = _for_batch(common["optimizer"], recipe, rows * length)
     return PretrainPlan(
         objective=recipe.objective,
         compile=compiled,
@@ -132,7 +135,7 @@ def plan_pretraining(
         rows_growth=rows_growth,
         length_growth=growth_of("length", recipe.first_length, length),
         ngram_targets=counted,
-        **_common(life, "pretrain", length, seconds, rows * length / rate if rate else None, decay_share=0.5),
+        **common,
     )
 
 
@@ -259,6 +262,17 @@ def _with_products(life: Life, stage: str) -> OptimizerConfig:
     if getattr(life.recipe, stage).optimizer.products is None and life.precision == "bf16":
         return replace(optimizer, products="bf16")
     return optimizer
+
+
+def _for_batch(optimizer: OptimizerConfig, recipe: PretrainRecipe, places: int) -> OptimizerConfig:
+    """The rates are said for batches of 2,048 places and follow the square root, as far as that was measured; those
+    that the recipe names stay.
+    """
+    if recipe.objective != "next_token":
+        return optimizer
+    factor = min(_MOST_BATCHES, max(1.0, places / planner.LEAST_BATCH)) ** 0.5
+    rates = {name: getattr(optimizer, name) * factor for name in RATES if getattr(recipe.optimizer, name) is None}
+    return replace(optimizer, **rates)
 
 
 def check_that_it_fits(

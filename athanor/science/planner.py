@@ -52,7 +52,7 @@ class Law:
 
 
 DEFAULT_LAW = Law(floor=1.394, a=17.5, alpha=0.35, b=71.0, beta=0.35)
-_BATCH = 2048  # places of a batch at a million expected tokens
+LEAST_BATCH = 2048  # places of a batch at a million expected tokens
 _REPEAT_HALF_LIFE = 15.0  # epochs after which repeating has lost most of its worth (Muennighoff et al. 2023, R* = 15)
 
 
@@ -148,17 +148,19 @@ def measure_speed(
     precision: str,
     steps: int = 2,
     device: torch.device = ALONE.device,
-    places: int = _BATCH,
+    places: int = LEAST_BATCH,
 ) -> Speed:
     """Two short measurements of so many steps, a few seconds in all; a GPU gets more and wider ones. places: of a
-    batch; the fewer they are, the more of a GPU's time goes into starting its work.
+    batch; the fewer they are, the more of the time goes into the optimizer, and on a GPU into starting its work.
     """
     points, sizes = [], ((128, 4), (512, 2))
     if device.type == "cuda":
         sizes, steps = ((256, 4), (1024, 4)), 8 * steps
     for d_model, n_layers in sizes:
         config = standard_config(vocab_size, length, d_model=d_model, n_layers=n_layers)
-        rate = measure_training(config, max(1, places // length), length, precision, steps, device=device)
+        rows = max(1, places // length)
+        micro = min(rows, micro_rows(config, length, math.inf, device))
+        rate = measure_training(config, rows, length, precision, steps, micro, device=device)
         points.append((d_model, rate * config.flops_per_token(length / 2)))
     return Speed(*points)
 
@@ -210,12 +212,12 @@ def micro_rows(config: ModelConfig, length: int, memory: float, device: torch.de
 
 def tokens_of(steps: int) -> float:
     """What so many updates read in batches of the size that `batch_tokens` gives them."""
-    return (steps * _BATCH) ** 2 / 1e6
+    return (steps * LEAST_BATCH) ** 2 / 1e6
 
 
 def batch_tokens(expected_tokens: float) -> int:
     """Places of a batch: small while tokens are few, since updates are what a short run lacks; grows with their square
     root.
     """
-    wanted = _BATCH * (max(expected_tokens, 1.0) / 1e6) ** 0.5
+    wanted = LEAST_BATCH * (max(expected_tokens, 1.0) / 1e6) ** 0.5
     return int(2 ** min(19, max(11, round(math.log2(wanted)))))

@@ -17,7 +17,7 @@ from athanor.models.where import Where
 
 _TYPES = (torch.bfloat16, torch.float16)
 _OLDEST = (8, 0)  # the compute capability that the kernel asks for: Ampere
-_WIDEST = 256  # values of a head
+_WIDEST = 192  # values of a head, whose gradient every such card can take
 
 
 def use_flash(model: nn.Module, compiled: bool = False) -> None:
@@ -42,7 +42,8 @@ def _has_kernel(device: torch.device) -> bool:
 
 def _mix(module: Attention, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
     """As `Attention.mix`: (batch, heads, time, head_dim) each."""
-    serves = torch.is_grad_enabled() and queries.dtype in _TYPES and _has_kernel(queries.device)
+    own = where.positions.shape == (len(queries), queries.shape[2])  # not one row for all
+    serves = own and torch.is_grad_enabled() and queries.dtype in _TYPES and _has_kernel(queries.device)
     bounds = where.bounds() if serves else None
     if bounds is None:
         return Attention.mix(module, queries, keys, values, where)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from athanor.engine.native.library import NativeError, library
 from athanor.models.attention import Attention
@@ -149,6 +150,10 @@ class Kernels:
         their gradient.
         """
         losses, (rows, size) = logits.new_empty(len(logits), dtype=torch.float32), logits.shape
+        if labels.dtype != torch.int64 or labels.dim() != 2 or len(labels) != rows:
+            raise ValueError(f"labels of {tuple(labels.shape)} and {labels.dtype} for {rows} rows; int64 (rows, width)")
+        if shares is not None and shares.shape != labels.shape:
+            raise ValueError(f"shares of {tuple(shares.shape)} for labels of {tuple(labels.shape)}")
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < size:
             raise IndexError(f"labels from {labels.min()} to {labels.max()} for {size} logits")
         labels, shares = labels.contiguous(), None if shares is None else shares.float().contiguous()
@@ -222,7 +227,9 @@ def use_kernels(model: nn.Module) -> None:
 
 def _narrowed(block: Block) -> list[Any]:
     """The norms whose results go into products alone, which take them in the products' type."""
-    return [block.attention_norms, *([block.mlp_norms] if type(block.mlp) is Mlp else [])]
+    plain = type(block.mlp) is Mlp  # a router reads what comes in fp32
+    shared = block.parallel and isinstance(block.mlp_norms.input, nn.Identity)
+    return [*([block.attention_norms] if plain or not shared else []), *([block.mlp_norms] if plain else [])]
 
 
 class _Attend(torch.autograd.Function):
@@ -237,6 +244,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found = _found().attend_back(gradients[0].contiguous(), context.saved_tensors, context.scale)
         return *found, None, None
@@ -244,7 +252,8 @@ class _Attend(torch.autograd.Function):
 
 def _mix(module: Attention, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
     """As `Attention.mix`: (batch, heads, time, head_dim) each."""
-    spans = where.spans(module.config.window) if _serve(queries, keys, values) else None
+    own = where.positions.shape == (len(queries), queries.shape[2])  # not one row for all
+    spans = where.spans(module.config.window) if own and _serve(queries, keys, values) else None
     if spans is None or module.config.soft_cap is not None:
         return Attention.mix(module, queries, keys, values, where)
     turned = (one.transpose(1, 2) for one in (queries, keys, values))
@@ -258,6 +267,7 @@ class _Turned(torch.autograd.Function):
         return _found().turn(x.contiguous(), cosine, sine)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = context.saved_tensors
         return _found().turn(gradients[0].contiguous(), cosine, sine, back=True), None, None
@@ -269,7 +279,7 @@ def _turn(module: Attention, x: Tensor, where: Where) -> Tensor:
     if _serve(x) and isinstance(config.position, RopeConfig) and not config.position.interleaved:
         cosine, sine = where.angles(config.position, config.rotary_dim)
         if cosine.shape[:2] == x.shape[:2] and cosine.shape[-1] % _LANES == 0:
-            return _Turned.apply(x, cosine.contiguous(), sine.contiguous())
+            return _Turned.apply(x, cosine.float().contiguous(), sine.float().contiguous())
     return Attention.turn(module, x, where)
 
 
@@ -281,6 +291,7 @@ class _Gated(torch.autograd.Function):
         return _found().gate(gate, up)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return _found().gate_back(gradients[0].contiguous(), *context.saved_tensors)
 
@@ -299,6 +310,7 @@ class _Normed(torch.autograd.Function):
         return normed
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = context.saved_tensors
         gain = weight.float() + context.offset if context.offset else weight.float().contiguous()

@@ -1,5 +1,6 @@
-"""Everything at once, in random order: arrivals, cancellations, abandoned handles, failing callbacks, short memory; of
-requests that are drawn, searched with beams, constrained and guessed, on both rungs and with a cache of 8 bits.
+"""Everything at once, in random order: arrivals, cancellations, abandoned handles, failing callbacks, weights that are
+taken over again, short memory; of requests that are drawn, searched with beams, constrained and guessed, on both rungs,
+in several formats and with a cache of 8 bits.
 
 What survives says what it says alone, every block is back, and memory is flat.
 """
@@ -38,6 +39,7 @@ RUNGS: dict[str, Callable[[Decoder], Rung]] = {
     "torch, 8 bits": lambda model: TorchRung(model, cache="int8"),
     "native": lambda model: NativeRung(model, "fp32"),
     "native, 8 bits": lambda model: NativeRung(model, "int8", cache="int8"),
+    "native, 4 bits": lambda model: NativeRung(model, "int4", wide=True),
 }
 RUNS = [
     pytest.param(name, marks=pytest.mark.skipif("native" in name and not compilers(), reason="there is no C compiler"))
@@ -96,7 +98,7 @@ class Failing:
 
 
 def soak(
-    engine: Engine, some: Sequence[Request], rng: np.random.Generator
+    engine: Engine, some: Sequence[Request], rng: np.random.Generator, model: Decoder
 ) -> dict[int, tuple[list[Completion], list[float]]]:
     """One round, in which each request meets some fate; what the survivors said, and of their prompts."""
     kept: dict[int, tuple[Handle, list[Event]]] = {}
@@ -123,6 +125,8 @@ def soak(
                 assert handle.is_done
             else:
                 failing.append(engine.submit(request, Failing(int(rng.integers(0, 4)))))
+        if rng.random() < 0.02:
+            engine.update_weights(model)  # the same: what is under way is computed again
         engine.step()
     for handle in failing:
         with suppress(AthanorError):  # unless the answer was shorter than its caller's patience
@@ -155,7 +159,7 @@ def rounds_of(name: str, model: Decoder, tokenizer: Tokenizer, seed: int, go_on:
     engine = Engine(RUNGS[name](model), model.config, tokenizer, **LIMITS, drafter=oracle)
     rng, memory, survived = np.random.default_rng(seed), list[int](), set[int]()
     while go_on(len(memory)) or (not engine.preemptions and len(memory) < 8):
-        for number, (said, of_prompt) in soak(engine, some, rng).items():
+        for number, (said, of_prompt) in soak(engine, some, rng, model).items():
             assert told(said) == alone[number], f"{number}: {some[number]}"
             assert of_prompt == prompts[number]
             survived.add(number)

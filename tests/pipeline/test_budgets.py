@@ -16,6 +16,7 @@ from athanor.pipeline.life import Life
 from athanor.pipeline.planning import plan_pretraining
 from athanor.pipeline.recipe_files import load_recipe
 from athanor.science.planner import Speed
+from athanor.training.optimizers import OptimizerConfig
 
 _RATES = Rates(3.3e11, 6.1e10, 2.8e10)  # of two cores, as the speeds below
 _SPEED = Speed((128, 1.15e11), (512, 1.43e11))
@@ -37,6 +38,8 @@ def test_what_is_left_for_pretraining(budget: str, pretraining: float, whole_tex
     assert plan.seconds is not None
     assert plan.seconds >= pretraining
     assert plan.ngram_targets
+    root = (plan.rows * plan.length / 2048) ** 0.5
+    assert plan.optimizer.muon_lr == pytest.approx(min(2.0, root) * OptimizerConfig().muon_lr)
     assert life.share("sft") * 600 < 120  # what a budget needs besides comes off every stage
     seconds = (
         life.seconds

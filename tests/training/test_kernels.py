@@ -226,18 +226,23 @@ def test_a_model_has_the_gradients_that_it_has_without(
     assert again.blocks[0].mlp.gated.args[0] is again.blocks[0].mlp  # a copy goes through its own layers
 
 
-def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_change_no_bit() -> None:
     queries, keys, values = (made(3, 50, 4, 32, seed=seed) for seed in range(3))
-    spans, x = (torch.zeros(3, 50, dtype=torch.int32), torch.full((3, 50), 49, dtype=torch.int32)), made(300, 64)
+    spans, x = (torch.zeros(3, 50, dtype=torch.int32), torch.full((3, 50), 49, dtype=torch.int32)), made(40_000, 64)
     kernels = training_kernels.training_kernels()
     assert kernels is not None
-    found = []
+    found, before = [], torch.get_num_threads()
+    labels, heads, angle = torch.arange(300)[:, None] % 64, made(2, 30, 4, 32), made(2, 30, 1, 16)
     for threads in (1, 2, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        torch.set_num_threads(threads)
         out, logsumexp = kernels.attend(queries, keys, values, spans, 0.2)
         back = kernels.attend_back(values, (queries, keys, values, *spans, out, logsumexp), 0.2)
         normed, scale = kernels.norm(x, made(64), 1e-6, torch.float32)
-        found.append([out, *back, normed, *kernels.norm_back(x, x, made(64), scale)])
+        logits = made(300, 64)
+        losses = kernels.differentiate(logits, labels, None)
+        gates = kernels.gate(x, x), *kernels.gate_back(x, x, x), kernels.turn(heads, angle, angle)
+        found.append([out, *back, normed, *kernels.norm_back(x, x, made(64), scale), logits, losses, *gates])
+    torch.set_num_threads(before)
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
 
 
@@ -258,6 +263,39 @@ def test_what_is_no_number_stays_none(wrong: float) -> None:
     tokens = torch.randint(64, (2, 48), generator=torch.Generator().manual_seed(0))
     places = torch.arange(48).expand(2, 48)
     assert not next_token(model, Batch(tokens, tokens.roll(-1, 1), places // 30, places)).sum.isfinite()
+
+
+def test_positions_of_one_row_stand_for_all() -> None:
+    model, tokens = build(LLAMA, 0), torch.randint(64, (3, 48), generator=torch.Generator().manual_seed(0))
+    expected = model.hidden(tokens, positions=torch.arange(48).expand(3, 48))
+    use_kernels(model)
+    torch.testing.assert_close(model.hidden(tokens, positions=torch.arange(48)[None]), expected)
+
+
+@pytest.mark.parametrize("place", [0, 37])
+def test_one_logit_that_is_no_number_is_not_hidden_by_the_others(place: int) -> None:
+    kernels = training_kernels.training_kernels()
+    assert kernels is not None
+    logits = made(2, 64)
+    logits[1, place] = torch.nan
+    losses = kernels.differentiate(logits, torch.tensor([[5], [5]]), None)
+    assert losses.isfinite().tolist() == [True, False]
+    assert logits[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "shares"),
+    [
+        (torch.zeros(4, 1, dtype=torch.int32), None),
+        (torch.zeros(3, 1, dtype=torch.int64), None),
+        (torch.zeros(4, 2, dtype=torch.int64), torch.ones(4, 1)),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels: torch.Tensor, shares: torch.Tensor | None) -> None:
+    kernels = training_kernels.training_kernels()
+    assert kernels is not None
+    with pytest.raises(ValueError, match="for"):
+        kernels.differentiate(made(4, 64), labels, shares)
 
 
 def test_where_there_are_none_all_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,29 +14,33 @@ typedef struct {
     const void *job;
     int64_t tasks;
     size_t scratch; /* floats a thread */
-    atomic_int next;
+    atomic_int next, failed;
 } Shared;
 
 static void take_some(void *state)
 {
     Shared *all = state;
+    int task = atomic_fetch_add(&all->next, 1);
+    if (task >= all->tasks)
+        return;
     float *scratch = all->scratch ? malloc(all->scratch * sizeof(float)) : NULL;
     if (scratch || !all->scratch)
-        for (int task; (task = atomic_fetch_add(&all->next, 1)) < all->tasks;)
+        for (; task < all->tasks; task = atomic_fetch_add(&all->next, 1))
             all->run(all->kernels, all->job, task, scratch);
+    else
+        atomic_store(&all->failed, 1);
     free(scratch);
 }
 
-/* 1 where no thread had memory. */
+/* 1 where a thread had no memory. All threads are called, however few tasks there are: of a smaller team GNU's OpenMP
+   ends the others, and starts them anew for torch's next operation. */
 static int32_t share_out(Parallel parallel, int32_t threads, Shared all)
 {
-    if (all.tasks < threads)
-        threads = (int32_t)all.tasks;
-    if (threads > 1)
+    if (threads > 1 && all.tasks > 1)
         parallel(take_some, &all, (unsigned)threads, 0);
     else
         take_some(&all);
-    return atomic_load(&all.next) < all.tasks;
+    return atomic_load(&all.failed);
 }
 
 static int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }

@@ -310,11 +310,14 @@ static TARGET void turn_rows(const TurnedRows *t, int task)
 INLINE TARGET void differentiate_as(const LabelledRows *l, int64_t row, float *scratch, const int narrow)
 {
     const int64_t at = row * l->stride, labels = row * l->width;
-    V most = v_set(-INFINITY);
-    for (int i = 0; i < l->size; i += LANES)
-        most = v_max(most, v_given(l->logits, at + i, narrow));
+    V most = v_set(-INFINITY), strange = v_set(0.0f);
+    for (int i = 0; i < l->size; i += LANES) {
+        V x = v_given(l->logits, at + i, narrow);
+        most = v_max(most, x);
+        strange = v_add(strange, v_sub(x, x));
+    }
     const float top = v_top(most);
-    double total = 0;
+    double total = v_sum(strange); /* 0, or what is no number, which the largest would hide */
     for (int start = 0; start < l->size; start += DRAWN_TOGETHER) {
         const int end = l->size - start < DRAWN_TOGETHER ? l->size : start + DRAWN_TOGETHER;
         V sum = v_set(0.0f);
