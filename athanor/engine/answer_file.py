@@ -7,6 +7,7 @@ of whom, so that a file is never continued with other prompts, settings or weigh
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -135,7 +136,7 @@ def _answered(target: Path, prints: Sequence[str]) -> list[dict[str, Any]]:
     content = target.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
-        target.write_bytes(whole)
+        os.truncate(target, len(whole))  # what is whole is never written anew
     found = read_jsonl(target) if whole else []
     if len(found) > len(prints) or any(
         not isinstance(line, dict) or line.get("asked") != asked for line, asked in zip(found, prints, strict=False)

@@ -74,6 +74,9 @@ class Engine:
         self.config = config.decoder if isinstance(config, EncoderDecoderConfig) else config
         self.rung, self.tokenizer, self._config = rung, tokenizer, config
         blocks = _default_blocks(rung, self.config) if blocks is None else blocks
+        for name, value in ("blocks", blocks), ("most_tokens", most_tokens), ("most_running", most_running):
+            if value < 1:
+                raise AthanorError(f"{name} = {value} leaves the engine nothing to work with.", "Take 1 or more.")
         rung.allocate(blocks)
         self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
         self.speculation = Speculation(drafter, self.config.vocab_size) if drafter else None

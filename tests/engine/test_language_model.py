@@ -51,6 +51,9 @@ def test_an_engine_has_the_limits_that_it_was_loaded_with(folder: Path) -> None:
     engine = load(folder, limits=Limits(blocks=9, most_tokens=40, most_running=3)).engine
     assert engine.blocks == 9
     assert (engine._scheduler.most_tokens, engine._scheduler.most_running) == (40, 3)
+    for limits in (Limits(blocks=-1), Limits(most_tokens=0), Limits(most_running=0)):
+        with pytest.raises(AthanorError, match="nothing to work with"):
+            load(folder, limits=limits).engine  # noqa: B018
 
 
 @pytest.mark.parametrize("form", ["fp32", "bf16", "int8", "int4"])
