@@ -27,6 +27,7 @@ from athanor.training.objectives import (
     replaced_tokens,
 )
 from athanor.training.optimizers import OptimizerConfig
+from athanor.training.parallel import ALONE, Group
 from athanor.training.prefixes import Infilling, PrefixTexts
 from athanor.training.schedules import Schedule
 from tests.training.test_denoisers import corrupted
@@ -81,7 +82,13 @@ EVERY = (bert, roberta, discriminator, ul2, prefix, infilling, experts, distilla
 
 
 def trainer(
-    make: Callable[[], Made], folder: Path, steps: int = 4, micro_rows: int = 2, stop: int = 0, **options: Any
+    make: Callable[[], Made],
+    folder: Path,
+    steps: int = 4,
+    micro_rows: int = 2,
+    stop: int = 0,
+    group: Group = ALONE,
+    **options: Any,
 ) -> Trainer:
     model, source, objective, after_step = make()
     if stop:
@@ -94,7 +101,7 @@ def trainer(
             return loss
 
     config = LoopConfig(steps, micro_rows, OptimizerConfig(), Schedule(1), checkpoint_every=1, **options)
-    return Trainer(model, objective, source, config, folder, after_step=after_step)
+    return Trainer(model, objective, source, config, folder, after_step=after_step, group=group)
 
 
 @pytest.mark.parametrize("make", EVERY, ids=lambda make: make.__name__)

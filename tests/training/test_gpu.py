@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from athanor.base.files import read_jsonl
 from athanor.base.machine import measure
 from athanor.models.build import build
 from athanor.models.precision import check_precision
-from athanor.training.batches import Batch
-from athanor.training.loop import LoopConfig, Trainer
-from athanor.training.objectives import Loss, next_token
-from athanor.training.optimizers import OptimizerConfig
-from athanor.training.parallel import ALONE, Group, compute_exactly, connected
-from athanor.training.schedules import Schedule
-from tests.training.test_every_objective import EVERY, Made
+from athanor.training.loop import Trainer
+from athanor.training.objectives import next_token
+from athanor.training.parallel import ALONE, compute_exactly, connected
+from tests.training.test_every_objective import EVERY, Made, trainer
 from tests.training.test_experts import batches
 from tests.training.texts import decoder_config
 
@@ -41,29 +36,15 @@ def decoder() -> Made:
     return build(decoder_config(), 0), batches(), next_token, None
 
 
-def trainer(make: Callable[[], Made], folder: Path, group: Group, stop: int = 0, **options: Any) -> Trainer:
-    model, source, objective, after_step = make()
-    own, calls = objective, iter(range(1, 1000))
-
-    def stopping(model: nn.Module, batch: Batch) -> Loss:
-        if next(calls) == stop:
-            raise KeyboardInterrupt
-        loss: Loss = own(model, batch)
-        return loss
-
-    config = LoopConfig(4, 2, OptimizerConfig(), Schedule(1), checkpoint_every=1, **options)
-    return Trainer(model, stopping, source, config, folder, after_step=after_step, group=group)
-
-
-def losses(trainer: Trainer) -> list[float]:
-    return [line["loss"] for line in read_jsonl(trainer.folder / "metrics.jsonl")]
+def losses(one: Trainer) -> list[float]:
+    return [line["loss"] for line in read_jsonl(one.folder / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("make", [decoder, *EVERY], ids=lambda make: make.__name__)
 def test_it_learns_what_a_cpu_does(make: Callable[[], Made], tmp_path: Path) -> None:
     found = []
     for group in (ALONE, GPU):
-        one = trainer(make, tmp_path / group.device.type, group)
+        one = trainer(make, tmp_path / group.device.type, group=group)
         one.run("test")
         found.append(losses(one))
         assert next(one.whole_model().parameters()).device.type == "cpu"
@@ -73,22 +54,22 @@ def test_it_learns_what_a_cpu_does(make: Callable[[], Made], tmp_path: Path) -> 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("make", [decoder, *EVERY], ids=lambda make: make.__name__)
 def test_interrupted_it_ends_with_the_same_bits(make: Callable[[], Made], precision: str, tmp_path: Path) -> None:
-    whole = trainer(make, tmp_path / "whole", GPU, precision=precision)
+    whole = trainer(make, tmp_path / "whole", group=GPU, precision=precision)
     whole.run("test")
     with pytest.raises(KeyboardInterrupt):
-        trainer(make, tmp_path / "cut", GPU, stop=6, precision=precision).run("test")
-    resumed = trainer(make, tmp_path / "cut", GPU, precision=precision)
+        trainer(make, tmp_path / "cut", group=GPU, stop=6, precision=precision).run("test")
+    resumed = trainer(make, tmp_path / "cut", group=GPU, precision=precision)
     assert resumed.run("test") == whole.outcome
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, dict(resumed.model.named_parameters())[name]), name
 
 
 def test_a_cpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    whole = trainer(decoder, tmp_path / "whole", ALONE)
+    whole = trainer(decoder, tmp_path / "whole", group=ALONE)
     whole.run("test")
     with pytest.raises(KeyboardInterrupt):
-        trainer(decoder, tmp_path / "cut", GPU, stop=6).run("test")
-    resumed = trainer(decoder, tmp_path / "cut", ALONE)
+        trainer(decoder, tmp_path / "cut", group=GPU, stop=6).run("test")
+    resumed = trainer(decoder, tmp_path / "cut", group=ALONE)
     resumed.run("test")
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-3)
 
@@ -97,7 +78,7 @@ def test_a_cpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 def test_compiled_it_learns_the_same(tmp_path: Path) -> None:
     found = []
     for compile in ("none", "blocks"):
-        one = trainer(decoder, tmp_path / compile, GPU, precision="bf16", compile=compile)
+        one = trainer(decoder, tmp_path / compile, group=GPU, precision="bf16", compile=compile)
         one.run("test")
         found.append(losses(one))
     assert found[1] == pytest.approx(found[0], rel=1e-2)
