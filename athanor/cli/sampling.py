@@ -44,7 +44,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
         float,
         "Above 0 favours long answers in that search: scores are divided by length to this power.",
     ),
-    "early_stopping": (bool, "End that search as soon as so many answers have ended."),
+    "early_stopping": (str, "End that search as soon as so many answers have ended, or never before none gets better."),
     "n": (int, "Answers to each prompt."),
     "logprobs": (int, "Tell each token's log-probability and the K likeliest tokens beside it."),
     "prompt_logprobs": (bool, "Tell the log-probabilities of the prompt's tokens."),
@@ -79,7 +79,8 @@ _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 def _option(name: str) -> Any:
     kind, text = SETTINGS[name]
-    metavar = {"stop": "TEXT", "logit_bias": "ID=NUMBER,…"}.get(name, "ID,…" if kind is str else None)
+    metavars = {"stop": "TEXT", "logit_bias": "ID=NUMBER,…", "early_stopping": "true|false|never"}
+    metavar = metavars.get(name, "ID,…" if kind is str else None)
     return Annotated[kind | None, typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=text)]
 
 
@@ -87,6 +88,8 @@ def _read(name: str, value: Any) -> Any:
     """What an option says, as the setting has it. Raises AthanorError for lists that are none."""
     if name == "stop":
         return tuple(value)
+    if name == "early_stopping":
+        return {"true": True, "false": False}.get(value, value)
     if SETTINGS[name][0] is not str:
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]

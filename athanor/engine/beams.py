@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from athanor.engine.logits import largest, log_softmax
+from athanor.base.errors import AthanorError
+from athanor.engine.logits import NO_NUMBERS, largest, log_softmax
 from athanor.engine.requests import TokenLogprob, likeliest
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class BeamSearch:
         self._rows: dict[Answer, np.ndarray] = {}
         self._width = max(2, 1 + len(first.stop_ids)) * self.sampling.beams
         # The token that a translation is forced to begin with counts as said.
-        self._before = 1 if first.source is not None else first.n_prompt
+        self._before = 1 if len(first.request.source) else first.n_prompt
 
     def note(self, answer: Answer, logits: np.ndarray) -> bool:
         """Takes the logits after what a beam has said; whether it was the last that was missing."""
@@ -80,7 +81,9 @@ class BeamSearch:
         self._rows.clear()
 
     def advance(self, scheduler: Scheduler) -> bool:
-        """Lets the best beams go on; whether the search is over."""
+        """Lets the best beams go on; whether the search is over. Raises AthanorError for logits that are no numbers."""
+        if not all(np.isfinite(row.max()) for row in self._rows.values()):
+            raise AthanorError(*NO_NUMBERS)
         sampling, answer = self.sampling, self.live[0].answer
         length = answer.length + 1 - self._before
         ends = answer.stop_ids if answer.said + 1 >= sampling.min_tokens else frozenset[int]()

@@ -86,6 +86,15 @@ class BlockPool:
             else:
                 self._free.appendleft(block)  # memory that has been touched is used again first
 
+    def release_all(self) -> None:
+        """Takes all owners, whatever call was broken off before; what is known of texts stays."""
+        self._tree = {key: found for key, found in self._tree.items() if self._entry.get(found[1]) == key}
+        self._entry = {block: key for key, (_, block) in self._tree.items()}
+        self._owners = [0] * self.n
+        idle = [block for block in self._idle if block in self._entry]
+        self._idle = OrderedDict.fromkeys([*idle, *self._entry])
+        self._free = deque(block for block in range(self.n) if block not in self._entry)
+
     def forget(self) -> None:
         """Empties the tree: what the blocks hold is no longer what their ids would give."""
         for block in self._idle:

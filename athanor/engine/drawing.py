@@ -14,7 +14,7 @@ import numpy as np
 
 from athanor.base.errors import AthanorError
 from athanor.engine.constraint import Guide
-from athanor.engine.logits import Drawn, chosen_logprobs, draw
+from athanor.engine.logits import NO_NUMBERS, Drawn, chosen_logprobs, draw
 from athanor.engine.scheduler import Answer
 
 NOTHING = -1
@@ -97,6 +97,10 @@ def draw_places(
         drawn.tokens[row] = places[row].forced
     if other := [*(row for row, _ in adjusted), *forced]:
         drawn.logprobs[other] = chosen_logprobs(logits[other], drawn.tokens[other])
+    # Of logits that are no numbers the log-probability is none either; what is silent was not drawn from its own.
+    for row in {*np.flatnonzero(np.isnan(drawn.logprobs)).tolist(), *silent}:
+        if not np.isfinite(logits[row].max()):
+            silent[row] = AthanorError(*NO_NUMBERS)
     drawn.tokens[[*silent]] = NOTHING
     return drawn.tokens.tolist(), drawn.logprobs.tolist(), silent
 

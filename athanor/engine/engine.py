@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from threading import RLock
 from weakref import WeakValueDictionary
 
@@ -28,7 +29,7 @@ from athanor.engine.requests import Completion, Event, Request, request_keys
 from athanor.engine.rung import Rung
 from athanor.engine.rungs import rung_of
 from athanor.engine.sampling import Sampling
-from athanor.engine.scheduler import Answer, Scheduler, Source
+from athanor.engine.scheduler import Answer, Scheduler, Source, UnmovedError
 from athanor.engine.source_rung import read_sources
 from athanor.engine.speculation import MOST_GUESSED, Drafter, Speculation
 from athanor.engine.telling import Telling
@@ -81,12 +82,13 @@ class Engine:
         self._scheduler = Scheduler(rung, blocks, most_tokens, most_running, _widest_window(self.config))
         self.speculation = Speculation(drafter, self.config.vocab_size) if drafter else None
         self._lock = RLock()
+        self._submitted: deque[Answer] = deque()
         self._abandoned: deque[Stream] = deque()
         self._ended: list[Stream] = []
         self._sources: WeakValueDictionary[tuple[str, bytes], Source] = WeakValueDictionary()
         self._telling = Telling(self._scheduler, self.speculation, self.config.max_seq_len, self._ended)
         self._is_busy = False
-        self._arrivals = 0
+        self._arrivals = count()
 
     @classmethod
     def of(
@@ -108,7 +110,7 @@ class Engine:
         )  # fmt: skip
 
     def submit(self, request: Request, on_event: Callable[[Event], None] | None = None) -> Handle:
-        """Takes a request; its events come to the handle, or to `on_event`.
+        """Takes a request; its events come to the handle, or to `on_event`. Waits for no step that is under way.
 
         Raises AthanorError for one that this model or this cache cannot answer.
         """
@@ -121,37 +123,43 @@ class Engine:
         self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens), sampling.beams)
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
         stream = Stream(request, on_event)
-        with self._alone():
-            source = self._source(request) if self._encoder else None
-            for number in range(max(sampling.n, sampling.beams)):
-                index = number % sampling.n
-                answer = Answer(request, index, int(keys[index]), stream, self._text(request), self._arrivals, limit)
-                answer.source = source
-                stream.answers.append(answer)
-                self._arrivals += 1
-                if guide is not None:
-                    stream.answers[-1].follow(guide.copy())
-            first, *others = stream.answers
-            first.is_first = True
-            if sampling.beams == 1:
-                first.others = others
-            else:
-                first.beams = BeamSearch(stream.answers[:])
-                for other in others:
-                    other.beams = first.beams
-            self._scheduler.wait(first)
+        for number in range(max(sampling.n, sampling.beams)):
+            index = number % sampling.n
+            arrival, text = next(self._arrivals), self._text(request)
+            stream.answers.append(Answer(request, index, int(keys[index]), stream, text, arrival, limit))
+            if guide is not None:
+                stream.answers[-1].follow(guide.copy())
+        first, *others = stream.answers
+        first.is_first = True
+        if sampling.beams == 1:
+            first.others = others
+        else:
+            first.beams = BeamSearch(stream.answers[:])
+            for other in others:
+                other.beams = first.beams
+        self._submitted.append(first)
         return Handle(self, stream)
+
+    def _enter(self, first: Answer) -> None:
+        """Lets a request that was submitted wait for its turn."""
+        if first.stream.is_over:  # cancelled before
+            return
+        if self._encoder is not None:
+            source = self._source(first.request)
+            for answer in first.stream.answers:
+                answer.source = source
+        self._scheduler.wait(first)
 
     def _source(self, request: Request) -> Source:
         """One for all requests under way with the same source, which is then encoded and kept once."""
-        key = request.salt, np.asarray(request.source).tobytes()
+        key = request.salt, np.asarray(request.source, dtype=np.int64).tobytes()
         return self._sources.setdefault(key, Source(request.source))
 
     def _text(self, request: Request) -> StopText | None:
         if self.tokenizer is None:
             return None
         decoder = StreamDecoder(self.tokenizer)
-        return StopText(BeginningOfText(decoder) if request.source else decoder, request.sampling.stop)
+        return StopText(BeginningOfText(decoder) if len(request.source) else decoder, request.sampling.stop)
 
     def generate(self, requests: Iterable[Request]) -> list[list[Completion]]:
         """All answers to all requests."""
@@ -177,33 +185,43 @@ class Engine:
     def step(self, unless: Callable[[], bool] | None = None) -> bool:
         """Computes the next tokens of all; whether there was anything to do. unless: asked before, for another thread
         may have done what was waited for.
+
+        Ctrl-C ends all requests under way. Raises AthanorError in a callback of this engine.
         """
-        with self._alone():
+        with self._alone(refused="go on"):
             if unless is not None and unless():
                 return True
+            work: dict[Answer, int] = {}
             try:
                 work = self._scheduler.schedule()
-            except MemoryError as error:  # there is none for what the last one would be put aside with
-                last = self._scheduler.running[-1].stream
-                last.failure = last.failure or error
-                self._ended.append(last)
-                return True
-            if not work:
-                return False
-            try:
-                self._compute(work)
-            except BaseException as error:  # Ctrl-C too leaves answers between two states
-                for answer in work:
-                    answer.stream.failure = answer.stream.failure or _as_exception(error)
-                    self._ended.append(answer.stream)
-                if not isinstance(error, Exception):
-                    raise
+                if work:
+                    self._compute(work)
+                return bool(work)
+            except UnmovedError as error:
+                self._fail([error.answer], error.cause)
+            except Exception as error:
+                self._fail(work or self._scheduler.running, error)
+            except BaseException:  # it may have come between any two instructions
+                self._fail([*work, *self._scheduler.drop_all()], AthanorError("The engine was interrupted."))
+                raise
             return True
 
+    def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
+        for answer in answers:
+            answer.stream.failure = answer.stream.failure or error
+            self._ended.append(answer.stream)
+
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One thread at a time; what ends meanwhile, in a callback or where a stream is collected, ends afterwards."""
+    def _alone(self, refused: str = "") -> Iterator[None]:
+        """One thread at a time; what begins and ends meanwhile, in other threads, in a callback or where a stream is
+        collected, does so afterwards. refused: what cannot be done within a callback, if so.
+        """
         with self._lock:
+            if refused and self._is_busy:
+                raise AthanorError(
+                    f"A callback of the engine, within its step, cannot let it {refused}.",
+                    "Submit or cancel requests there, and wait for them outside.",
+                )
             before, self._is_busy = self._is_busy, True
             try:
                 if not before:
@@ -217,11 +235,14 @@ class Engine:
                     self._is_busy = before
 
     def cancel(self, stream: Stream) -> None:
-        """Ends a request, wherever it is; from within a step, at its end."""
-        with self._lock:
-            self._ended.append(stream)
-            with self._alone():
-                pass
+        """Ends a request, wherever it is; while a step is under way, at its end."""
+        self._ended.append(stream)
+        if self._lock.acquire(blocking=False):
+            try:
+                with self._alone():
+                    pass
+            finally:
+                self._lock.release()
 
     def abandon(self, stream: Stream) -> None:
         """As `cancel`, at the next step; may be called wherever a handle is collected."""
@@ -233,7 +254,7 @@ class Engine:
         """
         if model.config != self._config:
             raise ModelError("The new weights belong to a model of another configuration.")
-        with self._alone():
+        with self._alone(refused="take over weights"):
             try:
                 self.rung.update_weights(model)  # type: ignore[arg-type]
             finally:
@@ -261,6 +282,8 @@ class Engine:
         return self._scheduler.preemptions
 
     def _sweep(self) -> None:
+        while self._submitted:
+            self._enter(self._submitted.popleft())
         while self._abandoned:
             self._end(self._abandoned.popleft())
         while self._ended:
@@ -354,10 +377,6 @@ class Engine:
         following = answer.part(start, min(start + len(logits), answer.n_prompt))
         found = chosen_logprobs(logits[: len(following)], following).tolist()
         answer.stream.prompt_logprobs[answer.computed :] = found  # with new weights it is read once more
-
-
-def _as_exception(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else AthanorError("The engine was interrupted.")
 
 
 def _add(completions: list[Completion], event: Event) -> None:

@@ -23,6 +23,7 @@ from athanor.engine.sampling import Sampling
 _GREEDY_BELOW = 1e-5
 _LIKELIEST = 256  # tokens that nearly always hold what top_p asks for
 _BLOCK = 128  # places of the vocabulary summed together when drawing
+NO_NUMBERS = "The model's logits are not numbers.", "Its weights are damaged, or its products overflow."
 
 
 class Adjustment:

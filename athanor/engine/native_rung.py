@@ -110,7 +110,11 @@ class NativeRung:
             return logits
 
     def _logits_of(self, rows: int) -> np.ndarray:
-        """(rows, vocab_size) fp32, the same memory as before: fresh pages would cost as much as what is written."""
+        """(rows, vocab_size) fp32, the same memory as before: fresh pages would cost as much as what is written. Only
+        a prompt's log-probabilities take so many rows that they are not kept.
+        """
+        if rows > _MOST_ROWS:
+            return np.empty((rows, self.config.vocab_size), np.float32)
         if rows > len(self._logits):
             self._logits = np.empty((rows, self.config.vocab_size), np.float32)
         return self._logits[:rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 
@@ -34,12 +35,14 @@ class Request:
         _check_ids("prompt", self.prompt, config.max_seq_len - 1, vocab_size)
         if encoder is not None:
             _check_ids("source", self.source, encoder.max_seq_len, encoder.vocab_size)
-        elif self.source:
+        elif len(self.source):
             raise AthanorError("This model reads no source.", "It continues its prompt.")
         if self.keys is not None and len(self.keys) != self.sampling.n:
             raise AthanorError(f"{len(self.keys)} keys were given for {self.sampling.n} answers.", "Give one for each.")
         if not all(type(key) is int and 0 <= key < 2**64 for key in self.keys or ()):
             raise AthanorError("Keys are whole numbers from 0 to 2^64 − 1.")
+        if not all(isinstance(token, Integral) for token in self.stop_ids):
+            raise AthanorError("stop_ids are whole numbers.")
         if self.stop_ids and not 0 <= min(self.stop_ids) <= max(self.stop_ids) < vocab_size:
             raise AthanorError(f"stop_ids names ids that this model of {vocab_size} does not have.")
         self.sampling.check(vocab_size)
@@ -63,7 +66,10 @@ def _check_ids(name: str, ids: Sequence[int], longest: int, vocab_size: int) -> 
     if not 0 < len(ids) <= longest:
         what = "is empty" if not len(ids) else f"has {len(ids)} tokens"
         raise AthanorError(f"The {name} {what}.", f"This model takes from 1 to {longest} tokens.")
-    low, high = min(ids), max(ids)
+    found = np.asarray(ids)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise AthanorError(f"The {name} is not made of ids.", "Ids are whole numbers.")
+    low, high = found.min(), found.max()
     if low < 0 or high >= vocab_size:
         raise AthanorError(
             f"The {name} has id {low if low < 0 else high}.", f"This model has ids from 0 to {vocab_size - 1}."

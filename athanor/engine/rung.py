@@ -8,10 +8,12 @@ whatever else is in the call, however the sequence was cut into segments, and wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from athanor.base.errors import ModelError
 from athanor.models.decoder import Decoder
@@ -75,6 +77,15 @@ class Rung(Protocol):
     def update_weights(self, model: Decoder) -> None:
         """Takes over the weights of `model`, of the same configuration; what is in the cache becomes stale."""
         ...
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises ModelError for weights that are not numbers."""
+    for name, numbers in weights:
+        if not torch.isfinite(numbers).all():
+            raise ModelError(
+                f"{name} has values that are not numbers.", "Training has diverged, or the file is damaged."
+            )
 
 
 def check_contents(blocks: Sequence[int], data: np.ndarray, bytes_per_block: int) -> None:

@@ -50,19 +50,21 @@ def open_rung(
             return _native(model, form, file, cache)
     if form in ("int8", "int4") and device.type != "cpu":
         raise ModelError(f"The format {form} is for processors, and the model is on {device}.", "Take bf16 or auto.")
-    precision = "fp32" if form == "auto" else form
+    if file is not None and form in ("int8", "int4"):
+        say(f"{file.name}: torch's operations do not know its blocks; numbers rounded there are rounded once more.")
     if isinstance(model, EncoderDecoder):
-        return SourceRung(model, precision, cache)
-    return TorchRung(model, precision, cache)
+        return SourceRung(model, form, cache)
+    return TorchRung(model, form, cache)
 
 
 def rung_of(model: Decoder | EncoderDecoder, precision: str) -> Rung:
     """The fastest that computes as training does. precision: of training's products; only fp32 is that of a rung of
     the kernels, for bf16 weights alone would be another thing than `autocast`.
     """
+    precision = "auto" if precision == "fp32" else precision
     if isinstance(model, EncoderDecoder):
         return SourceRung(model, precision)
-    if precision == "fp32" and next(model.parameters()).device.type == "cpu" and not unsupported(model.config):
+    if precision == "auto" and next(model.parameters()).device.type == "cpu" and not unsupported(model.config):
         with suppress(NativeError):
             return NativeRung(model, "fp32")
     return TorchRung(model, precision)

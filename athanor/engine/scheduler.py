@@ -40,6 +40,14 @@ class Source:
     read: Any = None
 
 
+class UnmovedError(Exception):
+    """The contents of an answer's blocks could not be put aside or brought back."""
+
+    def __init__(self, answer: Answer, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.answer, self.cause = answer, cause
+
+
 class Answer:
     """One answer under way. tokens: (n,) int32, prompt and what was said; computed: how many of them are in the cache.
 
@@ -169,7 +177,7 @@ class Scheduler:
         return min(found, self._blocks_for(self.window + self.most_tokens) + 1)
 
     def schedule(self) -> dict[Answer, int]:
-        """Answers and how many of their tokens are computed now; all of them have their blocks."""
+        """Answers and how many of their tokens are computed now; all of them have their blocks. Raises UnmovedError."""
         work = _Work()
         for answer in sorted(self.running, key=lambda answer: answer.pending > 1):  # those that write first
             if answer.is_running:
@@ -182,9 +190,10 @@ class Scheduler:
                     break
                 self._put_aside(self.running[-1])
                 continue
-            answer = self.waiting.popleft()
+            answer = self.waiting[0]
             answer.is_running = True
             insort(self.running, answer)
+            self.waiting.popleft()
             self._add(answer, work)
         return work.of
 
@@ -207,12 +216,15 @@ class Scheduler:
         return True
 
     def _put_aside(self, answer: Answer) -> None:
-        self.preemptions += 1
         if answer.computed:
-            answer.saved = self._contents(answer)
+            try:
+                answer.saved = self._contents(answer)
+            except Exception as error:  # numpy and torch have errors of their own for memory that is not there
+                raise UnmovedError(answer, error) from error
+        self.preemptions += 1
         self._drop_blocks(answer)
-        self._stop_running(answer)
         self.wait(answer)
+        self._stop_running(answer)
 
     def _contents(self, answer: Answer) -> np.ndarray:
         return self.rung.read_blocks(answer.blocks[answer.passed : self._blocks_for(answer.computed)])
@@ -230,9 +242,11 @@ class Scheduler:
         if answer.saved is not None:
             if min(self._blocks_for(answer.length) - answer.passed, most) + spare > self.pool.available:
                 return False
-            blocks = self.pool.take(len(answer.saved))
-            self.rung.write_blocks(blocks, answer.saved)
-            answer.blocks = [-1] * answer.passed + blocks
+            answer.blocks = [-1] * answer.passed + self.pool.take(len(answer.saved))
+            try:
+                self.rung.write_blocks(answer.blocks[answer.passed :], answer.saved)
+            except Exception as error:
+                raise UnmovedError(answer, error) from error
             answer.saved = None
             return True
         if not self._has_room_for(answer.source):
@@ -304,13 +318,11 @@ class Scheduler:
     def _share(self, answer: Answer, other: Answer) -> None:
         full = answer.computed // self.pool.block_size
         rest = answer.computed % self.pool.block_size
-        other.blocks = answer.blocks[:full]
+        other.blocks, other.passed = answer.blocks[:full], answer.passed
         self.pool.share(other.blocks[answer.passed :])
         if rest:
-            (block,) = self.pool.take(1)
-            self.rung.copy_block(answer.blocks[full], block)
-            other.blocks = [*other.blocks, block]
-        other.passed = answer.passed
+            other.blocks += self.pool.take(1)
+            self.rung.copy_block(answer.blocks[full], other.blocks[full])
         other.node, other.entered, other.computed = answer.node, answer.entered, answer.computed
         other.is_running = True
         insort(self.running, other)
@@ -323,6 +335,16 @@ class Scheduler:
             self.waiting.remove(answer)
         self._drop_blocks(answer)
         answer.saved = None
+
+    def drop_all(self) -> list[Answer]:
+        """Ends whatever was being done, wherever it stood: who ran or waited has nothing any longer."""
+        dropped = [*self.running, *self.waiting]
+        self.running.clear()
+        self.waiting.clear()
+        for answer in dropped:
+            answer.is_running, answer.blocks, answer.saved = False, [], None
+        self.pool.release_all()
+        return dropped
 
     def _stop_running(self, answer: Answer) -> None:
         answer.is_running = False

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from athanor.engine.cross_attention import ReadSource, SideBySide, StepSources, kept, source_groups
-from athanor.engine.rung import Cache, Segment
+from athanor.engine.rung import Cache, Segment, check_finite
 from athanor.engine.source_reader import SourceReader, reads_together
-from athanor.engine.torch_rung import TorchRung
+from athanor.engine.torch_rung import TorchRung, in_fp32
 from athanor.models.config import ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
 from athanor.models.encoder_decoder import EncoderDecoder
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 class SourceRung(TorchRung):
     def __init__(self, model: EncoderDecoder, precision: str = "fp32", cache: Cache = "auto") -> None:
+        model = in_fp32(model) if precision == "fp32" else model
         super().__init__(decoder_of(model), precision, cache)
         self._take_encoder(model)
 
@@ -42,10 +43,13 @@ class SourceRung(TorchRung):
         return kept(self._whole.read(self._whole.encode(tokens)))
 
     def update_weights(self, model: Any) -> None:
+        check_finite(model.named_parameters())  # before anything is taken
+        model = in_fp32(model) if self._widens else model
         super().update_weights(decoder_of(model))
         self._take_encoder(model)
 
     def _take_encoder(self, model: EncoderDecoder) -> None:
+        check_finite(model.encoder.named_parameters())
         self._whole, self._side_by_side = model, SideBySide()
         together = reads_together(model.config.encoder)
         self._reader = SourceReader(model.encoder, self._model, self._products, self._form) if together else None

@@ -131,7 +131,12 @@ class Telling:
     def search(self, beams: BeamSearch) -> None:
         """Goes on with all beams of a request; tells the best answers when there are no better ones."""
         stream, sampling = beams.live[0].answer.stream, beams.sampling
-        if stream.failure is not None or not beams.advance(self.scheduler):
+        try:
+            if stream.failure is not None or not beams.advance(self.scheduler):
+                return
+        except AthanorError as error:
+            stream.failure = error
+            self.ended.append(stream)
             return
         answers, stream.answers = stream.answers, []
         for answer in answers:

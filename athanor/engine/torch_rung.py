@@ -8,17 +8,18 @@ rows at which elementwise operations are not cut within a vector. Frequencies th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from athanor.engine.packed_model import packed, relative_table
 from athanor.engine.paged_attention import PagedLayer, Scratch, groups
 from athanor.engine.products import Quantized
-from athanor.engine.rung import Cache, Segment, check_contents
+from athanor.engine.rung import Cache, Segment, check_contents, check_finite
 from athanor.engine.same_bits import row_count, widths
 from athanor.models.config import AttentionConfig, LayerConfig
 from athanor.models.decoder import Decoder
@@ -30,22 +31,24 @@ _BLOCK = 16
 
 
 class TorchRung:
-    """precision: "fp32" computes in the type of the weights; "bf16" and "fp16" as `autocast` does; "int8" and "int4" as
-    "fp32", but matrices have 8 or 4 bits and are multiplied with rows in bf16. Keys and values are kept in the type of
-    the products, or in 8 bits.
+    """precision: "auto" computes in the type of the weights, "fp32" in fp32; "bf16" and "fp16" as `autocast` does;
+    "int8" and "int4" as "auto", but matrices have 8 or 4 bits and are multiplied with rows in bf16. Keys and values are
+    kept in the type of the products, or in 8 bits.
     """
 
     block_size = _BLOCK
 
     def __init__(self, model: Decoder, precision: str = "fp32", cache: Cache = "auto") -> None:
+        """Raises ModelError for weights that are not finite, and for models that depend on the whole text."""
         self.config = model.config
         self._form: Quantized | None = precision if precision in get_args(Quantized) else None  # type: ignore[assignment]
-        self.precision = precision = "fp32" if self._form else precision
+        self._widens = precision == "fp32"
+        self.precision = precision = "fp32" if self._form or precision == "auto" else precision
         self.device = next(model.parameters()).device
         with autocast(precision, self.device):
             enabled = torch.is_autocast_enabled(self.device.type)
             self._products = torch.get_autocast_dtype(self.device.type) if enabled else None
-        self._cached = self._products or next(model.parameters()).dtype
+        self._cached = self._products or (torch.float32 if self._widens else next(model.parameters()).dtype)
         self._take(model)
         self._heads = max(layer.attention.n_heads for layer in self.config.layers)
         self._widths = widths(self.config)
@@ -72,6 +75,8 @@ class TorchRung:
         self._take(model)
 
     def _take(self, model: Decoder) -> None:
+        check_finite(model.named_parameters())
+        model = in_fp32(model) if self._widens else model
         self._model = packed(model, self._products, self._form)
         self._relative = relative_table(model)
         memory = self._model.embedding.memory
@@ -140,6 +145,14 @@ class TorchRung:
 
     def _parts(self) -> list[Tensor]:
         return [part for layer in self._layers for part in layer.parts]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def in_fp32(model: M) -> M:
+    """The model itself, or a copy whose weights are in fp32."""
+    return model if all(part.dtype == torch.float32 for part in model.parameters()) else copy.deepcopy(model).float()
 
 
 def _as_bytes(numbers: Tensor) -> Tensor:

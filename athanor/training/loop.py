@@ -310,7 +310,7 @@ class Trainer:
         started = time.perf_counter()
         config, outcome = self.config, self.outcome
         if isinstance(self.source, Follower):
-            self.source.follow(config.schedule.left(outcome.steps + 1, outcome.turns))
+            self.source.follow(config.schedule.left(outcome.steps + 1, outcome.turns), outcome.tokens)
         position = self.source.get_position()
         try:
             batch = self.source.next()

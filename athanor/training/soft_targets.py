@@ -1,7 +1,8 @@
 """Batches whose targets are distributions: the real next token, and what n-grams of the whole corpus say beside it.
 
-The share of the n-grams is one until the learning rate falls, and falls with it: at the end nearly nothing but the
-text itself is learnt. A model with an n-gram memory reads the same beside its tokens.
+The share of the n-grams falls with the tokens that were read, and with the learning rate: they are quick to teach what
+is frequent, and in the way of a network that has learnt that (docs/lab.md). A model with an n-gram memory reads the
+same beside its tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from athanor.models.ngram_memory import Followers
 from athanor.models.ngrams import NGrams
 from athanor.training.batches import Batch, Sequences
+
+TAUGHT_TOKENS = 3_000_000  # after which n-grams teach nothing any longer (docs/lab.md)
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,15 @@ class Source(Protocol):
 
 class SoftBatches:
     """The batches of `source` with what n-grams say. teach: whether they are targets at all; their share of these falls
-    as the learning rate does (`follow`). remember: whether the model looks them up, so that it needs them to the end.
+    (`follow`). remember: whether the model looks them up, so that it needs them to the end.
     """
 
     def __init__(self, source: Source, ngrams: NGrams, *, teach: bool = True, remember: bool = False) -> None:
         self.source, self.ngrams, self.teach, self.remember = source, ngrams, teach, remember
         self.share = 1.0 if teach else 0.0  # of the n-grams in the next batch's targets
 
-    def follow(self, left: float) -> None:
-        self.share = left if self.teach else 0.0
+    def follow(self, left: float, tokens: int) -> None:
+        self.share = left * max(0.0, 1 - tokens / TAUGHT_TOKENS) if self.teach else 0.0
 
     @property
     def sequences(self) -> Sequences:

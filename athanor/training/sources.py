@@ -30,10 +30,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Follower(Protocol):
-    """A source that changes as the learning rate falls."""
+    """A source that changes as training goes on."""
 
-    def follow(self, left: float) -> None:
-        """left: of the fall, from 1 to nearly 0, at the step whose batch is next."""
+    def follow(self, left: float, tokens: int) -> None:
+        """left: of the learning rate's fall, from 1 to nearly 0, at the step whose batch is next. tokens: so far."""
         ...
 
 

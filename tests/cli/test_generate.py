@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import athanor as package
 from athanor.base.files import read_json, write_json
 
@@ -164,6 +166,18 @@ def test_all_settings_are_options_with_their_names(athanor: Athanor, model_folde
     assert [answer["tokens"] for answer in found] == [reply.tokens for reply in replies]
     assert all(len(answer["tokens"]) == 9 and len(answer["logprobs"][0]["top"]) == 2 for answer in found)
     assert found[0]["prompt_logprobs"] == replies[0].prompt_logprobs
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("never", "never")])
+def test_when_a_search_ends(athanor: Athanor, model_folder: Path, word: str, value: object) -> None:
+    words = ["--beams", 3, "--n", 2, "--max-tokens", 6, "--length-penalty", 2]
+    done = athanor("generate", model_folder, "the old", *words, "--early-stopping", word, "--json")
+    assert done.returncode == 0, done.stderr
+    settings = {"beams": 3, "n": 2, "max_tokens": 6, "length_penalty": 2.0, "early_stopping": value}
+    replies = package.load(model_folder).generate_many(["the old"], **settings)
+    assert [answer["tokens"] for answer in json.loads(done.stdout)["answers"]] == [reply.tokens for reply in replies]
+    refused = athanor("generate", model_folder, "the old", *words, "--early-stopping", "soon")
+    assert (refused.returncode, "early_stopping = soon" in refused.stderr) == (2, True)
 
 
 def test_lines_have_settings_of_their_own(athanor: Athanor, model_folder: Path, tmp_path: Path) -> None:

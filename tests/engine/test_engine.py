@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 
 from athanor.base.errors import AthanorError, ModelError
 from athanor.engine.engine import Engine
-from athanor.engine.handle import Stream
+from athanor.engine.handle import Handle, Stream
 from athanor.engine.requests import Completion, Event, Request, gather
+from athanor.engine.rung import Segment
 from athanor.engine.sampling import Sampling
+from athanor.engine.scheduler import Scheduler
 from athanor.engine.text import StopText
 from athanor.models.decoder import Decoder
 from athanor.tokenizer import Tokenizer
@@ -254,10 +257,9 @@ def test_weights_that_are_no_numbers_change_nothing(long_model: Decoder) -> None
     expected = tokens(engine.generate([request])[0])
     with torch.no_grad():
         list(broken.parameters())[-1].fill_(torch.nan)
-    if hasattr(engine.rung, "_process"):
-        with pytest.raises(ModelError, match="not numbers"):
-            engine.update_weights(broken)
-        assert tokens(engine.generate([request])[0]) == expected
+    with pytest.raises(ModelError, match="not numbers"):
+        engine.update_weights(broken)
+    assert tokens(engine.generate([request])[0]) == expected
     with pytest.raises(ModelError, match="another configuration"):
         engine.update_weights(random_model(6, max_seq_len=40))
     assert tokens(engine.generate([request])[0]) == expected
@@ -267,12 +269,20 @@ def test_weights_that_are_no_numbers_change_nothing(long_model: Decoder) -> None
     "request_",
     [
         Request([1], stop_ids=frozenset({384})), Request([1], stop_ids=frozenset({-1})), Request([1], keys=[-1]),
-        Request([1], keys=[2**64]),
+        Request([1], keys=[2**64]), Request([1], stop_ids=frozenset({0.5})),  # type: ignore[arg-type]
+        Request([1.5, 2]), Request([True]), Request(["1"]), Request([[1, 2]]), Request([2**70]),  # type: ignore[list-item]
+        Request([1], source=np.array([3, 4])),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_ids_and_keys_that_there_are_not_are_refused(long_model: Decoder, request_: Request) -> None:
-    with pytest.raises(AthanorError, match=r"stop_ids|Keys"):
+    with pytest.raises(AthanorError, match=r"stop_ids|Keys|whole numbers|reads no source"):
         Engine.of(long_model).submit(request_)
+
+
+def test_a_prompt_may_be_an_array(long_model: Decoder) -> None:
+    engine, settings = Engine.of(long_model), Sampling(temperature=0, max_tokens=5)
+    said = engine.generate([Request(np.arange(9), settings), Request(list(range(9)), settings)])  # type: ignore[arg-type]
+    assert said[0] == said[1]
 
 
 def test_settings_that_leave_nothing_are_told(long_model: Decoder) -> None:
@@ -297,6 +307,155 @@ def test_a_rung_that_fails_fails_its_requests_and_no_other(
             handle.result()
     assert engine.free_blocks == engine.blocks
     assert tokens(engine.submit(Request([1, 2], Sampling(max_tokens=3, seed=0))).result())
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [("read_blocks", RuntimeError), ("read_blocks", MemoryError), ("write_blocks", RuntimeError)],
+)
+def test_one_for_which_there_is_no_memory_fails_alone(
+    long_model: Decoder, expected: list[list[list[int]]], call: str, error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Only what was to be put aside, or brought back."""
+    engine, some, calls = Engine.of(long_model, blocks=27), requests(16), [0]
+    plain = getattr(engine.rung, call)
+
+    def failing(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise error("not enough memory: you tried to allocate")
+        return plain(*given)
+
+    monkeypatch.setattr(engine.rung, call, failing)
+    said = [list[Event]() for _ in some]
+    handles = [engine.submit(request, events.append) for request, events in zip(some, said, strict=True)]
+    failed = list[str]()
+    for handle, request, events, wanted in zip(handles, some, said, expected, strict=True):
+        try:
+            handle.wait()
+        except AthanorError as raised:
+            failed.append(str(raised))
+        else:
+            assert tokens(gather(events, request.sampling.n)) == wanted
+    assert len(failed) == 1
+    assert "not enough memory" in failed[0]
+    assert engine.free_blocks == engine.blocks
+
+
+@pytest.mark.parametrize(
+    ("place", "call"), [("_contents", 1), ("advance", 9), ("_admit", 4), ("segment", 99), ("remove", 5)]
+)
+def test_an_interruption_ends_all_and_leaves_nothing(
+    long_model: Decoder, expected: list[list[list[int]]], place: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, some = Engine.of(long_model, blocks=27), requests(16)
+    plain, left = getattr(Scheduler, place), [call]
+
+    def interrupted(self: Scheduler, *given: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return plain(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, place, interrupted)
+        handles = [engine.submit(request) for request in some]
+        with pytest.raises(KeyboardInterrupt):
+            for handle in handles:
+                handle.result()
+    for handle in handles:
+        with suppress(AthanorError):
+            handle.wait()
+    assert engine.free_blocks == engine.blocks
+    assert not engine.step()
+    assert [tokens(each) for each in engine.generate(some)] == expected
+    assert engine.free_blocks == engine.blocks
+
+
+def test_a_callback_that_asks_the_same_engine_is_refused(long_model: Decoder) -> None:
+    engine, request = Engine.of(long_model), Request([1, 2], Sampling(max_tokens=9, seed=0))
+    later = list[Handle]()
+    for call in (
+        lambda _: engine.step(),
+        lambda _: engine.generate([request]),
+        lambda _: engine.update_weights(long_model),
+    ):
+        with pytest.raises(AthanorError, match="A callback of the engine"):
+            engine.submit(request, call).wait()
+    engine.submit(request, lambda event: later.append(engine.submit(request)) if not later else None).wait()
+    assert len(later[0].result()[0].tokens) == 9, "to submit is no asking"
+    assert engine.free_blocks == engine.blocks
+
+
+def test_neither_submitting_nor_cancelling_waits_for_a_step(
+    long_model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, request = Engine.of(long_model), Request([1, 2], Sampling(max_tokens=9, seed=0))
+    expected = tokens(Engine.of(long_model).generate([request])[0])
+    inside, go_on, forward = threading.Event(), threading.Event(), engine.rung.forward
+
+    def slow(segments: Sequence[Any]) -> np.ndarray:
+        inside.set()
+        assert go_on.wait(60)
+        return forward(segments)
+
+    monkeypatch.setattr(engine.rung, "forward", slow)
+    first = engine.submit(request)
+    thread = threading.Thread(target=first.wait)
+    thread.start()
+    assert inside.wait(60)
+    second, third = engine.submit(request), engine.submit(request)
+    third.cancel()
+    assert not go_on.is_set()
+    go_on.set()
+    thread.join()
+    assert tokens(first.result()) == tokens(second.result()) == expected
+    assert [c.finish_reason for c in third.result()] == ["cancelled"]
+    assert engine.free_blocks == engine.blocks
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0},
+        {"seed": 1},
+        {"seed": 1, "top_p": 0.5},
+        {"repetition_penalty": 1.1},
+        {"temperature": 0, "beams": 2},
+    ],
+    ids=["greedy", "drawn", "filtered", "adjusted", "searched"],
+)
+def test_logits_that_are_no_numbers_are_told(
+    long_model: Decoder, settings: dict[str, Any], number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.of(long_model)
+    other = engine.submit(Request([7, 8], Sampling(seed=1, max_tokens=9)))
+    engine.step()
+    handle, forward = engine.submit(Request([1, 2, 3], Sampling(max_tokens=9, **settings))), engine.rung.forward
+
+    def broken(segments: Sequence[Segment]) -> np.ndarray:
+        logits, row = forward(segments), 0
+        for segment in segments:
+            if segment.tokens[0] == 1:
+                logits[row] = number
+            row += segment.wanted
+        return logits
+
+    monkeypatch.setattr(engine.rung, "forward", broken)
+    with pytest.raises(AthanorError, match="logits are not numbers"):
+        handle.result()
+    assert len(other.result()[0].tokens) == 9
+    assert engine.free_blocks == engine.blocks
+
+
+def test_a_prompts_log_probabilities_leave_no_large_buffer(long_model: Decoder) -> None:
+    engine = Engine.of(long_model)
+    if not hasattr(engine.rung, "_logits"):
+        pytest.skip("torch's operations keep no logits")
+    engine.submit(Request([*range(380)], Sampling(max_tokens=1, seed=0, prompt_logprobs=True))).result()
+    assert len(engine.rung._logits) <= 256
 
 
 def test_new_weights_count_for_what_is_under_way(long_model: Decoder) -> None:

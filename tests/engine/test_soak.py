@@ -1,6 +1,6 @@
 """Everything at once, in random order: arrivals, cancellations, abandoned handles, failing callbacks, weights that are
 taken over again, short memory; of requests that are drawn, searched with beams, constrained and guessed, on both rungs,
-in several formats and with a cache of 8 bits.
+in several formats and with a cache of 8 bits, about sources, and of several threads.
 
 What survives says what it says alone, every block is back, and memory is flat.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,17 @@ from athanor.engine.native_rung import NativeRung
 from athanor.engine.requests import Completion, Event, Request, gather
 from athanor.engine.rung import Rung
 from athanor.engine.scheduler import Answer
-from athanor.engine.speculation import Speculation
+from athanor.engine.source_rung import SourceRung
+from athanor.engine.speculation import Drafter, Lookup, Speculation
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.decoder import Decoder
+from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.tokenizer import Tokenizer
 from tests.engine.conftest import random_model
 from tests.engine.test_constraint import constrained
 from tests.engine.test_engine import requests
+from tests.engine.test_sources import both
+from tests.engine.test_sources import requests as about_sources
 from tests.engine.test_speculation import Oracle, always, said_by
 
 RUNGS: dict[str, Callable[[Decoder], Rung]] = {
@@ -97,9 +102,12 @@ class Failing:
             raise RuntimeError("the caller's fault")
 
 
+Survivors = dict[int, tuple[list[Completion], list[float]]]
+
+
 def soak(
-    engine: Engine, some: Sequence[Request], rng: np.random.Generator, model: Decoder
-) -> dict[int, tuple[list[Completion], list[float]]]:
+    engine: Engine, some: Sequence[Request], rng: np.random.Generator, model: Decoder | EncoderDecoder
+) -> Survivors:
     """One round, in which each request meets some fate; what the survivors said, and of their prompts."""
     kept: dict[int, tuple[Handle, list[Event]]] = {}
     failing: list[Handle] = []
@@ -122,7 +130,8 @@ def soak(
                 for _ in range(int(rng.integers(0, 5))):
                     engine.step()
                 handle.cancel()
-                assert handle.is_done
+                while not handle.is_done:  # another thread may be at a step
+                    engine.step()
             else:
                 failing.append(engine.submit(request, Failing(int(rng.integers(0, 4)))))
         if rng.random() < 0.02:
@@ -149,17 +158,30 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def rounds_of(name: str, model: Decoder, tokenizer: Tokenizer, seed: int, go_on: Callable[[int], bool]) -> list[int]:
-    """Checks round after round; what was resident after each."""
-    some = some_of_all(tokenizer)
-    plain, lasting = Engine(RUNGS[name](model), model.config, tokenizer), under_way()
+def rounds_of(
+    rung: Callable[[], Rung],
+    model: Decoder | EncoderDecoder,
+    tokenizer: Tokenizer,
+    some: Sequence[Request],
+    seed: int,
+    go_on: Callable[[int], bool],
+    threads: int = 1,
+) -> list[int]:
+    """Checks round after round; what was resident after each. threads: that each do a round at the same time."""
+    plain, lasting = Engine(rung(), model.config, tokenizer), under_way()
     alone = [said_by(plain, [request])[0] for request in some]
     prompts = [beginnings([request], plain)[0] for request in some]
-    oracle = Oracle(some, alone, 0.3)
-    engine = Engine(RUNGS[name](model), model.config, tokenizer, **LIMITS, drafter=oracle)
-    rng, memory, survived = np.random.default_rng(seed), list[int](), set[int]()
+    drafter: Drafter = Oracle(some, alone, 0.3) if isinstance(model, Decoder) else Lookup()
+    engine = Engine(rung(), model.config, tokenizer, **LIMITS, drafter=drafter)
+    rngs, memory, survived = np.random.default_rng(seed).spawn(threads), list[int](), set[int]()
+
+    def one_round(rng: np.random.Generator) -> Survivors:
+        return soak(engine, some, rng, model)
+
     while go_on(len(memory)) or (not engine.preemptions and len(memory) < 8):
-        for number, (said, of_prompt) in soak(engine, some, rng, model).items():
+        with ThreadPoolExecutor(threads) as pool:
+            rounds = [*pool.map(one_round, rngs)] if threads > 1 else [one_round(rngs[0])]
+        for number, (said, of_prompt) in (item for each in rounds for item in each.items()):
             assert told(said) == alone[number], f"{number}: {some[number]}"
             assert of_prompt == prompts[number]
             survived.add(number)
@@ -179,7 +201,31 @@ def test_a_soak_leaves_nothing_behind(
     name: str, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Speculation, "_choose", always)
-    rounds_of(name, model, tokenizer, 11, lambda done: done < (2 if "native" in name else 1))
+    least = 2 if "native" in name else 1
+    rounds_of(lambda: RUNGS[name](model), model, tokenizer, some_of_all(tokenizer), 11, lambda done: done < least)
+
+
+@pytest.mark.parametrize("name", [RUNS[0], RUNS[2]])
+def test_threads_that_soak_leave_nothing_behind(
+    name: str, model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Speculation, "_choose", always)
+    some = some_of_all(tokenizer)[::2]
+    rounds_of(lambda: RUNGS[name](model), model, tokenizer, some, 13, lambda done: done < 1, threads=3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_answers_about_sources_that_soak_leave_nothing_behind(
+    threads: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(Speculation, "_choose", always)
+    pair = both("t5", tmp_path)[1]
+    some = [
+        replace(one, sampling=replace(one.sampling, n=1, temperature=0.0, beams=2)) if i % 4 == 0 else one
+        for i, one in enumerate([*about_sources(pair), *about_sources(pair, seed=3), *about_sources(pair, seed=4)])
+    ]
+    rounds_of(lambda: SourceRung(pair), pair, tokenizer, some, 14, lambda done: done < 2, threads)
 
 
 @pytest.mark.slow
@@ -190,6 +236,9 @@ def test_a_long_soak_leaves_memory_flat(
 ) -> None:
     monkeypatch.setattr(Speculation, "_choose", always)
     end = time.monotonic() + 40
-    memory = rounds_of(name, model, tokenizer, 12, lambda done: done < 12 or time.monotonic() < end)
+    some = some_of_all(tokenizer)
+    memory = rounds_of(
+        lambda: RUNGS[name](model), model, tokenizer, some, 12, lambda done: done < 12 or time.monotonic() < end
+    )
     third = len(memory) // 3
     assert max(memory[-third:]) - max(memory[:third]) < FLAT, memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 import athanor
 import athanor.models as models
-from athanor.base.errors import AthanorError
+from athanor.base.errors import AthanorError, ModelError
 from athanor.engine.answer_file import answer_file
 from athanor.engine.engine import Engine
 from athanor.engine.requests import Request
@@ -73,8 +74,8 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> EncoderDeco
     return both(request.param, tmp_path_factory.mktemp("model"))[1]
 
 
-def requests(model: EncoderDecoder) -> list[Request]:
-    rng = np.random.default_rng(2)
+def requests(model: EncoderDecoder, seed: int = 2) -> list[Request]:
+    rng = np.random.default_rng(seed)
     lengths = tuple(rng.integers(1, 40, 6).tolist())
     some = sources(model, lengths)
     some.append(some[0])
@@ -96,6 +97,23 @@ def test_what_is_said_is_the_same_as_alone(model: EncoderDecoder) -> None:
             assert [[c.logprobs for c in each] for each in said] == [[c.logprobs for c in each] for each in alone]
         assert engine.free_blocks == engine.blocks
         assert (engine.preemptions > 0) == ("blocks" in settings)
+
+
+def test_fp32_is_that_of_the_weights_whatever_their_type(model: EncoderDecoder) -> None:
+    some, rounded = requests(model), copy.deepcopy(model).bfloat16()
+    exact = Engine(SourceRung(copy.deepcopy(rounded).float()), model.config)
+    assert Engine(SourceRung(rounded, "fp32"), model.config).generate(some) == exact.generate(some)
+    assert next(rounded.parameters()).dtype == torch.bfloat16
+
+
+def test_weights_that_are_no_numbers_change_nothing(model: EncoderDecoder) -> None:
+    some, engine, broken = requests(model)[:2], Engine.of(model), copy.deepcopy(model)
+    expected = engine.generate(some)
+    with torch.no_grad():
+        list(broken.encoder.parameters())[-1].fill_(torch.nan)
+    with pytest.raises(ModelError, match="not numbers"):
+        engine.update_weights(broken)
+    assert engine.generate(some) == expected
 
 
 def test_equal_sources_are_read_once(model: EncoderDecoder, monkeypatch: pytest.MonkeyPatch) -> None:

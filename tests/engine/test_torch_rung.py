@@ -4,6 +4,7 @@ out.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -200,11 +201,24 @@ def test_a_sequence_that_broke_leaves_nothing_behind(cache: Cache) -> None:
     model = made(LAYERS["grouped"])
     rung, clean = rung_of(model, cache=cache), rung_of(model, cache=cache)
     with torch.no_grad():
-        model.blocks[0].attention.value.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+        model.blocks[0].attention.value.weight.fill_(3e38)  # type: ignore[union-attr, operator]
     broken = rung_of(model, cache=cache)
     rung._layers = broken._layers
     assert np.isnan(whole(broken, 0, 30)).any()
     assert np.array_equal(whole(rung, 0, 20), whole(clean, 0, 20))
+
+
+def test_fp32_is_that_of_the_weights_whatever_their_type() -> None:
+    model = made(LAYERS["grouped"]).bfloat16()
+    exact = copy.deepcopy(model).float()
+    rung = TorchRung(model, "fp32")
+    rung.allocate(240)
+    assert whole(rung, 0, 60).tobytes() == whole(rung_of(exact), 0, 60).tobytes()
+    assert next(model.parameters()).dtype == torch.bfloat16, "the caller's own stays"
+    rounded = whole(rung_of(model, "auto"), 0, 60)
+    assert 0 < np.abs(rounded - whole(rung, 0, 60)).max() < 0.5
+    rung.update_weights(model)
+    assert whole(rung, 0, 60).tobytes() == whole(rung_of(exact), 0, 60).tobytes()
 
 
 def test_new_weights_are_taken_over() -> None:

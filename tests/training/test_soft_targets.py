@@ -15,7 +15,7 @@ from athanor.training.batches import IGNORED, DocumentPieces, PackedBatches
 from athanor.training.growth import GrowingBatches
 from athanor.training.objectives import linear_cross_entropy, next_token
 from athanor.training.schedules import Growth, Schedule, Turn
-from athanor.training.soft_targets import SoftBatch, SoftBatches
+from athanor.training.soft_targets import TAUGHT_TOKENS, SoftBatch, SoftBatches
 from tests.training.texts import decoder_config, shards, special
 
 
@@ -55,7 +55,7 @@ def test_the_share_follows_the_rate_and_a_resumed_stream_goes_on(growing: bool) 
     shares = []
     for step in range(1, 10):
         for source in (one, other) if step > 6 else (one,):
-            source.follow(schedule.left(step, turns))
+            source.follow(schedule.left(step, turns), 0)
         batch = one.next()
         assert isinstance(batch, SoftBatch)
         shares.append(batch.metrics["ngram_share"])
@@ -66,6 +66,17 @@ def test_the_share_follows_the_rate_and_a_resumed_stream_goes_on(growing: bool) 
         other.set_position(one.get_position())
     assert shares[:3] == [1, 1, 1]
     assert shares[3:] == pytest.approx([6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
+
+
+def test_the_share_falls_with_what_was_read_and_ends() -> None:
+    source = soft()
+    found = []
+    for tokens in (0, TAUGHT_TOKENS // 4, TAUGHT_TOKENS // 2):
+        source.follow(0.5, tokens)
+        found.append(source.next().metrics["ngram_share"])
+    assert found == pytest.approx([0.5, 0.375, 0.25])
+    source.follow(0.5, 2 * TAUGHT_TOKENS)
+    assert not isinstance(source.next(), SoftBatch)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])

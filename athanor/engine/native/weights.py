@@ -32,7 +32,7 @@ from athanor.engine.native.packing import (
     packed_size,
     padded,
 )
-from athanor.engine.rung import Cache
+from athanor.engine.rung import Cache, check_finite
 from athanor.models.config import AttentionConfig, EmbeddingConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from athanor.models.decoder import Decoder
 from athanor.models.gguf.blocks import Blocks
@@ -152,8 +152,7 @@ class NativeWeights:
         """Takes over the weights of `model`, of the same configuration. Raises ModelError."""
         if model.config != self.config:
             raise ModelError("The new weights belong to a model of another configuration.")
-        for name, parameter in model.named_parameters():  # before anything is written
-            _check_finite(name, parameter)
+        check_finite(model.named_parameters())  # before anything is written
         self._fill(model, {})
 
     def _fill(self, model: Decoder, blocks: Mapping[str, Blocks]) -> None:
@@ -161,8 +160,8 @@ class NativeWeights:
             fill(
                 self._packed[name], matrix, bias, blocks[_parameter(name)].data if _parameter(name) in blocks else None
             )
+        check_finite(_gains(model).items())
         for name, gain in _gains(model).items():
-            _check_finite(name, gain)
             self._gains[name][: len(gain)] = gain.float().numpy()
 
     def _plan(self, model: Decoder) -> dict[str, Planned]:
@@ -229,8 +228,3 @@ def _sides(matrix: Tensor) -> tuple[int, int]:
 
 def _zeros_behind(size: int) -> np.ndarray:
     return np.zeros(padded(size, GROUP), dtype=np.float32)
-
-
-def _check_finite(name: str, numbers: Tensor) -> None:
-    if not torch.isfinite(numbers).all():
-        raise ModelError(f"{name} has values that are not numbers.", "Training has diverged, or the file is damaged.")
