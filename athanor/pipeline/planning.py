@@ -30,6 +30,7 @@ from athanor.training.compiling import Compile
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.pretraining import OBJECTIVES
 from athanor.training.schedules import Growth
+from athanor.training.soft_targets import TAUGHT_TOKENS
 
 # Fine-tuning forgets less at lower rates than pre-training's; reinforcement learning only nudges. The rates
 # of what the default has not keep their ratios: adam_lr to muon_lr, head_lr to embedding_lr.
@@ -140,13 +141,14 @@ def plan_pretraining(
 
 
 def _counts_ngrams(life: Life, tokens: float, unique_tokens: float, seconds: float) -> bool:
-    """Whether n-grams are targets: where the text can be counted in a small part of the time and is read once at most,
-    unless the recipe says otherwise.
+    """Whether n-grams are targets: where the text can be counted in a small part of the time and is not read twice while
+    they teach, unless the recipe says otherwise.
     """
     recipe = life.recipe.pretrain
     if recipe.ngram_targets is None:
         quick = _COUNTING_SECONDS * unique_tokens <= _COUNTING_SHARE * seconds
-        return recipe.objective == "next_token" and quick and tokens <= unique_tokens <= MOST_TOKENS
+        new = min(tokens, TAUGHT_TOKENS) <= unique_tokens <= MOST_TOKENS
+        return recipe.objective == "next_token" and quick and new
     if recipe.ngram_targets and recipe.objective != "next_token":
         raise RecipeError(
             f'pretrain.ngram_targets belong to the objective "next_token", not to "{recipe.objective}".',
