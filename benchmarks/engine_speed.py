@@ -1,5 +1,5 @@
-"""The engine as it is used: SmolLM2-135M-Instruct against transformers, a prefix that requests share, models of the
-size that `make run` makes, and the first rung alone against llama.cpp.
+"""The engine as it is used: SmolLM2-135M-Instruct against transformers, many requests together against the rung
+alone, a prefix that requests share, models of the size that `make run` makes, and the first rung against llama.cpp.
 
 transformers writes greedily with its cache, in the faster of fp32 and bf16; it and the engine go by turns, and the
 row's ratio is the median over them; so do they with an encoder–decoder of T5-small's shape in fp32, whose weights are
@@ -19,13 +19,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from _decoding import BLOCKS, against_llama_cpp
+from _decoding import BLOCKS, against_llama_cpp, write
+from _llama_cpp import STREAMED, STREAMS
 from _rows import row
 
 from athanor.base.machine import usable_cores
 from athanor.engine.conversion import convert
 from athanor.engine.engine import Engine
 from athanor.engine.language_model import load
+from athanor.engine.locate import find_model
 from athanor.engine.requests import Request
 from athanor.engine.rungs import WantedFormat, open_rung
 from athanor.engine.sampling import Sampling
@@ -46,6 +48,7 @@ FIRST_RUNG = {"read": 1.0, "write": 0.5}
 def rows() -> Iterator[dict[str, Any]]:
     torch.set_num_threads(usable_cores())
     yield from against_transformers()
+    yield whole_engine()
     yield shared_prefix()
     for d_model, n_layers, form in SIZES:
         yield small_model(d_model, n_layers, form)
@@ -93,6 +96,28 @@ def against_transformers() -> Iterator[dict[str, Any]]:
         speed, "tokens/s", target=AGAINST_TRANSFORMERS, peer=peer,
     )  # fmt: skip
     yield {**found, "ratio": ratio, "met": ratio >= AGAINST_TRANSFORMERS}
+
+
+def whole_engine() -> dict[str, Any]:
+    """What scheduling and drawing cost: requests that are written together, against the rung's steps alone."""
+    lm = load(MODEL, format="int4", speculate="off")
+    rung = open_rung(lm.model, "int4", find_model(MODEL))  # type: ignore[arg-type]
+    rung.allocate(STREAMS * -(-STREAMED // 16))
+    sampling = Sampling(temperature=0.7, top_p=0.95, max_tokens=STREAMED, min_tokens=STREAMED, seed=1)
+    asked = [Request([100 + number], sampling) for number in range(STREAMS)]
+
+    def ours() -> float:
+        start = time.perf_counter()
+        lm.engine.generate(asked)
+        return STREAMS * STREAMED / (time.perf_counter() - start)
+
+    ours(), write(rung, STREAMS, STREAMED)
+    turns = [(ours(), write(rung, STREAMS, STREAMED)) for _ in range(TURNS)]
+    speed, alone = (median(speeds) for speeds in zip(*turns, strict=True))
+    found = row(
+        f"{STREAMS} requests together in int4, drawn, against the rung's steps alone", speed, "tokens/s", peer=alone
+    )
+    return {**found, "ratio": median(mine / bare for mine, bare in turns)}
 
 
 def shared_prefix() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What guessing tokens gains: SmolLM2-135M-Instruct with speculation against itself without, the same tokens, in turns.
 
-Code that is to be repeated or edited and a story are written with look-up in int4; the story also in bf16 with the same
-model in int4 as its draft model. A row's ratio is the median over the turns; the first turn, in which both measure the
-machine, does not count.
+Code that is to be repeated or edited, a summary and a story are written with look-up in int4; the story also in bf16
+with the same model in int4 as its draft model. A row's ratio is the median over the turns; the first turn, in which
+both measure the machine, does not count.
 """
 
 from __future__ import annotations
@@ -38,9 +38,17 @@ def describe(width, height):
     print("area:", area(width, height))
     print("perimeter:", perimeter(width, height))
 '''
+REPORT = """
+The furnace of the old pottery was built in 1871 from bricks that were made on the same ground. For eighty years it
+was heated with wood from the hills behind the river, and two men watched it day and night, because a kiln that cools
+too fast cracks every pot in it. In 1952 the pottery changed to gas. The old furnace was used for storing clay until
+1990, when the town bought it and opened a small museum. Today visitors can walk through the firing chamber, see how the
+pots were stacked, and buy cups that are still made by hand. Last year 14,000 people came, more than ever before.
+"""
 ASKED = {
     "repeating code": f"Repeat this code:\n{CODE}",
     "editing code": f"Rename width to w and height to h in this code:\n{CODE}",
+    "a summary": f"Summarize this text:\n{REPORT}",
     "a story": "Write a story about an old furnace.",
 }
 

@@ -44,7 +44,11 @@ SETTINGS: dict[str, tuple[Any, str]] = {
         float,
         "Above 0 favours long answers in that search: scores are divided by length to this power.",
     ),
-    "early_stopping": (str, "End that search as soon as so many answers have ended, or never before none gets better."),
+    "early_stopping": (
+        str,
+        "When that search ends: with so many ended answers (true), when no better one is expected (false) or possible "
+        "(never).",
+    ),
     "n": (int, "Answers to each prompt."),
     "logprobs": (int, "Tell each token's log-probability and the K likeliest tokens beside it."),
     "prompt_logprobs": (bool, "Tell the log-probabilities of the prompt's tokens."),

@@ -97,7 +97,7 @@ def draw_places(
         drawn.tokens[row] = places[row].forced
     if other := [*(row for row, _ in adjusted), *forced]:
         drawn.logprobs[other] = chosen_logprobs(logits[other], drawn.tokens[other])
-    # Of logits that are no numbers the log-probability is none either; what is silent was not drawn from its own.
+    # A row without numbers gives no log-probability; what is silent was not drawn from its own row.
     for row in {*np.flatnonzero(np.isnan(drawn.logprobs)).tolist(), *silent}:
         if not np.isfinite(logits[row].max()):
             silent[row] = AthanorError(*NO_NUMBERS)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import count
+from itertools import count, islice
 from threading import RLock
 from weakref import WeakValueDictionary
 
@@ -84,7 +84,7 @@ class Engine:
         self._lock = RLock()
         self._submitted: deque[Answer] = deque()
         self._abandoned: deque[Stream] = deque()
-        self._ended: list[Stream] = []
+        self._ended: deque[Stream] = deque()
         self._sources: WeakValueDictionary[tuple[str, bytes], Source] = WeakValueDictionary()
         self._telling = Telling(self._scheduler, self.speculation, self.config.max_seq_len, self._ended)
         self._is_busy = False
@@ -122,13 +122,15 @@ class Engine:
         limit = self.config.max_seq_len
         self._scheduler.check(min(limit, len(request.prompt) + sampling.max_tokens), sampling.beams)
         keys = request_keys(sampling.seed, sampling.n) if request.keys is None else request.keys
-        stream = Stream(request, on_event)
+        stream, arrival = Stream(request, on_event), next(self._arrivals)
+        source = Source(np.array(request.source, dtype=np.int64)) if self._encoder else None
         for number in range(max(sampling.n, sampling.beams)):
             index = number % sampling.n
-            arrival, text = next(self._arrivals), self._text(request)
-            stream.answers.append(Answer(request, index, int(keys[index]), stream, text, arrival, limit))
+            answer = Answer(request, index, int(keys[index]), stream, self._text(request), (arrival, number), limit)
+            answer.source = source
+            stream.answers.append(answer)
             if guide is not None:
-                stream.answers[-1].follow(guide.copy())
+                answer.follow(guide.copy())
         first, *others = stream.answers
         first.is_first = True
         if sampling.beams == 1:
@@ -141,19 +143,16 @@ class Engine:
         return Handle(self, stream)
 
     def _enter(self, first: Answer) -> None:
-        """Lets a request that was submitted wait for its turn."""
-        if first.stream.is_over:  # cancelled before
+        """Lets a request that was submitted wait for its turn. All that are under way with the same source share it, so
+        that it is encoded and kept once.
+        """
+        if first.stream.is_over or first in self._scheduler.waiting:  # cancelled, or this was interrupted before
             return
-        if self._encoder is not None:
-            source = self._source(first.request)
+        if first.source is not None:
+            source = self._sources.setdefault((first.request.salt, first.source.tokens.tobytes()), first.source)
             for answer in first.stream.answers:
                 answer.source = source
         self._scheduler.wait(first)
-
-    def _source(self, request: Request) -> Source:
-        """One for all requests under way with the same source, which is then encoded and kept once."""
-        key = request.salt, np.asarray(request.source, dtype=np.int64).tobytes()
-        return self._sources.setdefault(key, Source(request.source))
 
     def _text(self, request: Request) -> StopText | None:
         if self.tokenizer is None:
@@ -200,16 +199,16 @@ class Engine:
             except UnmovedError as error:
                 self._fail([error.answer], error.cause)
             except Exception as error:
-                self._fail(work or self._scheduler.running, error)
+                self._fail(work or [*self._scheduler.running, *islice(self._scheduler.waiting, 1)], error)
             except BaseException:  # it may have come between any two instructions
-                self._fail([*work, *self._scheduler.drop_all()], AthanorError("The engine was interrupted."))
+                self._fail(self._scheduler.drop_all(work), AthanorError("The engine was interrupted."))
                 raise
             return True
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
-        for answer in answers:
-            answer.stream.failure = answer.stream.failure or error
-            self._ended.append(answer.stream)
+        for stream in {answer.stream: None for answer in answers if not answer.stream.is_over}:
+            stream.failure = stream.failure or error
+            self._ended.append(stream)
 
     @contextmanager
     def _alone(self, refused: str = "") -> Iterator[None]:
@@ -233,11 +232,17 @@ class Engine:
                         self._sweep()
                 finally:
                     self._is_busy = before
+        if not before:
+            self._end_cancelled()  # after the last sweep, and before the lock was free
 
     def cancel(self, stream: Stream) -> None:
         """Ends a request, wherever it is; while a step is under way, at its end."""
         self._ended.append(stream)
-        if self._lock.acquire(blocking=False):
+        self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        """Unless another thread is at work, which will do it afterwards."""
+        if self._ended and self._lock.acquire(blocking=False):
             try:
                 with self._alone():
                     pass
@@ -259,6 +264,8 @@ class Engine:
                 self.rung.update_weights(model)  # type: ignore[arg-type]
             finally:
                 self._scheduler.start_over()
+                for source in list(self._sources.values()):
+                    source.read = None
 
     @cached_property
     def guidance(self) -> Guidance:
@@ -282,19 +289,22 @@ class Engine:
         return self._scheduler.preemptions
 
     def _sweep(self) -> None:
+        """What is interrupted here is done again by the next."""
         while self._submitted:
-            self._enter(self._submitted.popleft())
-        while self._abandoned:
-            self._end(self._abandoned.popleft())
-        while self._ended:
-            self._end(self._ended.pop())
+            self._enter(self._submitted[0])
+            self._submitted.popleft()
+        for streams in self._abandoned, self._ended:
+            while streams:
+                self._end(streams[0])
+                streams.popleft()
 
     def _end(self, stream: Stream) -> None:
-        answers, stream.answers = stream.answers, []
-        for answer in answers:
-            self._scheduler.remove(answer)
+        indices = dict.fromkeys(answer.index for answer in stream.answers)
+        while stream.answers:
+            self._scheduler.remove(stream.answers[-1])
+            stream.answers.pop()
         if stream.failure is None:
-            for index in dict.fromkeys(answer.index for answer in answers):
+            for index in indices:
                 stream.put(Event(index, -1, 0.0, finish_reason="cancelled"))
         stream.is_over = True
 

@@ -73,7 +73,9 @@ class Handle:
         return self._stream.is_over
 
     def cancel(self) -> None:
-        """Ends the request and frees all that it has; its answers end with "cancelled"."""
+        """Ends the request and frees all that it has, after the step that another thread is at; its answers end with
+        "cancelled".
+        """
         self._engine.cancel(self._stream)
 
     def wait(self) -> None:

@@ -31,6 +31,7 @@ from athanor.models.position_config import RopeConfig
 from athanor.models.rope import rotary_angles
 
 _MOST_ROWS = 256  # of one call into C; longer work is done in several, in order
+_KEPT_LOGITS = 64 << 20  # bytes
 _ANGLES_AT_A_TIME = 1024  # always the same positions together, so that a table does not depend on how it grew
 
 
@@ -110,14 +111,15 @@ class NativeRung:
             return logits
 
     def _logits_of(self, rows: int) -> np.ndarray:
-        """(rows, vocab_size) fp32, the same memory as before: fresh pages would cost as much as what is written. Only
-        a prompt's log-probabilities take so many rows that they are not kept.
+        """(rows, vocab_size) fp32, the same memory as before, for fresh pages would cost as much as what is written;
+        but not where a long prompt's log-probabilities are asked for.
         """
-        if rows > _MOST_ROWS:
-            return np.empty((rows, self.config.vocab_size), np.float32)
-        if rows > len(self._logits):
-            self._logits = np.empty((rows, self.config.vocab_size), np.float32)
-        return self._logits[:rows]
+        if rows <= len(self._logits):
+            return self._logits[:rows]
+        made = np.empty((rows, self.config.vocab_size), np.float32)
+        if made.nbytes <= _KEPT_LOGITS:
+            self._logits = made
+        return made
 
     def copy_block(self, source: int, target: int) -> None:
         self._check_blocks(np.array([source, target]))

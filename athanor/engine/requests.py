@@ -66,7 +66,10 @@ def _check_ids(name: str, ids: Sequence[int], longest: int, vocab_size: int) -> 
     if not 0 < len(ids) <= longest:
         what = "is empty" if not len(ids) else f"has {len(ids)} tokens"
         raise AthanorError(f"The {name} {what}.", f"This model takes from 1 to {longest} tokens.")
-    found = np.asarray(ids)
+    try:
+        found = np.asarray(ids)
+    except (TypeError, ValueError):  # of lists that differ in length
+        found = np.empty((0, 0))
     if found.dtype.kind not in "iu" or found.ndim != 1:
         raise AthanorError(f"The {name} is not made of ids.", "Ids are whole numbers.")
     low, high = found.min(), found.max()

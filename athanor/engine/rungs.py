@@ -58,8 +58,8 @@ def open_rung(
 
 
 def rung_of(model: Decoder | EncoderDecoder, precision: str) -> Rung:
-    """The fastest that computes as training does. precision: of training's products; only fp32 is that of a rung of
-    the kernels, for bf16 weights alone would be another thing than `autocast`.
+    """The fastest that computes as training does. precision: of training's products, "fp32" being that of the weights;
+    only fp32 is that of a rung of the kernels, for bf16 weights alone would be another thing than `autocast`.
     """
     precision = "auto" if precision == "fp32" else precision
     if isinstance(model, EncoderDecoder):

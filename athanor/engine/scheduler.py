@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class Source:
     gave, once one of them runs.
     """
 
-    tokens: Sequence[int]
+    tokens: np.ndarray
     read: Any = None
 
 
@@ -59,7 +59,14 @@ class Answer:
     """
 
     def __init__(
-        self, request: Request, index: int, key: int, stream: Stream, text: StopText | None, arrival: int, limit: int
+        self,
+        request: Request,
+        index: int,
+        key: int,
+        stream: Stream,
+        text: StopText | None,
+        arrival: tuple[int, int],
+        limit: int,
     ) -> None:
         sampling = request.sampling
         self.request, self.index, self.key, self.stream, self.text = request, index, key, stream, text
@@ -336,9 +343,12 @@ class Scheduler:
         self._drop_blocks(answer)
         answer.saved = None
 
-    def drop_all(self) -> list[Answer]:
-        """Ends whatever was being done, wherever it stood: who ran or waited has nothing any longer."""
-        dropped = [*self.running, *self.waiting]
+    def drop_all(self, work: Iterable[Answer]) -> list[Answer]:
+        """Ends whatever was being done, wherever it stood: all answers of those who worked, ran or waited have nothing
+        any longer.
+        """
+        streams = {answer.stream: None for answer in (*work, *self.running, *self.waiting)}
+        dropped = [*self.running, *self.waiting, *(answer for stream in streams for answer in stream.answers)]
         self.running.clear()
         self.waiting.clear()
         for answer in dropped:
@@ -361,8 +371,6 @@ class Scheduler:
             self._drop_blocks(answer)
             answer.saved, answer.computed, answer.entered, answer.passed = None, 0, 0, 0
             answer.node = answer.request.salt
-            if answer.source is not None:
-                answer.source.read = None
             if answer.beams is not None:
                 answer.beams.start_over()
 

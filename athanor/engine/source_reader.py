@@ -28,6 +28,7 @@ from athanor.models.positions import RelativeBiasTable
 from athanor.models.stack import Stack
 from athanor.models.where import Where
 
+Ids = Sequence[int] | np.ndarray
 _MOST_TOKENS = 2048  # of a pass, unless one source has more
 
 
@@ -60,11 +61,11 @@ class SourceReader:
         self._n_layers, self._heads = encoder.config.n_layers, encoder.config.layers[0].attention.n_heads
         self._device = next(encoder.parameters()).device
 
-    def read(self, sources: Sequence[Sequence[int]]) -> list[ReadSource]:
+    def read(self, sources: Sequence[Ids]) -> list[ReadSource]:
         """In the order of the sources."""
         return [read for some in _passes(sources) for read in self._pass(some)]
 
-    def _pass(self, sources: Sequence[Sequence[int]]) -> list[ReadSource]:
+    def _pass(self, sources: Sequence[Ids]) -> list[ReadSource]:
         lengths = [len(source) for source in sources]
         rows = row_count(sum(lengths), self._widths)
         spare = rows - sum(lengths)
@@ -86,8 +87,8 @@ class SourceReader:
         return [read for read in found if read is not None]
 
 
-def _passes(sources: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    some: list[Sequence[int]] = []
+def _passes(sources: Sequence[Ids]) -> Iterator[list[Ids]]:
+    some: list[Ids] = []
     for source in sources:
         if some and sum(map(len, some)) + len(source) > _MOST_TOKENS:
             yield some

@@ -15,7 +15,7 @@ import torch
 
 from athanor.engine.cross_attention import ReadSource, SideBySide, StepSources, kept, source_groups
 from athanor.engine.rung import Cache, Segment, check_finite
-from athanor.engine.source_reader import SourceReader, reads_together
+from athanor.engine.source_reader import Ids, SourceReader, reads_together
 from athanor.engine.torch_rung import TorchRung, in_fp32
 from athanor.models.config import ModelConfig, MoeConfig
 from athanor.models.decoder import Decoder
@@ -30,26 +30,26 @@ class SourceRung(TorchRung):
     def __init__(self, model: EncoderDecoder, precision: str = "fp32", cache: Cache = "auto") -> None:
         model = in_fp32(model) if precision == "fp32" else model
         super().__init__(decoder_of(model), precision, cache)
+        check_finite(model.encoder.named_parameters())
         self._take_encoder(model)
 
     @torch.inference_mode()
-    def encode(self, sources: Sequence[Sequence[int]]) -> list[ReadSource]:
+    def encode(self, sources: Sequence[Ids]) -> list[ReadSource]:
         """What every later token of the answers sees of their sources."""
         with autocast(self.precision, self.device):
             return self._reader.read(sources) if self._reader else [self._alone(source) for source in sources]
 
-    def _alone(self, source: Sequence[int]) -> ReadSource:
+    def _alone(self, source: Ids) -> ReadSource:
         tokens = torch.tensor([list(source)], device=self.device)
         return kept(self._whole.read(self._whole.encode(tokens)))
 
     def update_weights(self, model: Any) -> None:
         check_finite(model.named_parameters())  # before anything is taken
         model = in_fp32(model) if self._widens else model
-        super().update_weights(decoder_of(model))
+        self._take(decoder_of(model))
         self._take_encoder(model)
 
     def _take_encoder(self, model: EncoderDecoder) -> None:
-        check_finite(model.encoder.named_parameters())
         self._whole, self._side_by_side = model, SideBySide()
         together = reads_together(model.config.encoder)
         self._reader = SourceReader(model.encoder, self._model, self._products, self._form) if together else None

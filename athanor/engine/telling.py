@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,10 +29,12 @@ _NOTHING_LEFT = {
 
 
 class Telling:
-    """max_seq_len: where every answer ends. ended: streams whose requests end after this step, to which it adds."""
+    """max_seq_len: where every answer ends. ended: streams whose requests end after this step, to which it adds, and
+    other threads do.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, speculation: Speculation | None, max_seq_len: int, ended: list[Stream]
+        self, scheduler: Scheduler, speculation: Speculation | None, max_seq_len: int, ended: deque[Stream]
     ) -> None:
         self.scheduler, self.speculation, self.max_seq_len, self.ended = scheduler, speculation, max_seq_len, ended
 
@@ -134,7 +137,7 @@ class Telling:
         try:
             if stream.failure is not None or not beams.advance(self.scheduler):
                 return
-        except AthanorError as error:
+        except Exception as error:  # of logits, or of memory for another beam
             stream.failure = error
             self.ended.append(stream)
             return

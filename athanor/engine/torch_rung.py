@@ -49,6 +49,7 @@ class TorchRung:
             enabled = torch.is_autocast_enabled(self.device.type)
             self._products = torch.get_autocast_dtype(self.device.type) if enabled else None
         self._cached = self._products or (torch.float32 if self._widens else next(model.parameters()).dtype)
+        check_finite(model.named_parameters())
         self._take(model)
         self._heads = max(layer.attention.n_heads for layer in self.config.layers)
         self._widths = widths(self.config)
@@ -72,10 +73,10 @@ class TorchRung:
         ]
 
     def update_weights(self, model: Decoder) -> None:
+        check_finite(model.named_parameters())
         self._take(model)
 
     def _take(self, model: Decoder) -> None:
-        check_finite(model.named_parameters())
         model = in_fp32(model) if self._widens else model
         self._model = packed(model, self._products, self._form)
         self._relative = relative_table(model)

@@ -11,7 +11,6 @@ from typing import Any
 
 import athanor
 from athanor.alignment.conversations import check_own_conversations, check_weights
-from athanor.base.errors import RecipeError
 from athanor.base.machine import describe
 from athanor.base.progress import say
 from athanor.base.run import Run
@@ -57,11 +56,6 @@ def live(
 def _live(
     recipe: Recipe, root: Path, fresh: bool, repeated: RunPlan | None, made_from: str | None, group: Group
 ) -> dict[str, Any]:
-    if group.size > 1 and recipe.pretrain.objective != "next_token":
-        raise RecipeError(
-            f'pretrain.objective = "{recipe.pretrain.objective}" is trained by one process; this run has {group.size}.',
-            'Start it without the launcher, or take objective = "next_token".',
-        )
     check_weights(recipe.sft.weights or {})
     fetch_sources(recipe)
     recipe = with_teacher(with_stream(recipe))

@@ -141,8 +141,8 @@ def plan_pretraining(
 
 
 def _counts_ngrams(life: Life, tokens: float, unique_tokens: float, seconds: float) -> bool:
-    """Whether n-grams are targets: where the text can be counted in a small part of the time and is not read twice while
-    they teach, unless the recipe says otherwise.
+    """Whether n-grams are targets: where the text can be counted in a small part of the time and is not read twice
+    while they teach, unless the recipe says otherwise.
     """
     recipe = life.recipe.pretrain
     if recipe.ngram_targets is None:

@@ -174,7 +174,7 @@ class PretrainRecipe(TrainingRecipe):
     teacher: of the objective "distilled"; `teacher = "my-run"` is short for `teacher.model = "my-run"`.
 
     ngram_targets: the next token is learnt together with what n-grams of the whole text say about it; by default where
-    the text is on this machine and is read once at most.
+    the text is on this machine and is not read twice within the first 3 M tokens.
 
     first_rows, first_length: what a batch begins with, to double until half of the tokens are read; rows are cut into
     shorter ones, so that a batch has the same tokens.

@@ -46,11 +46,17 @@ def teachers_tokenizer(recipe: Recipe) -> Tokenizer | None:
         ) from None
 
 
-def taught(recipe: Recipe) -> Distillation:
-    """What the student learns."""
-    teacher = _teacher(recipe)
+def found_teacher(recipe: Recipe) -> TeacherRecipe | None:
+    """The recipe's teacher, if it has one, with the path of its folder for a name."""
+    if recipe.pretrain.teacher is None:
+        return None
+    return recipe.pretrain.teacher.model_copy(update={"model": str(teacher_folder(recipe).resolve())})
+
+
+def taught(teacher: TeacherRecipe) -> Distillation:
+    """What the student learns. teacher: with the path of its folder."""
     return Distillation(
-        load_decoder(teacher_folder(recipe)),
+        load_decoder(Path(teacher.model)),
         direction=teacher.direction,
         temperature=teacher.temperature,
         weight=teacher.weight,

@@ -30,7 +30,9 @@ from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
 from athanor.models.ngrams import LONGEST, NGrams
 from athanor.models.precision import autocast
+from athanor.pipeline.objective_parts import objective_parts
 from athanor.pipeline.plans import PretrainPlan, SupervisedPlan, TrainingPlan
+from athanor.pipeline.recipe import TeacherRecipe
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.chat import training_example
 from athanor.training.batches import DocumentPieces, MaskedSequences, PackedBatches
@@ -38,6 +40,7 @@ from athanor.training.growth import GrowingBatches
 from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.objectives import next_token
 from athanor.training.parallel import Group
+from athanor.training.pretraining import Learnt
 from athanor.training.schedules import Schedule
 from athanor.training.soft_targets import SoftBatches
 from athanor.training.streaming import StreamedBatches
@@ -50,7 +53,7 @@ _PREVIEW_TOKENS = 8192  # held-out ones, scored while training
 @dataclass(frozen=True)
 class Task:
     """One stage's training. folder: the stage's. tokenizer: that stage's folder. origin: the folder of the stage with
-    the shards, or with the model that fine-tuning begins from.
+    the shards, or with the model that fine-tuning begins from. teacher: of one that distils.
     """
 
     stage: str
@@ -61,16 +64,19 @@ class Task:
     identity: str
     seed: int
     sharded: bool
+    teacher: TeacherRecipe | None = None
 
     def to_message(self) -> dict[str, Any]:
         places = {name: str(getattr(self, name)) for name in ("folder", "tokenizer", "origin")}
-        return vars(self) | places | {"plan": self.plan.model_dump(mode="json")}
+        teacher = self.teacher and self.teacher.model_dump(mode="json")
+        return vars(self) | places | {"plan": self.plan.model_dump(mode="json"), "teacher": teacher}
 
     @classmethod
     def of_message(cls, message: Mapping[str, Any]) -> Task:
         kind = PretrainPlan if message["stage"] == "pretrain" else SupervisedPlan
         places = {name: Path(message[name]) for name in ("folder", "tokenizer", "origin")}
-        return cls(**{**message, **places, "plan": kind.model_validate(message["plan"])})
+        teacher = message["teacher"] and TeacherRecipe.model_validate(message["teacher"])
+        return cls(**{**message, **places, "plan": kind.model_validate(message["plan"]), "teacher": teacher})
 
 
 def follow(group: Group) -> None:
@@ -85,9 +91,14 @@ def _train_along(task: Task, group: Group) -> None:
             f"Process {group.rank} does not find {task.folder}, where the first process works.",
             "All machines must share the file system that the run lies on, under the same path.",
         )
-    plan, tokenizer = task.plan, Tokenizer.load(task.tokenizer / "model")
-    evaluate: Callable[[Decoder], Mapping[str, float]] | None
-    if isinstance(plan, PretrainPlan):
+    plan, tokenizer, what = task.plan, Tokenizer.load(task.tokenizer / "model"), Learnt(next_token)
+    model: Any
+    source: Any
+    evaluate: Callable[[Any], Mapping[str, float]] | None
+    if isinstance(plan, PretrainPlan) and plan.objective != "next_token":
+        parts = objective_parts(plan, task.origin, tokenizer, task.seed, task.teacher, group)
+        model, source, evaluate, what = parts.model, parts.source, parts.preview, parts.learnt
+    elif isinstance(plan, PretrainPlan):
         model = build(plan.model, task.seed)
         source = pretraining_batches(plan, open_text(task.origin), task.seed)
         give_memory(model, source)
@@ -98,12 +109,13 @@ def _train_along(task: Task, group: Group) -> None:
         evaluate = held_out_loss(task.folder / "conversations", tokenizer, plan)
     trainer = Trainer(
         model,
-        next_token,
+        what.loss,
         source,
         loop_config(plan),
         task.folder,
         remaining=lambda: 0.0,  # the first process's clock decides
         evaluate=evaluate,
+        after_step=what.after_step,
         identity=task.identity,
         group=group,
         sharded=task.sharded,

@@ -33,7 +33,7 @@ from athanor.pipeline.planning import (
     plan_reinforcement,
 )
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
-from athanor.pipeline.recipe import TrainingRecipe
+from athanor.pipeline.recipe import TeacherRecipe, TrainingRecipe
 from athanor.pipeline.samples import answered, continued
 from athanor.pipeline.together import (
     Task,
@@ -69,7 +69,7 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         give_memory(model, source)
         stage.beat()
         evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
-        task = _task(life, stage, plan, tokenizer, shards)
+        task = task_of(life, stage, plan, tokenizer, shards)
         write = continued(encoder, plan.precision, life.seed)
         outcome, model = train(
             life, stage, plan, model, next_token, source, "Pre-training", evaluate, task, write=write
@@ -103,7 +103,7 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
         source, too_long = conversation_batches(stage.folder / "conversations", encoder, plan, life.seed)
         evaluate = held_out_loss(stage.folder / "conversations", encoder, plan)
         stage.beat()
-        task = _task(life, stage, plan, tokenizer, base)
+        task = task_of(life, stage, plan, tokenizer, base)
         write = answered(encoder, plan.precision, life.seed)
         outcome, model = train(
             life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task, write=write
@@ -195,14 +195,19 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
     )
 
 
-def _task(
-    life: Life, stage: Stage, plan: PretrainPlan | SupervisedPlan, tokenizer: Stage, origin: Stage
+def task_of(
+    life: Life,
+    stage: Stage,
+    plan: PretrainPlan | SupervisedPlan,
+    tokenizer: Stage,
+    origin: Stage,
+    teacher: TeacherRecipe | None = None,
 ) -> Task | None:
     """What the other processes, where there are some, train along with."""
     if life.group.size == 1:
         return None
     place = (stage.folder.resolve(), tokenizer.folder.resolve(), origin.folder.resolve())
-    return Task(stage.name, plan, *place, stage.fingerprint, life.seed, life.recipe.sharded)
+    return Task(stage.name, plan, *place, stage.fingerprint, life.seed, life.recipe.sharded, teacher)
 
 
 def train(

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from athanor.base.errors import AthanorError
+from athanor.models.attention import CrossAttention
 from athanor.models.block import Block
 from athanor.models.stack import Stack
 from athanor.training.averaging import AverageKind, WeightAverage
@@ -106,7 +107,9 @@ class Whole:
 
 
 class _Several(Whole):
-    """What the arrangements over several processes share."""
+    """What the arrangements over several processes share. around: `_Around` the model, as DDP or FSDP wrapped it."""
+
+    around: Any
 
     def __init__(self, model: Any, objective: Objective, group: Group) -> None:
         self.model, self.objective, self.group = model, objective, group
@@ -119,6 +122,13 @@ class _Several(Whole):
         found, unusable = find_checkpoint(folder) if self.group.is_first else (None, 0)  # one process checks the hashes
         step = self.group.agree(-1 if found is None else int(found.numbers["step"]))
         return None if step < 0 else checkpoint_of(folder, step), unusable
+
+    def loss(self, part: Batch) -> Loss:
+        def parts(model: Any) -> tuple[Tensor, int, Mapping[str, float]]:  # in which the wrapper finds the tensor
+            loss = self.objective(model, part)
+            return loss.sum, loss.count, loss.metrics
+
+        return Loss(*self.around(parts))
 
     def _check_gradients(self) -> None:
         for name, parameter in self.model.named_parameters():
@@ -140,14 +150,10 @@ class Replicated(_Several):
         owned = {name: self.parameters[name] for name, owner in self.owners.items() if owner == group.rank}
         self.optimizer = make_optimizer(_with_only(model, owned), config)
         self.average = None if average == "none" else WeightAverage(model, average)  # the same in every process
-        self._replica = nn.parallel.DistributedDataParallel(_Objective(model, objective), gradient_as_bucket_view=True)
+        self.around = nn.parallel.DistributedDataParallel(_Around(model), gradient_as_bucket_view=True)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self._replica.no_sync()
-
-    def loss(self, part: Batch) -> Loss:
-        total, count, metrics = self._replica(part)
-        return Loss(total, count, metrics)
+        return nullcontext() if last else self.around.no_sync()
 
     def clip(self, largest: float) -> float:
         return self.group.agree(super().clip(largest))
@@ -184,7 +190,7 @@ class Sharded(_Several):
         self, model: Any, objective: Objective, config: OptimizerConfig, average: AverageKind, group: Group
     ) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard
 
         super().__init__(model, objective, group)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -198,15 +204,18 @@ class Sharded(_Several):
         self._without_weights = _with_only(model, {})  # with all that is no parameter, such as a memory's table
         mesh = init_device_mesh(group.device.type, (group.size,))
         shared = any(isinstance(module, Stack) and module.config.sharing for module in model.modules())
-        for module in () if shared else list(model.modules()):  # shared blocks would be gathered again and again
+        # Shared blocks would be gathered again and again.
+        for module in () if shared else reversed(list(model.modules())):
+            if isinstance(module, CrossAttention):  # sources are read by these alone, before their block is asked
+                fully_shard(module.key, mesh=mesh)
+                fully_shard(module.value, mesh=mesh)
             if isinstance(module, Block):
                 fully_shard(module, mesh=mesh)  # which also moves it to the device: none has to hold them all
-        fully_shard(model, mesh=mesh)
-        register_fsdp_forward_method(model, "hidden")
+        self.around = fully_shard(_Around(model), mesh=mesh)
         self.average = None if average == "none" else WeightAverage(model, average)  # of this process's parts
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        self.model.set_requires_gradient_sync(last)
+        self.around.set_requires_gradient_sync(last)
         return nullcontext()
 
     def clip(self, largest: float) -> float:
@@ -229,8 +238,9 @@ class Sharded(_Several):
         self._scatter()
 
     def evaluate(self, measure: Callable[[Any], Mapping[str, float]]) -> Mapping[str, float]:
-        values = measure(self.model)
-        self.model.reshard()  # else the next forward pass would take the weights gathered for this one
+        with torch.no_grad():
+            values: Mapping[str, float] = self.around(measure)
+        self.around.reshard()  # else the next forward pass would take the weights gathered for this one
         return values
 
     def writer(self, folder: Path, retention: Retention, missed: Callable[[], None]) -> CheckpointWriter:
@@ -344,16 +354,17 @@ def assign_owners(model: nn.Module, size: int) -> dict[str, int]:
     return {name: owners[name] for name in costs}
 
 
-class _Objective(nn.Module):
-    """Model and objective as one module, whose forward pass is the loss: what DDP can wrap."""
+class _Around(nn.Module):
+    """A module whose forward pass is whatever is done with the model: what DDP and FSDP can wrap, whose own one is only
+    one of the things that objectives do with it.
+    """
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model = model
 
-    def forward(self, part: Batch) -> tuple[Tensor, int, Mapping[str, float]]:
-        loss = self.objective(self.model, part)
-        return loss.sum, loss.count, loss.metrics
+    def forward(self, do: Callable[[Any], Any]) -> Any:
+        return do(self.model)
 
 
 def _with_only(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Module:

@@ -108,8 +108,8 @@ class Trainer:
 
     objective: (model, batch) → Loss, of whatever kind of model and batch. evaluate: (model) → metrics, called every
     `evaluate_every` steps. write: (model) → texts by name, which TensorBoard then shows beside them. after_step:
-    (model, whether the step was made), changes what no gradient does. beat: called after each step, to note the time
-    spent. identity: what is trained; a checkpoint of another is refused.
+    (model, whether the step was made), changes what no gradient does, alike in all processes. beat: called after each
+    step, to note the time spent. identity: what is trained; a checkpoint of another is refused.
     group: the processes that train together, each with the same arguments; sharded: whether each holds only a part of
     the model. The model's weights are then in `whole_model()` alone.
     """
@@ -136,11 +136,6 @@ class Trainer:
     ) -> None:
         if config.steps is None and remaining is None and not config.turns:
             raise ValueError("a loop without a number of steps needs a clock")
-        if after_step is not None and group.size > 1:  # it goes by what this process alone has seen
-            raise AthanorError(
-                "What is changed after each step without a gradient can only be trained by one process.",
-                "Balance the experts by a loss (bias_rate = 0), or start a single process.",
-            )
         self.model, self.source, self.config, self.folder, self.group = model, source, config, folder, group
         self.remaining, self.evaluate, self.beat, self.tensorboard = remaining, evaluate, beat, tensorboard
         self.after_step, self.write = after_step, write

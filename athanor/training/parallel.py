@@ -105,10 +105,13 @@ class Group:
             self.store.set(f"message {next(self._messages)}", json.dumps(message))
 
     def told(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the first process says, in all of them."""
+        """What the first process says, in all of them. Raises AthanorError where it has ended instead."""
         if self.is_first:
             self.tell(message)
-        return message if self.is_first else self.hear() or {}
+            return message
+        if (said := self.hear()) is None:
+            raise AthanorError("The first process of this job has ended.", "Its own message says why.")
+        return said
 
     def hear(self) -> dict[str, Any] | None:
         """The first process's next message, however long it takes. No device is kept busy meanwhile."""

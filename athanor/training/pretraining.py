@@ -34,6 +34,7 @@ from athanor.training.objectives import (
     prefix_language_model,
     replaced_tokens,
 )
+from athanor.training.parallel import ALONE, Group
 from athanor.training.prefixes import Infilling, PlainTexts, PrefixTexts
 from athanor.training.words import Words
 
@@ -121,8 +122,10 @@ class Learnt:
     after_step: Callable[[Any, bool], None] | None = None
 
 
-def learnt(objective: str, model: nn.Module, teach: Callable[[], Distillation] | None = None) -> Learnt:
-    """What `model` learns; a teacher is asked for where there is one to learn from."""
+def learnt(
+    objective: str, model: nn.Module, teach: Callable[[], Distillation] | None = None, group: Group = ALONE
+) -> Learnt:
+    """What `model` learns; a teacher is asked for where there is one to learn from. group: that trains it."""
     if objective == "distilled":
         if teach is None:
             raise ModelError("There is no teacher to learn from.", "Give one, or take the objective next_token.")
@@ -132,7 +135,7 @@ def learnt(objective: str, model: nn.Module, teach: Callable[[], Distillation] |
     biased = any(isinstance(part, Router) and part.correction is not None for part in model.modules())
     if not biased:
         return Learnt(ExpertBalance(model, next_token))
-    balance = ExpertBalance(model, next_token, auxiliary=0.0, z=0.0, bias_rate=_BIAS_RATE)
+    balance = ExpertBalance(model, next_token, auxiliary=0.0, z=0.0, bias_rate=_BIAS_RATE, group=group)
     return Learnt(balance, balance.after_step)
 
 

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from athanor.base.errors import AthanorError, ModelError
+from athanor.engine import native_rung
+from athanor.engine.blocks import BlockPool
 from athanor.engine.engine import Engine
 from athanor.engine.handle import Handle, Stream
 from athanor.engine.requests import Completion, Event, Request, gather
@@ -270,7 +272,8 @@ def test_weights_that_are_no_numbers_change_nothing(long_model: Decoder) -> None
     [
         Request([1], stop_ids=frozenset({384})), Request([1], stop_ids=frozenset({-1})), Request([1], keys=[-1]),
         Request([1], keys=[2**64]), Request([1], stop_ids=frozenset({0.5})),  # type: ignore[arg-type]
-        Request([1.5, 2]), Request([True]), Request(["1"]), Request([[1, 2]]), Request([2**70]),  # type: ignore[list-item]
+        Request([1.5, 2]), Request([[1], [2, 3]]),  # type: ignore[list-item]
+        Request([True]), Request(["1"]), Request([[1, 2]]), Request([2**70]),  # type: ignore[list-item]
         Request([1], source=np.array([3, 4])),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
@@ -344,23 +347,38 @@ def test_one_for_which_there_is_no_memory_fails_alone(
 
 
 @pytest.mark.parametrize(
-    ("place", "call"), [("_contents", 1), ("advance", 9), ("_admit", 4), ("segment", 99), ("remove", 5)]
+    ("owner", "place", "call"),
+    [
+        (Scheduler, "_contents", 1),
+        (Scheduler, "advance", 9),
+        (Scheduler, "_admit", 4),
+        (Scheduler, "segment", 99),
+        (Scheduler, "remove", 5),
+        (BlockPool, "release", 1),
+        (BlockPool, "release", 12),
+        (BlockPool, "take", 9),
+        (BlockPool, "enter", 9),
+        (None, "copy_block", 2),  # while an answer takes over what another has
+    ],
 )
 def test_an_interruption_ends_all_and_leaves_nothing(
-    long_model: Decoder, expected: list[list[list[int]]], place: str, call: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    long_model: Decoder, expected: list[list[list[int]]], owner: type | None, place: str, call: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     engine, some = Engine.of(long_model, blocks=27), requests(16)
-    plain, left = getattr(Scheduler, place), [call]
+    where = engine.rung if owner is None else owner
+    plain, left = getattr(where, place), [call]
 
-    def interrupted(self: Scheduler, *given: Any) -> Any:
+    def interrupted(*given: Any) -> Any:
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
-        return plain(self, *given)
+        return plain(*given)
 
+    searching = [Request([*range(40)], Sampling(temperature=0, beams=3, max_tokens=30))]
     with monkeypatch.context() as patch:
-        patch.setattr(Scheduler, place, interrupted)
-        handles = [engine.submit(request) for request in some]
+        patch.setattr(where, place, interrupted)
+        handles = [engine.submit(request) for request in [*some, *searching]]
         with pytest.raises(KeyboardInterrupt):
             for handle in handles:
                 handle.result()
@@ -368,9 +386,11 @@ def test_an_interruption_ends_all_and_leaves_nothing(
         with suppress(AthanorError):
             handle.wait()
     assert engine.free_blocks == engine.blocks
+    assert not any(engine._scheduler.pool._owners)
     assert not engine.step()
     assert [tokens(each) for each in engine.generate(some)] == expected
     assert engine.free_blocks == engine.blocks
+    assert not any(engine._scheduler.pool._owners)
 
 
 def test_a_callback_that_asks_the_same_engine_is_refused(long_model: Decoder) -> None:
@@ -405,11 +425,19 @@ def test_neither_submitting_nor_cancelling_waits_for_a_step(
     thread = threading.Thread(target=first.wait)
     thread.start()
     assert inside.wait(60)
-    second, third = engine.submit(request), engine.submit(request)
-    third.cancel()
-    assert not go_on.is_set()
+    made = list[Handle]()
+
+    def ask() -> None:
+        made.extend([engine.submit(request), engine.submit(request)])
+        made[1].cancel()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join(20)
+    assert not asking.is_alive(), "while the step goes on"
     go_on.set()
     thread.join()
+    second, third = made
     assert tokens(first.result()) == tokens(second.result()) == expected
     assert [c.finish_reason for c in third.result()] == ["cancelled"]
     assert engine.free_blocks == engine.blocks
@@ -450,7 +478,10 @@ def test_logits_that_are_no_numbers_are_told(
     assert engine.free_blocks == engine.blocks
 
 
-def test_a_prompts_log_probabilities_leave_no_large_buffer(long_model: Decoder) -> None:
+def test_a_prompts_log_probabilities_leave_no_large_buffer(
+    long_model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_rung, "_KEPT_LOGITS", 256 * 4 * long_model.config.vocab_size)
     engine = Engine.of(long_model)
     if not hasattr(engine.rung, "_logits"):
         pytest.skip("torch's operations keep no logits")

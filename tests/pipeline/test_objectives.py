@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -19,7 +17,7 @@ from athanor.base.errors import AthanorError, RecipeError
 from athanor.base.machine import Rates, measure
 from athanor.models import precision
 from athanor.models.shapes import Objective, config_of
-from athanor.pipeline import calibration, job
+from athanor.pipeline import calibration
 from athanor.pipeline.arms import Arm
 from athanor.pipeline.checkpoint_model import write_checkpoint_model
 from athanor.pipeline.job import live
@@ -239,13 +237,6 @@ def test_what_cannot_be_is_refused(change: str, named: str) -> None:
     with pytest.raises(RecipeError) as refused:
         load_recipe("bert", [change])
     assert re.search(named, f"{refused.value.message} {refused.value.hint}")
-
-
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    two = SimpleNamespace(size=2, is_first=True, local_size=1, tell=lambda message: None)
-    monkeypatch.setattr(job, "connected", lambda _: nullcontext(two))
-    with pytest.raises(RecipeError, match="is trained by one process; this run has 2"):
-        live(load_recipe("bert"), tmp_path / "run")
 
 
 def test_an_experiment_compares_decoders() -> None:

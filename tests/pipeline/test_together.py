@@ -13,6 +13,7 @@ import torch
 
 from athanor.base.files import read_json, read_jsonl
 from tests.pipeline.conftest import athanor
+from tests.pipeline.test_objectives import write_recipe
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,6 +45,23 @@ def test_torchrun_makes_the_model_that_one_process_makes(sharded: str, tiny_reci
     assert read_json(two / "sft" / "model" / "config.json") == read_json(one / "sft" / "model" / "config.json")
     again = athanor("run", str(tiny_recipe), "--name", "two", "--set", f"sharded={sharded}", folder=tmp_path)
     assert again  # and one process takes the run up, all of it finished
+
+
+@pytest.mark.parametrize(("objective", "sharded"), [("replaced", "true"), ("spans", "false"), ("experts", "true")])
+def test_torchrun_trains_other_objectives(objective: str, sharded: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tiny_recipe, objective))
+    more = ["--set", f"sharded={sharded}", *(["--set", "model.balance=bias"] if objective == "experts" else [])]
+    athanor("run", recipe, "--name", "one", *more, folder=tmp_path)
+    done = together("run", recipe, "--name", "two", *more, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    lines, same = (read_jsonl(run / "pretrain" / "metrics.jsonl") for run in (one, two))
+    assert len(lines) == len(same) == 12
+    for line, other in zip(lines, same, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=5e-3)
+    configs = [read_json(run / "pretrain" / "model" / "config.json") for run in (one, two)]
+    assert configs[0] == configs[1]
+    assert (two / "report.json").exists()
 
 
 def test_what_one_process_began_two_continue(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the jobs, whose fields are those of `train`. It prints the exit status of each p
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -37,6 +38,7 @@ from athanor.training.parallel import Group, connected
 from athanor.training.recompute import Recompute
 from athanor.training.schedules import Schedule
 from athanor.training.soft_targets import SoftBatches
+from tests.training.test_every_objective import EVERY
 
 CONFIG = ModelConfig(65, 16, 32, (LayerConfig(AttentionConfig(2, 1, 8, qk_norm="head"), MlpConfig(25)),) * 2)
 
@@ -65,12 +67,13 @@ def train(
     recompute: Recompute = "none",
     unused: bool = False,
     memory: bool = False,
+    learns: str = "",
 ) -> None:
     """stop_after: the step after which all processes leave. dies, fails, signalled: the process that does or is (with
     SIGTERM), at its 5th loss. unused: whether a parameter has nothing to do. memory: whether n-grams are targets, and
-    looked up by the model.
+    looked up by the model. learns: one of `test_every_objective.EVERY` instead of the next token.
     """
-    calls = 0
+    calls, after_step, own = 0, None, next_token
 
     def objective(model: torch.nn.Module, batch: Batch) -> Loss:
         nonlocal calls
@@ -81,11 +84,11 @@ def train(
             raise AthanorError("This process has had enough.")
         if calls == 5 and group.rank == signalled:
             os.kill(os.getpid(), signal.SIGTERM)
-        return next_token(model, batch)
+        return own(model, batch)
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            loss = next_token(model, batches(4).next())
+            loss = own(model, seen)
         return {"heldout": float(loss.sum) / loss.count}
 
     config = LoopConfig(
@@ -106,6 +109,11 @@ def train(
         counted = NGrams.count(source.sequences.tokens, CONFIG.vocab_size, 3)
         source = SoftBatches(source, counted, remember=True)
         model.embedding.memory.table = counted.pruned()
+    seen = batches(4).next()
+    if learns:
+        made = {make.__name__: make for make in EVERY}[learns](group)
+        model, source, own, after_step = made
+        seen = copy.deepcopy(source).next()
     if unused:
         model.blocks[0].unused = torch.nn.Linear(3, 3)
     trainer = Trainer(
@@ -115,6 +123,7 @@ def train(
         config,
         Path(folder),
         evaluate=evaluate,
+        after_step=after_step,
         group=group,
         sharded=sharded,
     )
@@ -136,7 +145,8 @@ def train(
     model = trainer.whole_model()
     if group.is_first:
         save_file({name: p.detach() for name, p in model.named_parameters()}, Path(folder) / "weights.safetensors")
-        save_model(model, Path(folder) / "model")
+        if not learns:
+            save_model(model, Path(folder) / "model")
 
 
 def child(rank: int, size: int, port: int, jobs: list[dict]) -> int:

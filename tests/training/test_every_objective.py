@@ -38,24 +38,24 @@ from tests.training.texts import decoder_config, encoder_config, shards, special
 Made = tuple[nn.Module, Any, Callable[[Any, Any], Loss], Any]
 
 
-def bert() -> Made:
+def bert(group: Group = ALONE) -> Made:
     return new(encoder_config(pooler=True, next_sentence=True)), pairs(), masked_language_model, None
 
 
-def roberta() -> Made:
+def roberta(group: Group = ALONE) -> Made:
     return new(encoder_config()), masked(), masked_language_model, None
 
 
-def ul2() -> Made:
+def ul2(group: Group = ALONE) -> Made:
     return new(t5_config()), corrupted(UL2), denoising, None
 
 
-def prefix() -> Made:
+def prefix(group: Group = ALONE) -> Made:
     source = DrawnBatches(PrefixTexts(Pieces(*shards(), 63), special(), 1), 4, 64, 1)
     return build(decoder_config(), 0), source, prefix_language_model, None
 
 
-def infilling() -> Made:
+def infilling(group: Group = ALONE) -> Made:
     return (
         build(decoder_config(), 0),
         DrawnBatches(Infilling(Pieces(*shards(), 60), special(), 1), 4, 64, 1),
@@ -64,17 +64,17 @@ def infilling() -> Made:
     )
 
 
-def experts() -> Made:
+def experts(group: Group = ALONE) -> Made:
     model = build(decoder_config(MoeConfig(4, 2, MlpConfig(32), correction=True)), 0)
-    balance = ExpertBalance(model, next_token, bias_rate=0.01)
+    balance = ExpertBalance(model, next_token, bias_rate=0.01, group=group)
     return model, batches(), balance, balance.after_step
 
 
-def distillation() -> Made:
+def distillation(group: Group = ALONE) -> Made:
     return build(decoder_config(), 0), batches(), Distillation(build(decoder_config(), 1), weight=0.5), None
 
 
-def discriminator() -> Made:
+def discriminator(group: Group = ALONE) -> Made:
     return electra(), masked(), replaced_tokens, None
 
 

@@ -21,11 +21,12 @@ from athanor.training.batches import IGNORED, PackedBatches
 from athanor.training.parallel import Group, connected
 from athanor.training.roles import places
 from athanor.training.soft_targets import SoftBatch
+from tests.training.test_every_objective import EVERY
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or not torch.distributed.is_available(), reason="needs fork and torch.distributed"
 )
-_SCRIPT = Path(__file__).with_name("processes.py")
+_SCRIPT, _ROOT = Path(__file__).with_name("processes.py"), Path(__file__).parents[2]
 
 
 def run(*groups: tuple[int, list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str]:
@@ -33,7 +34,8 @@ def run(*groups: tuple[int, list[dict[str, Any]]]) -> tuple[list[dict[str, Any]]
     spec = [{"size": size, "jobs": [job | {"folder": str(job["folder"])} for job in jobs]} for size, jobs in groups]
     done = subprocess.run(
         [sys.executable, str(_SCRIPT), json.dumps(spec)],
-        capture_output=True, text=True, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, *sys.path[1:])))},
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
@@ -42,19 +44,29 @@ def assert_all_went_well(outcomes: list[dict[str, Any]], said: str) -> None:
     assert all(status == 0 for outcome in outcomes for status in outcome["statuses"]), said
 
 
-def assert_same(one: Path, other: Path, rel: float = 2e-5) -> None:
-    """The same losses, gradients, evaluations and weights, up to the order of sums; the same batches."""
+def assert_same(one: Path, other: Path, rel: float = 2e-5, but: float = 0.0) -> None:
+    """The same losses, gradients, evaluations and weights, up to the order of sums; the same batches. but: the share of
+    a weight's entries that may differ, for where a gradient cancels, Adam's step is that of its rounding.
+    """
     lines = [read_jsonl(folder / "metrics.jsonl") for folder in (one, other)]
     assert [line["step"] for line in lines[0]] == list(range(1, len(lines[0]) + 1))
     for line, same in zip(*lines, strict=True):
         assert same == pytest.approx(line, rel=rel)
     weights, same_weights = (load_file(folder / "weights.safetensors") for folder in (one, other))
     for name, weight in weights.items():
-        torch.testing.assert_close(same_weights[name], weight, rtol=50 * rel, atol=rel, msg=name)
+        if name.endswith("attention.key.bias"):  # which changes no attention: its gradient is nothing but rounding
+            continue
+        differ = ~torch.isclose(same_weights[name], weight, rtol=50 * rel, atol=rel)
+        assert differ.float().mean() <= but, f"{name}: {differ.sum()} of {differ.numel()}"
+    if not (one / "model").exists():
+        return
     exported = load_file(other / "model" / "model.safetensors")
     assert exported.keys() == load_file(one / "model" / "model.safetensors").keys()
     assert (one / "model" / "config.json").read_bytes() == (other / "model" / "config.json").read_bytes()
     assert exported["model.embed_tokens.weight"].equal(same_weights["embedding.tokens.weight"])
+
+
+_SHORT = {"steps": 4, "micro_rows": 1}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +79,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         (2, [{"folder": folder / "dying", "dies": 1}]),
         (2, [{"folder": folder / "failing", "fails": 1}]),
         (2, [{"folder": folder / "unused", "unused": True}]),
+        (1, [{"folder": folder / "one discriminator", **_SHORT, "learns": "discriminator"}]),
+        (2, [{"folder": folder / "two discriminators", **_SHORT, "learns": "discriminator", "sharded": True}]),
     )
     return folder, *run(*groups)
 
@@ -78,8 +92,27 @@ def test_two_processes_learn_what_one_learns(arrangement: str, done: tuple[Path,
     assert_same(folder / "one", folder / arrangement)
 
 
+def test_two_processes_learn_another_objective(done: tuple[Path, list[dict[str, Any]], str]) -> None:
+    folder, outcomes, said = done
+    assert_all_went_well(outcomes[5:], said)
+    assert_same(folder / "one discriminator", folder / "two discriminators")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learns", [make.__name__ for make in EVERY])
+def test_two_processes_learn_every_objective(learns: str, tmp_path: Path) -> None:
+    job = {**_SHORT, "learns": learns}
+    outcomes, said = run(
+        (1, [{"folder": tmp_path / "one", **job}]),
+        (2, [{"folder": tmp_path / "copies", **job}, {"folder": tmp_path / "parts", "sharded": True, **job}]),
+    )
+    assert_all_went_well(outcomes, said)
+    for arrangement in ("copies", "parts"):
+        assert_same(tmp_path / "one", tmp_path / arrangement, but=0.03)
+
+
 def test_when_one_process_ends_the_others_stop_and_say_so(done: tuple[Path, list[dict[str, Any]], str]) -> None:
-    _, (_, _, dying, failing, _), said = done
+    _, (_, _, dying, failing, *_), said = done
     assert (dying["statuses"], failing["statuses"]) == ([2, -9], [2, 2]), said
     assert max(dying["seconds"], failing["seconds"]) < 20
     assert said.count("process 0: Process 0 of 2 stops, because another process of this job has stopped") == 2

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from athanor.base.errors import ModelError
 from athanor.models.moe import Router
 from athanor.training.objectives.loss import Loss
+from athanor.training.parallel import ALONE, Group
 
 
 class ExpertBalance:
     """Wraps an objective, and is one itself; give `after_step` to the Trainer where `bias_rate` is not zero.
 
     auxiliary, z: weights of the two losses. bias_rate: what a router's correction moves a step; this needs
-    MoeConfig(correction=True). The metric `expert_load` is the load of the fullest expert over the mean, averaged over
-    the routers; 1 is even.
+    MoeConfig(correction=True). group: of processes whose loads are counted together. The metric `expert_load` is the
+    load of the fullest expert over the mean, averaged over the routers; 1 is even.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class ExpertBalance:
         auxiliary: float = 0.01,
         z: float = 0.001,
         bias_rate: float = 0.0,
+        group: Group = ALONE,
     ) -> None:
         self.routers = {name: part for name, part in model.named_modules() if isinstance(part, Router)}
         self.objective, self.auxiliary, self.z, self.bias_rate = objective, auxiliary, z, bias_rate
+        self.group = group
         if not self.routers:
             raise ModelError("The model has no experts to balance.", "Give one of its layers a MoeConfig.")
         for router in self.routers.values():
@@ -58,7 +61,8 @@ class ExpertBalance:
             logits, chosen = logits[valid], chosen[valid]
             added = added + self.auxiliary * load_balance(logits, chosen) + self.z * router_z(logits)
             counts = chosen.flatten().bincount(minlength=logits.shape[-1]).float()
-            self._loads[name] += counts.cpu()
+            if loss.count and torch.is_grad_enabled():  # neither of a measurement, nor of rows that stand in for others
+                self._loads[name] += counts.cpu()
             load += float(counts.max() / counts.mean())
         metrics = {"balance": float(added.detach()), "expert_load": load / len(seen)}
         metrics = {name: value * loss.count for name, value in metrics.items()}
@@ -80,11 +84,23 @@ class ExpertBalance:
     @torch.no_grad()
     def after_step(self, model: nn.Module, learnt: bool = True) -> None:
         """Moves the biases by the loads since the last call; forgets them after a step that was left out."""
-        for name, router in self.routers.items():
-            loads = self._loads[name]
+        own = list(self._loads.values())
+        together = torch.tensor(self.group.sums(torch.cat(own).tolist()))
+        for router, loads in zip(self.routers.values(), together.split([len(one) for one in own]), strict=True):
             if learnt and self.bias_rate and router.correction is not None and loads.sum():
-                router.correction.add_((loads.mean() - loads).sign().to(router.correction), alpha=self.bias_rate)
-            loads.zero_()
+                _move(router.correction, self.bias_rate * (loads.mean() - loads).sign())
+        for one in own:
+            one.zero_()
+
+
+def _move(parameter: Any, by: Tensor) -> None:
+    """Adds; where each process has a part of the parameter, to that."""
+    by = by.to(parameter.device, parameter.dtype)
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        by = distribute_tensor(by, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.add_(by)
 
 
 def _valid(router: str, batch: Any) -> Tensor:
