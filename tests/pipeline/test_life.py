@@ -45,9 +45,17 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def assert_same_contents(first: Path, second: Path) -> None:
+    """Says where two runs part, and on what machine each computed the stage that does."""
     one, two = contents(first), contents(second)
     assert sorted(one) == sorted(two)
-    assert [name for name in one if one[name] != two[name]] == []
+    different = [name for name in one if one[name] != two[name]]
+    said: list[Any] = [different]
+    for name in (name for name in different if name.endswith("metrics.jsonl")):
+        lines = zip(one[name].splitlines(), two[name].splitlines(), strict=False)
+        said.append(next(((a, b) for a, b in lines if a != b), "one has more lines"))
+        records = (json.loads((run / name).with_name("stage.json").read_text()) for run in (first, second))
+        said += [record["timing"].get("exactness") for record in records]
+    assert not different, said
 
 
 def kill_during(stage: str, arguments: tuple[str, ...], folder: Path, run: Path, delay: float) -> bool:
