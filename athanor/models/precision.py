@@ -15,6 +15,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _MUCH_SLOWER = 10.0
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+# MKL finds out at its first elementwise function what the processor has. When two threads come at once, one of them may
+# get another, less exact implementation for this call; so one thread alone makes the first.
+torch.ones(16).sqrt_()
+
 
 def autocast(precision: str, device: torch.device | None = None) -> AbstractContextManager[Any]:
     """bf16 or fp16 for matrix products while weights stay fp32; nothing at all for fp32. device: the CPU by default."""
