@@ -47,9 +47,11 @@ from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder
 from athanor.pipeline.arms import BASELINE, Arm, Extent
 from athanor.pipeline.experiment import Experiment
+from athanor.pipeline.parts import preview_bits_per_byte
 from athanor.pipeline.plans import PretrainPlan
 from athanor.pipeline.recipe_files import read_settings
-from athanor.pipeline.together import loop_config, preview_bits_per_byte, text_batches
+from athanor.pipeline.stage_batches import text_batches
+from athanor.pipeline.together import loop_config
 from athanor.training.loop import Trainer
 from athanor.training.objectives import next_token
 from athanor.training.schedules import Schedule, Turn

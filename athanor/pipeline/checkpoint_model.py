@@ -16,7 +16,7 @@ from athanor.models.build import build
 from athanor.models.folder import load_decoder
 from athanor.pipeline.objective_stage import save_with_tokenizer
 from athanor.pipeline.plans import PretrainPlan
-from athanor.pipeline.together import give_memory, open_text, pretraining_batches
+from athanor.pipeline.stage_batches import give_memory, open_text, pretraining_batches
 from athanor.pipeline.training_stages import save_decoder
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Checkpoint, checkpoint_at

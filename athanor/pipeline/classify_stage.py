@@ -152,7 +152,7 @@ def _plan(life: Life, recipe: ClassifyRecipe, pretrain: Stage, data: LabelledCor
     steps = recipe.steps or max(_LEAST_STEPS, round(_EPOCHS * epoch))
     if recipe.steps is None and life.recipe.budget_seconds is not None:
         seconds = life.classify_share * life.recipe.budget_seconds / (2 * recipe.seeds)
-        rate = pretrain.metrics["places"] / max(pretrain.seconds, 1e-9)
+        rate = pretrain.metrics["places"] / max(pretrain.seconds, 1e-9) / life.group.size  # this one trains alone
         steps = min(steps, max(_LEAST_STEPS, int(seconds * rate / places)))
     fields = {name: getattr(plan, name) for name in SupervisedPlan.model_fields}
     changes = {

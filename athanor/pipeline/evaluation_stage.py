@@ -36,7 +36,7 @@ from athanor.pipeline.life import Life, Work
 from athanor.pipeline.plans import EvaluationPlan, PretrainPlan, RlPlan
 from athanor.pipeline.probing import USUAL_PROBLEMS, by_environment
 from athanor.pipeline.samples import COMPLETIONS, held_conversations
-from athanor.pipeline.together import open_text, text_batches
+from athanor.pipeline.stage_batches import open_text, text_batches
 from athanor.tokenizer import Tokenizer
 
 _CHATS = (

@@ -18,10 +18,10 @@ from athanor.evaluation.objectives import objective_scores
 from athanor.models.folder import save_model
 from athanor.pipeline.data_stages import load_tokenizer
 from athanor.pipeline.life import Life, Work
-from athanor.pipeline.objective_parts import objective_parts
 from athanor.pipeline.planning import check_that_it_fits, plan_pretraining
 from athanor.pipeline.plans import PretrainPlan
 from athanor.pipeline.teachers import found_teacher, teacher_folder
+from athanor.pipeline.together import parts_for_all
 from athanor.pipeline.training_stages import (
     check_vocabulary,
     lineage_of,
@@ -32,6 +32,7 @@ from athanor.pipeline.training_stages import (
     train,
 )
 from athanor.tokenizer import Tokenizer, control
+from athanor.training.drawn import SpecialTokens
 from athanor.training.objectives import Electra
 from athanor.training.pretraining import OBJECTIVES
 
@@ -46,19 +47,16 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         unique = Shards.open(shards.folder / "train").n_tokens
         plan = life.plan(stage, PretrainPlan, lambda: plan_pretraining(life, encoder.vocab_size, unique))
         check_vocabulary(plan, encoder)
-        check_that_it_fits(life, plan.model, plan, known.parts, together=True)
         teacher = found_teacher(life.recipe)
-        parts = objective_parts(plan, shards.folder, encoder, life.seed, teacher, life.group)
+        besides = _weights(life).stat().st_size if teacher else 0
+        check_that_it_fits(life, plan.model, plan, known.parts, besides=besides, together=True)
+        task = task_of(life, stage, plan, tokenizer, shards, teacher)
+        parts = parts_for_all(task, life.group)
         flops_per_place = known.flops_per_place(plan.model, plan.length)
-        outcome, model = train(
-            life, stage, plan, parts.model, parts.learnt.loss, parts.source, "Pre-training", parts.preview,
-            task_of(life, stage, plan, tokenizer, shards, teacher), flops_per_place=flops_per_place,
-            after_step=parts.learnt.after_step,
-        )  # fmt: skip
+        outcome, model = train(life, stage, plan, parts, "Pre-training", task, flops_per_place=flops_per_place)
         model.to(life.device)
-        scores = objective_scores(
-            plan.objective, model, parts.source, parts.held_out, parts.special, encoder.vocab_size
-        )
+        special = SpecialTokens.of(encoder)
+        scores = objective_scores(plan.objective, model, parts.source, parts.held_out, special, encoder.vocab_size)
         model.to("cpu")
         for score in scores:
             say(f"Held out, {score}.")
@@ -71,8 +69,13 @@ def objective_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
     if life.recipe.pretrain.teacher is not None:
-        inputs["teacher"] = sha256_file(teacher_folder(life.recipe) / "model.safetensors")
+        inputs["teacher"] = sha256_file(_weights(life))
     return life.perform("pretrain", settings, inputs, work)
+
+
+def _weights(life: Life) -> Path:
+    """The file of the teacher's."""
+    return teacher_folder(life.recipe) / "model.safetensors"
 
 
 def save_with_tokenizer(

@@ -278,17 +278,24 @@ def _for_batch(optimizer: OptimizerConfig, recipe: PretrainRecipe, places: int) 
 
 
 def check_that_it_fits(
-    life: Life, config: ModelConfig, plan: TrainingPlan, parts: float = 1.0, *, together: bool = False
+    life: Life,
+    config: ModelConfig,
+    plan: TrainingPlan,
+    parts: float = 1.0,
+    *,
+    besides: int = 0,
+    together: bool = False,
 ) -> None:
     """Says what memory a plan, repeated or new, needs; raises RecipeError where the machine has not that much.
 
-    parts: networks like that of `config`. together: by all processes of the group.
+    parts: networks like that of `config`. besides: bytes of what else lies whole in each process. together: by all
+    processes of the group.
     """
     group = life.group if together else life.alone
     places = plan.micro_rows * plan.length
     batch = plan.rows * plan.length if isinstance(plan, SupervisedPlan) else places
     divided = group.size if life.recipe.sharded else 1
-    needed = parts * planner.training_memory(config, places, plan.recompute, divided) + _BATCH_BYTES * batch
+    needed = parts * planner.training_memory(config, places, plan.recompute, divided) + _BATCH_BYTES * batch + besides
     if life.device.type == "cpu":
         needed *= group.local_size
     there, free, whose = life.machine.memory, available_memory(), "this machine"

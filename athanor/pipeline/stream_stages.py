@@ -14,7 +14,7 @@ from athanor.corpus.stream_cache import TextStream
 from athanor.corpus.streams import StreamIndex, fetch_beside, read_index
 from athanor.pipeline.life import Life, Work
 from athanor.pipeline.recipe import Recipe
-from athanor.pipeline.together import STREAM
+from athanor.pipeline.stage_batches import STREAM
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.inspection import compression_by_language
 

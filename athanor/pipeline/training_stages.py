@@ -17,12 +17,13 @@ from athanor.base.progress import progress
 from athanor.base.randomness import subseed
 from athanor.base.run import Stage, damaged
 from athanor.corpus.shards import Shards
-from athanor.models.build import build, count_parameters
+from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import load_decoder, save_model
 from athanor.pipeline.data_stages import load_tokenizer, state_of
 from athanor.pipeline.life import Life, Work
+from athanor.pipeline.parts import Parts, Task
 from athanor.pipeline.planning import (
     check_that_it_fits,
     conversations,
@@ -35,19 +36,12 @@ from athanor.pipeline.planning import (
 from athanor.pipeline.plans import PretrainPlan, RlPlan, SupervisedPlan, TrainingPlan
 from athanor.pipeline.recipe import TeacherRecipe, TrainingRecipe
 from athanor.pipeline.samples import answered, continued
-from athanor.pipeline.together import (
-    Task,
-    conversation_batches,
-    give_memory,
-    held_out_loss,
-    loop_config,
-    open_text,
-    pretraining_batches,
-    preview_bits_per_byte,
-)
+from athanor.pipeline.stage_batches import conversation_batches, open_text
+from athanor.pipeline.together import loop_config, parts_for_all
 from athanor.tokenizer import Tokenizer
 from athanor.training.loop import LoopConfig, Outcome, Trainer
 from athanor.training.objectives import next_token
+from athanor.training.pretraining import Learnt
 
 _GENERATION = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.1}
 
@@ -64,16 +58,11 @@ def pretrain_stage(life: Life, tokenizer: Stage, shards: Stage) -> Stage:
         )
         check_vocabulary(plan, encoder)
         check_that_it_fits(life, plan.model, plan, together=True)
-        model = build(plan.model, life.seed)
-        source = pretraining_batches(plan, text, life.seed)
-        give_memory(model, source)
-        stage.beat()
-        evaluate = preview_bits_per_byte(shards.folder, plan, life.seed)
         task = task_of(life, stage, plan, tokenizer, shards)
+        parts = parts_for_all(task, life.group)
+        stage.beat()
         write = continued(encoder, plan.precision, life.seed)
-        outcome, model = train(
-            life, stage, plan, model, next_token, source, "Pre-training", evaluate, task, write=write
-        )
+        outcome, model = train(life, stage, plan, parts, "Pre-training", task, write=write)
         return _finish(life, stage, model, encoder, outcome, plan, "base", {})
 
     inputs = {"shards": shards.output_fingerprint, "tokenizer": tokenizer.output_fingerprint}
@@ -96,19 +85,16 @@ def sft_stage(life: Life, tokenizer: Stage, base: Stage) -> Stage:
 
     def work(stage: Stage) -> Work:
         encoder = load_tokenizer(tokenizer)
-        model = load_decoder(base.folder / "model")
+        config = PretrainPlan.of(base).model
         counts = _prepare_conversations(life, stage)
-        plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, model.config, stage.seconds))
-        check_that_it_fits(life, model.config, plan, together=True)
-        source, too_long = conversation_batches(stage.folder / "conversations", encoder, plan, life.seed)
-        evaluate = held_out_loss(stage.folder / "conversations", encoder, plan)
-        stage.beat()
+        plan = life.plan(stage, SupervisedPlan, lambda: plan_finetuning(life, config, stage.seconds))
+        check_that_it_fits(life, config, plan, together=True)
         task = task_of(life, stage, plan, tokenizer, base)
+        parts = parts_for_all(task, life.group)
+        stage.beat()
         write = answered(encoder, plan.precision, life.seed)
-        outcome, model = train(
-            life, stage, plan, model, next_token, source, "Supervised fine-tuning", evaluate, task, write=write
-        )
-        more = {"conversations": {**counts, "too_long": too_long}}
+        outcome, model = train(life, stage, plan, parts, "Supervised fine-tuning", task, write=write)
+        more = {"conversations": {**counts, "too_long": parts.left_out}}
         metrics, outputs, timing = _finish(life, stage, model, encoder, outcome, plan, "sft", more)
         return metrics, [*outputs, "conversations"], timing  # the control reads them too
 
@@ -159,12 +145,10 @@ def rl_stage(life: Life, tokenizer: Stage, sft: Stage) -> Stage:
             aggregation=recipe.aggregation,
         )
         source = RolloutSource(model, encoder, rollouts, subseed(life.seed, "rl"), plan.precision)
-        objective = policy_objective(recipe.loss, recipe.clip_ratio)
-        measure = divergence(source, start)
+        policy = Learnt(policy_objective(recipe.loss, recipe.clip_ratio))
+        parts = Parts(model, source, policy, divergence(source, start))
         # Its loss is about zero whatever the policy is worth, and has outliers by nature: none of them is a spike.
-        outcome, _ = train(
-            life, stage, plan, model, objective, source, "Reinforcement learning", measure, spike_deviations=0.0
-        )
+        outcome, _ = train(life, stage, plan, parts, "Reinforcement learning", spike_deviations=0.0)
         decoded = source.places_decoded
         flops = decoded * model.config.flops_per_token(plan.length / 4, training=False)
         return _finish(life, stage, model, encoder, outcome, plan, "rl", {"places_decoded": decoded}, flops)
@@ -187,7 +171,7 @@ def control_stage(life: Life, tokenizer: Stage, sft: Stage, rl: Stage) -> Stage:
         source, _ = conversation_batches(sft.folder / "conversations", encoder, plan, life.seed)
         for _ in range(sft.metrics["steps"]):
             source.next_rows()  # goes on where fine-tuning stopped
-        outcome, _ = train(life, stage, plan, model, next_token, source, "Control")
+        outcome, _ = train(life, stage, plan, Parts(model, source, Learnt(next_token)), "Control")
         return _finish(life, stage, model, encoder, outcome, plan, "control", {})
 
     return life.perform(
@@ -202,53 +186,55 @@ def task_of(
     tokenizer: Stage,
     origin: Stage,
     teacher: TeacherRecipe | None = None,
-) -> Task | None:
-    """What the other processes, where there are some, train along with."""
-    if life.group.size == 1:
-        return None
-    place = (stage.folder.resolve(), tokenizer.folder.resolve(), origin.folder.resolve())
-    return Task(stage.name, plan, *place, stage.fingerprint, life.seed, life.recipe.sharded, teacher)
+) -> Task:
+    """What all processes train together."""
+    return Task(
+        stage=stage.name,
+        plan=plan,
+        folder=stage.folder.resolve(),
+        tokenizer=tokenizer.folder.resolve(),
+        origin=origin.folder.resolve(),
+        identity=stage.fingerprint,
+        seed=life.seed,
+        sharded=life.recipe.sharded,
+        teacher=teacher,
+    )
 
 
 def train(
     life: Life,
     stage: Stage,
     plan: TrainingPlan,
-    model: Any,
-    objective: Callable[..., Any],
-    source: Any,
+    parts: Parts,
     description: str,
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     task: Task | None = None,
+    *,
     spike_deviations: float = LoopConfig.spike_deviations,
     flops_per_place: float | None = None,
-    after_step: Callable[[Any, bool], None] | None = None,
     write: Callable[[Any], Mapping[str, str]] | None = None,
 ) -> tuple[Outcome, Any]:
-    """What training came to, and the trained model. task: tells other processes to train along.
-    flops_per_place: where the model is no decoder.
+    """What training came to, and the trained model. task: of what all processes train; without one this one trains
+    alone. flops_per_place: where the model is no decoder.
     """
-    if task is not None:
-        life.group.tell(task.to_message())
-    sizes = plan.model if isinstance(plan, PretrainPlan) else model.config
-    seconds = plan.seconds
+    sizes = plan.model if isinstance(plan, PretrainPlan) else parts.model.config
+    seconds, group = plan.seconds, life.alone if task is None else life.group
     note_hyperparameters(life.tensorboard(stage.name), _hyperparameters(life, plan, sizes))
     trainer = Trainer(
-        model,
-        objective,
-        source,
+        parts.model,
+        parts.learnt.loss,
+        parts.source,
         loop_config(plan, spike_deviations),
         stage.folder,
         remaining=None if seconds is None else lambda: seconds - stage.seconds,
-        evaluate=evaluate,
-        write=None if task is not None and life.recipe.sharded else write,  # a part of a model says nothing
-        after_step=after_step,
+        evaluate=parts.preview,
+        write=None if group.size > 1 and life.recipe.sharded else write,  # a part of a model says nothing
+        after_step=parts.learnt.after_step,
         beat=stage.beat,
         tensorboard=life.tensorboard(stage.name),
         peak_rate=life.peak_rate,
         flops_per_token=flops_per_place or sizes.flops_per_token(plan.length / 2),
         identity=stage.fingerprint,
-        group=life.alone if task is None else life.group,
+        group=group,
         sharded=life.recipe.sharded,
     )
     outcome = trainer.run(description)

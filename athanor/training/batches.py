@@ -8,8 +8,8 @@ of a small position, which is all that a checkpoint has to keep.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ class Batch:
     targets: Tensor
     document_ids: Tensor
     positions: Tensor
-    targets_alone: ClassVar[bool] = True
-    """Whether nothing is learnt where no target is."""
     metrics: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     counts: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
@@ -61,6 +59,10 @@ class Batch:
             for name, column in self.columns.items()
         }
         return type(self)(**columns, metrics=self.metrics, counts=self.counts)
+
+    def without_targets(self) -> Self:
+        """The same for a model, and nothing to learn from."""
+        return replace(self, targets=torch.full_like(self.targets, IGNORED))
 
     def split(self, rows: int) -> list[Self]:
         """Micro-batches of at most `rows` rows, without the metrics and with the counts of the whole."""

@@ -22,9 +22,9 @@ from athanor.models.config import ClassifierConfig, ModelConfig
 from athanor.models.encoder import Encoder
 from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.models.precision import autocast
-from athanor.training.batches import IGNORED, Batch, lay_out
+from athanor.training.batches import IGNORED, Batch
 from athanor.training.denoisers import SourceTargetBatch, source_target_batch
-from athanor.training.drawn import Drawn, Examples, SpecialTokens
+from athanor.training.drawn import Drawn, Examples, SpecialTokens, plain_batch
 from athanor.training.objectives import Loss, denoising
 
 _TOGETHER = 32  # texts at a time whose class is told
@@ -58,8 +58,7 @@ class FirstPlaces:
         return {"tokens": tokens, "targets": targets}
 
     def collate(self, drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], length: int) -> Batch:
-        empty = {"tokens": self.special.end, "targets": IGNORED}
-        return Batch(**lay_out(rows, length, lambda number: drawn[number], empty))
+        return plain_batch(drawn, rows, length, self.special.end)
 
 
 class WrittenLabels:

@@ -18,7 +18,6 @@ from athanor.base.randomness import generator
 from athanor.training.batches import IGNORED, Batch, lay_out
 from athanor.training.drawn import Drawn, Pieces, SpecialTokens
 
-_LEAST = 4  # tokens of a text; a shorter one has nothing to hide
 _REGULAR, _SEQUENTIAL, _EXTREME = range(3)  # numbers of SpecialTokens.modes
 
 
@@ -76,11 +75,6 @@ class CorruptedTexts:
         self.pieces, self.special, self.denoisers = pieces, special, tuple(denoisers)
         self.start_id, self.seed = start_id, seed
         self.lengths = pieces.lengths + 2  # what is hidden is never shorter than its sentinel; the mode and the end
-
-    @staticmethod
-    def pieces_of(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Pieces:
-        """What fits into rows of `length` places."""
-        return Pieces(tokens, offsets, length - 2, _LEAST)
 
     def draw(self, index: int, epoch: int) -> Drawn:
         random = generator(self.seed, "spans", epoch, index)

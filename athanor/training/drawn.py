@@ -14,7 +14,7 @@ import numpy as np
 
 from athanor.base.errors import TokenizerError
 from athanor.tokenizer import Tokenizer, control
-from athanor.training.batches import Batch, PackedBatches, Sequences
+from athanor.training.batches import IGNORED, Batch, PackedBatches, Sequences, lay_out
 
 Drawn = Mapping[str, np.ndarray]
 
@@ -54,6 +54,11 @@ class DrawnBatches(PackedBatches):
                 epoch, index = divmod(member, len(self.examples.lengths))
                 drawn.append(self.examples.draw(index, epoch))
         return self.examples.collate(drawn, numbers, self.length)
+
+
+def plain_batch(drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], length: int, end: int) -> Batch:
+    """Of the columns tokens and targets. end: stands where nothing else does."""
+    return Batch(**lay_out(rows, length, lambda number: drawn[number], {"tokens": end, "targets": IGNORED}))
 
 
 class Pieces:

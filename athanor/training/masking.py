@@ -7,10 +7,11 @@ Masks are drawn anew each epoch. Deviation: texts are packed, each attends to it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from athanor.base.randomness import generator
@@ -19,7 +20,6 @@ from athanor.training.drawn import Drawn, Pieces, SpecialTokens
 from athanor.training.words import Words
 
 FOLLOWS, RANDOM = 0, 1  # labels of a pair, as transformers has them
-_LEAST_PAIR = 16  # tokens; a shorter text says too little about what follows it
 _EMPTY: dict[str, int | float] = {"targets": IGNORED, "segments": 0, "pair_labels": IGNORED, "draws": 0.0}
 
 
@@ -31,10 +31,13 @@ class EncoderBatch(Batch):
     counts: hidden tokens ("targets"), places that are no padding ("places"), pairs ("pairs").
     """
 
-    targets_alone: ClassVar[bool] = False
     segments: Tensor
     pair_labels: Tensor
     draws: Tensor
+
+    def without_targets(self) -> Self:
+        nothing = torch.full_like(self.targets, IGNORED)
+        return replace(self, targets=nothing, pair_labels=nothing, document_ids=torch.full_like(nothing, -1))
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,6 @@ class MaskedPairs:
     def __init__(self, pieces: Pieces, special: SpecialTokens, masking: Masking, words: Words, seed: int) -> None:
         self.pieces, self.special, self.masking, self.words, self.seed = pieces, special, masking, words, seed
         self.lengths = pieces.lengths + 3
-
-    @staticmethod
-    def pieces_of(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Pieces:
-        """What pairs in rows of `length` places are made of."""
-        return Pieces(tokens, offsets, length - 3, _LEAST_PAIR)
 
     def draw(self, index: int, epoch: int) -> Drawn:
         random = generator(self.seed, "pair", epoch, index)

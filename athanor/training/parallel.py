@@ -20,7 +20,7 @@ import torch
 
 from athanor.base.errors import AthanorError
 from athanor.base.progress import set_quiet
-from athanor.training.batches import IGNORED, Batch
+from athanor.training.batches import Batch
 
 Number = TypeVar("Number", int, float)
 DeviceWish = Literal["auto", "cpu", "cuda"]
@@ -126,20 +126,11 @@ class Group:
         """This process's micro-batches of a batch that all have alike: equally many on each, so that collective
         operations meet; where the rows do not go round, the last ones have no targets.
         """
-        n_rows = len(batch.tokens)
-        rows = -(-n_rows // self.size)
+        rows = -(-len(batch.tokens) // self.size)
         shares = batch.split(rows)
         parts = shares[self.rank].split(micro_rows) if self.rank < len(shares) else []
         missing = -(-rows // micro_rows) - len(parts)
-        if n_rows % self.size and not batch.targets_alone:
-            raise AthanorError(
-                f"A batch has {n_rows} rows, which {self.size} processes cannot share equally.",
-                "Take a number of rows that the number of processes divides.",
-            )
-        if missing:
-            row = batch.split(1)[0]
-            parts += [replace(row, targets=torch.full_like(row.targets, IGNORED))] * missing
-        return parts
+        return parts + [batch.split(1)[0].without_targets()] * missing
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from athanor.base.randomness import generator
 from athanor.training.batches import IGNORED, Batch, lay_out
-from athanor.training.drawn import Drawn, Pieces, SpecialTokens
+from athanor.training.drawn import Drawn, Pieces, SpecialTokens, plain_batch
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class PlainTexts:
         return {"tokens": tokens[:-1], "targets": tokens[1:]}
 
     def collate(self, drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], length: int) -> Batch:
-        empty = {"tokens": self.special.end, "targets": IGNORED}
-        return Batch(**lay_out(rows, length, lambda number: drawn[number], empty))
+        return plain_batch(drawn, rows, length, self.special.end)
 
 
 class PrefixTexts:
@@ -83,8 +82,7 @@ class Infilling:
         return {"tokens": tokens[:-1], "targets": tokens[1:]}
 
     def collate(self, drawn: Sequence[Drawn], rows: Sequence[Sequence[int]], length: int) -> Batch:
-        empty = {"tokens": self.special.end, "targets": IGNORED}
-        return Batch(**lay_out(rows, length, lambda number: drawn[number], empty))
+        return plain_batch(drawn, rows, length, self.special.end)
 
 
 def infill(ids: np.ndarray, start: int, stop: int, order: Order, special: SpecialTokens) -> np.ndarray:

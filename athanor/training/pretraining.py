@@ -122,14 +122,12 @@ class Learnt:
     after_step: Callable[[Any, bool], None] | None = None
 
 
-def learnt(
-    objective: str, model: nn.Module, teach: Callable[[], Distillation] | None = None, group: Group = ALONE
-) -> Learnt:
-    """What `model` learns; a teacher is asked for where there is one to learn from. group: that trains it."""
+def learnt(objective: str, model: nn.Module, teacher: Distillation | None = None, group: Group = ALONE) -> Learnt:
+    """What `model` learns. teacher: of the objective "distilled". group: that trains the model."""
     if objective == "distilled":
-        if teach is None:
+        if teacher is None:
             raise ModelError("There is no teacher to learn from.", "Give one, or take the objective next_token.")
-        return Learnt(teach())
+        return Learnt(teacher)
     if objective != "experts":
         return Learnt(OBJECTIVES[objective].loss)
     biased = any(isinstance(part, Router) and part.correction is not None for part in model.modules())

@@ -45,7 +45,7 @@ class SoftBatch(Batch):
         return torch.cat([self.words[where], self.targets[where][:, None]], 1), torch.cat([weights, rest], 1)
 
 
-class Source(Protocol):
+class PackedSource(Protocol):
     """`PackedBatches` or `GrowingBatches`."""
 
     @property
@@ -61,7 +61,7 @@ class SoftBatches:
     (`follow`). remember: whether the model looks them up, so that it needs them to the end.
     """
 
-    def __init__(self, source: Source, ngrams: NGrams, *, teach: bool = True, remember: bool = False) -> None:
+    def __init__(self, source: PackedSource, ngrams: NGrams, *, teach: bool = True, remember: bool = False) -> None:
         self.source, self.ngrams, self.teach, self.remember = source, ngrams, teach, remember
         self.share = 1.0 if teach else 0.0  # of the n-grams in the next batch's targets
 

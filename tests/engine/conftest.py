@@ -10,6 +10,9 @@ import torch
 
 from athanor.base.randomness import generator
 from athanor.engine.language_model import LanguageModel, load
+from athanor.engine.native.compiling import compilers
+from athanor.engine.native_rung import NativeRung
+from athanor.engine.torch_rung import TorchRung
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
 from athanor.models.decoder import Decoder
 from athanor.models.folder import save_model
@@ -21,6 +24,11 @@ TEXTS = [
     "the old furnace burns slowly while children read letters and numbers aloud",
     "炉火慢慢燃烧，孩子们在读书。没有人知道",
 ]
+
+RUNGS = (
+    pytest.param(TorchRung, id="torch"),
+    pytest.param(NativeRung, id="C", marks=pytest.mark.skipif(not compilers(), reason="there is no C compiler")),
+)
 
 
 def random_model(seed: int, vocab_size: int = 384, max_seq_len: int = 64, tied: bool = True, d_ff: int = 48) -> Decoder:

@@ -16,7 +16,7 @@ from athanor.engine.engine import Engine
 from athanor.engine.language_model import LanguageModel
 from athanor.engine.requests import Completion, Request
 from athanor.engine.sampling import Sampling
-from tests.engine.conftest import random_model
+from tests.engine.conftest import RUNGS, random_model
 from tests.models.family_rows import DECODERS, PAIRS
 from tests.models.test_families import reference
 
@@ -90,12 +90,13 @@ def requests() -> list[Request]:
     return made
 
 
-def test_beams_find_the_same_as_alone() -> None:
+@pytest.mark.parametrize("rung", RUNGS)
+def test_beams_find_the_same_as_alone(rung: Any) -> None:
     model = random_model(5, max_seq_len=200)
     some = requests()
-    alone = [Engine.of(model).generate([request])[0] for request in some]
+    alone = [Engine(rung(model), model.config).generate([request])[0] for request in some]
     for settings in ({}, {"most_tokens": 7}, {"most_running": 5}, {"blocks": 36}, {"blocks": 36, "most_tokens": 20}):
-        engine = Engine.of(model, **settings)  # type: ignore[arg-type]
+        engine = Engine(rung(model), model.config, **settings)
         for _ in range(2):
             assert engine.generate(some) == alone
         assert engine.free_blocks == engine.blocks

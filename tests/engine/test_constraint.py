@@ -26,7 +26,7 @@ from athanor.models.decoder import Decoder
 from athanor.tokenizer import Tokenizer
 from athanor.tokenizer.documents import BLANK, added_token, sentencepiece_bpe, unigram
 from athanor.tokenizer.foreign import ForeignTokenizer
-from tests.engine.conftest import random_model
+from tests.engine.conftest import RUNGS, random_model
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BOB = {
@@ -202,10 +202,16 @@ def constrained(tokenizer: Tokenizer) -> list[Request]:
     [{}, {"most_tokens": 7}, {"blocks": 30}, {"most_running": 3}],
     ids=["together", "chunked", "pre-empted", "queued"],
 )
-def test_what_is_said_is_the_same_as_alone(long_model: Decoder, tokenizer: Tokenizer, limits: dict[str, int]) -> None:
+@pytest.mark.parametrize("rung", RUNGS)
+def test_what_is_said_is_the_same_as_alone(
+    rung: Any, long_model: Decoder, tokenizer: Tokenizer, limits: dict[str, Any]
+) -> None:
+    def make(**limits: Any) -> Engine:
+        return Engine(rung(long_model), long_model.config, tokenizer, **limits)
+
     some = constrained(tokenizer)
-    alone = [Engine.of(long_model, tokenizer).generate([request])[0] for request in some]
-    engine = Engine.of(long_model, tokenizer, **limits)
+    alone = [make().generate([request])[0] for request in some]
+    engine = make(**limits)
     for _ in range(2):  # the second time with every beginning in the cache
         said = engine.generate(some)
         assert [[(c.tokens, c.logprobs, c.text) for c in each] for each in said] == [

@@ -27,7 +27,7 @@ from athanor.engine.scheduler import Scheduler
 from athanor.engine.text import StopText
 from athanor.models.decoder import Decoder
 from athanor.tokenizer import Tokenizer
-from tests.engine.conftest import random_model
+from tests.engine.conftest import RUNGS, random_model
 
 STOPS = frozenset(range(0, 380, 150))
 
@@ -518,6 +518,16 @@ def test_what_does_not_fit_is_refused_with_the_numbers(long_model: Decoder) -> N
         engine.submit(Request([1], keys=[1, 2]))
     with pytest.raises(AthanorError, match="tokenizer"):
         engine.submit(Request([1], Sampling(stop=("x",))))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_answers_of_one_request_that_do_not_fit_together_wait_for_one_another(rung: Any, long_model: Decoder) -> None:
+    request = Request([1] * 30, Sampling(max_tokens=40, n=8, temperature=1.0, seed=3))
+    small, large = (Engine(rung(long_model), long_model.config, blocks=blocks) for blocks in (5, 64))
+    said = small.generate([request])
+    assert tokens(said[0]) == tokens(large.generate([request])[0])
+    assert len({tuple(one.tokens) for one in said[0]}) == 8
+    assert small.free_blocks == small.blocks == 5
 
 
 @pytest.mark.parametrize("most_tokens", [512, 13])

@@ -15,7 +15,7 @@ from athanor.base.errors import DataError, RecipeError
 from athanor.corpus.stream_cache import TextStream
 from athanor.pipeline.job import live
 from athanor.pipeline.recipe_files import load_recipe
-from athanor.pipeline.together import open_text
+from athanor.pipeline.stage_batches import open_text
 from tests.corpus.test_streams import Flaky
 from tests.pipeline.conftest import TINY, athanor
 from tests.pipeline.test_life import assert_same_contents, kill_during

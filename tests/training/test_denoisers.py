@@ -30,7 +30,7 @@ END = special().end
 
 
 def corrupted(denoisers: tuple[Denoiser, ...] = T5, rows: int = 4, length: int = 64) -> DrawnBatches:
-    pieces = CorruptedTexts.pieces_of(*shards(), length)
+    pieces = Pieces(*shards(), length - 2, least=4)
     return DrawnBatches(CorruptedTexts(pieces, special(), denoisers, END, 1), rows, length, 1)
 
 

@@ -38,7 +38,7 @@ def masked(rows: int = 4, length: int = 64, seed: int = 1, masking: Masking | No
 
 def pairs(rows: int = 4, length: int = 64, seed: int = 1) -> DrawnBatches:
     words = Words(make_tokenizer())
-    pieces = MaskedPairs.pieces_of(*shards(), length)
+    pieces = Pieces(*shards(), length - 3, least=16)
     return DrawnBatches(MaskedPairs(pieces, special(), Masking(words), words, seed), rows, length, seed)
 
 

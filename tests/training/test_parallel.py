@@ -111,6 +111,17 @@ def test_two_processes_learn_every_objective(learns: str, tmp_path: Path) -> Non
         assert_same(tmp_path / "one", tmp_path / arrangement, but=0.03)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("learns", ["bert", "discriminator"])
+def test_rows_that_do_not_go_round_teach_encoders_the_same(learns: str, tmp_path: Path) -> None:
+    job = {**_SHORT, "learns": learns}
+    outcomes, said = run(
+        (1, [{"folder": tmp_path / "one", **job}]), (3, [{"folder": tmp_path / "three", "sharded": True, **job}])
+    )
+    assert_all_went_well(outcomes, said)
+    assert_same(tmp_path / "one", tmp_path / "three", but=0.03)
+
+
 def test_when_one_process_ends_the_others_stop_and_say_so(done: tuple[Path, list[dict[str, Any]], str]) -> None:
     _, (_, _, dying, failing, *_), said = done
     assert (dying["statuses"], failing["statuses"]) == ([2, -9], [2, 2]), said
