@@ -85,9 +85,8 @@ class LanguageModel:
         drafter: Drafter | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """precision: of torch's operations, as `models.precision.autocast` takes it. rung: makes what executes the
-        model instead of them. drafter: guesses tokens, which changes speed alone. limits: of the engine, which may be
-        set until it is made.
+        """precision: as `rungs.rung_of` takes it. rung: makes what executes the model otherwise. drafter: guesses
+        tokens, which changes speed alone. limits: of the engine, which may be set until it is made.
         """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ModelError(

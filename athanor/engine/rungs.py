@@ -58,16 +58,15 @@ def open_rung(
 
 
 def rung_of(model: Decoder | EncoderDecoder, precision: str) -> Rung:
-    """The fastest that computes as training does. precision: of training's products, "fp32" being that of the weights;
-    only fp32 is that of a rung of the kernels, for bf16 weights alone would be another thing than `autocast`.
+    """The fastest that computes no less exactly than training does. precision: of training's products. The kernels
+    compute in fp32 whatever it is, which is faster than torch's products in bf16 at all sizes that are trained on a CPU
+    (docs/lab.md).
     """
-    precision = "auto" if precision == "fp32" else precision
-    if isinstance(model, EncoderDecoder):
-        return SourceRung(model, precision)
-    if precision == "auto" and next(model.parameters()).device.type == "cpu" and not unsupported(model.config):
+    if isinstance(model, Decoder) and next(model.parameters()).device.type == "cpu" and not unsupported(model.config):
         with suppress(NativeError):
             return NativeRung(model, "fp32")
-    return TorchRung(model, precision)
+    form = "auto" if precision == "fp32" else precision
+    return SourceRung(model, form) if isinstance(model, EncoderDecoder) else TorchRung(model, form)
 
 
 def _native(model: Decoder, form: WantedFormat, file: Path | None, cache: Cache) -> Rung:

@@ -51,6 +51,7 @@ _CONVERSATION_LENGTH = 256
 _FEW_TOKENS = 200_000
 _BATCH_BYTES = 32  # a place of a batch: four columns of int64
 _CONVERSATIONS_A_SECOND = 50  # of the budget
+_SMALL_POLICY = 4_000_000  # parameters: of a step of reinforcement learning sampling takes more time than learning
 _CONTROL_SECONDS = 0.7  # of the control, a second of reinforcement learning: the same compute without the sampling
 _COUNTING_SECONDS = 1.5e-6  # a token, for its n-grams
 _COUNTING_SHARE = 0.15  # of the training, at most: at 0.4 M tokens they take 4 % off the bits per byte (docs/lab.md)
@@ -232,8 +233,15 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer, spent: 
         cells=tuple(difficulty.rates),
         probed={f"{name} {level}": rate for (name, level), rate in difficulty.rates.items()},
         reward=difficulty.reward,
-        **common | {"evaluate_every": recipe.evaluate_every or 5, "precision": life.precision_alone},
+        **common | {"evaluate_every": recipe.evaluate_every or 5, "precision": _policy_precision(life, model.config)},
     )
+
+
+def _policy_precision(life: Life, config: ModelConfig) -> str:
+    """A small model learns in the fp32 that a CPU samples it in, which costs no time and keeps it exactly on policy."""
+    asked = life.precision_alone
+    small = count_parameters(config) <= _SMALL_POLICY and life.device.type == "cpu"
+    return "fp32" if small and life.recipe.precision == "auto" else asked
 
 
 def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> SupervisedPlan:

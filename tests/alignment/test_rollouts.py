@@ -14,6 +14,7 @@ import torch
 from athanor.alignment.policy import policy_objective
 from athanor.alignment.rollouts import RolloutConfig, RolloutSource, answer_text, divergence, prompt_ids
 from athanor.base.files import read_jsonl
+from athanor.engine.native.compiling import compilers
 from athanor.environments import ENVIRONMENTS, Problem
 from athanor.models.build import build
 from athanor.models.config import AttentionConfig, HeadConfig, LayerConfig, MlpConfig, ModelConfig
@@ -138,22 +139,25 @@ def test_a_batch_is_a_function_of_seed_position_and_weights(common: str, model: 
     assert not same(first, without_stopping(make(model, tokenizer)).next())
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.01)])
-def test_rollout_logprobs_are_the_trainers(
-    precision: str, bound: float, common: str, model: Decoder, tokenizer: Tokenizer
-) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rollout_logprobs_are_the_trainers(precision: str, common: str, model: Decoder, tokenizer: Tokenizer) -> None:
+    """Those of a trainer in fp32 where the kernels sample, in whatever type the trainer multiplies."""
     source = without_stopping(make(model, tokenizer, precision=precision))
     batch = source.next()
-    with autocast(precision), torch.no_grad():
-        hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
-        labelled = batch.targets >= 0
-        everything = torch.log_softmax(model.logits(hidden[labelled]).float(), -1)
-    logprobs = everything.gather(1, batch.targets[labelled, None]).squeeze(1)
-    drift = logprobs - batch.old_logprobs[labelled]
-    if precision == "fp32":
-        assert drift.abs().max() < bound
-    else:
-        assert (drift.exp() - 1).abs().mean() < bound
+    labelled = batch.targets >= 0
+
+    def drift(precision: str) -> torch.Tensor:
+        with autocast(precision), torch.no_grad():
+            hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
+            everything = torch.log_softmax(model.logits(hidden[labelled]).float(), -1)
+        logprobs = everything.gather(1, batch.targets[labelled, None]).squeeze(1)
+        return logprobs - batch.old_logprobs[labelled]
+
+    sampled_in = "fp32" if compilers() else precision
+    if sampled_in == "fp32":
+        assert drift("fp32").abs().max() < 1e-3
+    # On 60 tokens of a model of 32 dimensions; 0.004 in runs of the default recipe, whichever samples (docs/lab.md).
+    assert (drift(precision).exp() - 1).abs().mean() < (1e-3 if precision == "fp32" else 0.02)
 
 
 def test_the_stop_token_is_trained_and_answers_end_with_it(common: str, model: Decoder, tokenizer: Tokenizer) -> None:
