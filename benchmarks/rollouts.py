@@ -2,9 +2,10 @@
 
 A batch is 24 prompts of 20 tokens with 8 answers of 48 tokens each, at temperature 1; the model has the size that ten
 minutes train, freshly initialised, and no token ends an answer, so that both write equally much. The engine gets the
-weights anew before each batch, which is timed too, as between two updates. The old sampler comes from this clone's
-history and runs in a process of its own; both go by turns, and the row's ratio is the median over them. A clone without
-that history has no peer to show.
+weights anew before each batch, which is timed too, as between two updates. Each computes as a run would have it: the
+engine by its best rung, the old sampler in the faster of fp32 and bf16. The old sampler comes from this clone's history
+and runs in a process of its own; both go by turns, and the row's ratio is the median over them. A clone without that
+history has no peer to show.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def rows() -> Iterator[dict[str, Any]]:
 
     metric = (
         f"rollouts, {len(PROMPTS)} × {group} answers of {count} tokens, "
-        f"{count_parameters(model.config) / 1e6:.1f} M parameters in {precision}"
+        f"{count_parameters(model.config) / 1e6:.1f} M parameters"
     )
     with tempfile.TemporaryDirectory() as folder:
         peer = _first_sampler(Path(folder), precision)
@@ -71,7 +72,7 @@ def rows() -> Iterator[dict[str, Any]]:
         peer.kill()
     ratio = median(mine / their for mine, their in turns)
     speed, theirs = (median(speeds) for speeds in zip(*turns, strict=True))
-    found = row(f"{metric}, against the first sampler", speed, "tokens/s", target=AT_LEAST, peer=theirs)
+    found = row(f"{metric}, against the first sampler in {precision}", speed, "tokens/s", target=AT_LEAST, peer=theirs)
     yield {**found, "ratio": ratio, "met": ratio >= AT_LEAST}
 
 

@@ -19,6 +19,7 @@ from athanor.models.folder import save_model
 from athanor.models.gguf.blocks import Blocks
 from athanor.models.gguf.packing import pack
 from athanor.tokenizer import Tokenizer, train_tokenizer
+from tests.engine.asked import alone, requests
 
 TEXTS = [
     "the old furnace burns slowly while children read letters and numbers aloud",
@@ -74,3 +75,14 @@ def folder(model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def lm(folder: Path) -> LanguageModel:
     return load(folder)
+
+
+@pytest.fixture(scope="session")
+def long_model() -> Decoder:
+    return random_model(5, max_seq_len=400)
+
+
+@pytest.fixture(scope="session")
+def expected(long_model: Decoder) -> list[list[list[int]]]:
+    """What each of requests(16) says alone."""
+    return alone(long_model, requests(16))

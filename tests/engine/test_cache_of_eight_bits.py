@@ -19,8 +19,8 @@ from athanor.engine.rung import Rung
 from athanor.engine.sampling import Sampling
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.decoder import Decoder
+from tests.engine.asked import requests, tokens
 from tests.engine.conftest import random_model
-from tests.engine.test_engine import requests, tokens
 
 RUNGS: dict[str, Callable[[Decoder], Rung]] = {
     "native": lambda model: NativeRung(model, "bf16", cache="int8"),

@@ -27,8 +27,8 @@ from athanor.engine.torch_rung import TorchRung
 from athanor.models.decoder import Decoder
 from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.models.gguf.blocks import TAKEN
+from tests.engine.asked import requests
 from tests.engine.conftest import blocks_of, random_model
-from tests.engine.test_engine import requests
 from tests.engine.test_speculation import Oracle, always, said_by
 
 needs_compiler = pytest.mark.skipif(not compilers(), reason="there is no C compiler")

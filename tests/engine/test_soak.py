@@ -32,9 +32,9 @@ from athanor.engine.torch_rung import TorchRung
 from athanor.models.decoder import Decoder
 from athanor.models.encoder_decoder import EncoderDecoder
 from athanor.tokenizer import Tokenizer
+from tests.engine.asked import requests
 from tests.engine.conftest import random_model
 from tests.engine.test_constraint import constrained
-from tests.engine.test_engine import requests
 from tests.engine.test_sources import both
 from tests.engine.test_sources import requests as about_sources
 from tests.engine.test_speculation import Oracle, always, said_by

@@ -29,9 +29,9 @@ from athanor.engine.speculation import MOST_GUESSED, Lookup, Speculation, Text
 from athanor.engine.torch_rung import TorchRung
 from athanor.models.decoder import Decoder
 from athanor.tokenizer import Tokenizer, train_tokenizer
+from tests.engine.asked import STOPS, requests
 from tests.engine.conftest import random_model
 from tests.engine.test_constraint import constrained
-from tests.engine.test_engine import STOPS, requests
 
 Said = list[list[tuple[list[int], list[float], str, str, list[Any]]]]
 RUNGS: dict[str, Callable[[Decoder], Rung]] = {
