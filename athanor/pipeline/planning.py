@@ -13,6 +13,7 @@ import torch
 from athanor.base.errors import RecipeError
 from athanor.base.machine import available_memory
 from athanor.base.progress import duration, quantity, say, size
+from athanor.engine.native.weights import unsupported
 from athanor.models.build import count_parameters
 from athanor.models.config import ModelConfig
 from athanor.models.decoder import Decoder
@@ -27,6 +28,7 @@ from athanor.science import planner
 from athanor.tokenizer import Tokenizer
 from athanor.training.checkpoints import Retention
 from athanor.training.compiling import Compile
+from athanor.training.kernels import training_kernels
 from athanor.training.optimizers import RATES, OptimizerConfig
 from athanor.training.pretraining import OBJECTIVES
 from athanor.training.schedules import Growth
@@ -238,10 +240,12 @@ def plan_reinforcement(life: Life, model: Decoder, tokenizer: Tokenizer, spent: 
 
 
 def _policy_precision(life: Life, config: ModelConfig) -> str:
-    """A small model learns in the fp32 that a CPU samples it in, which costs no time and keeps it exactly on policy."""
-    asked = life.precision_alone
-    small = count_parameters(config) <= _SMALL_POLICY and life.device.type == "cpu"
-    return "fp32" if small and life.recipe.precision == "auto" else asked
+    """A small model learns in the fp32 that the kernels sample it in, which costs no time and keeps it exactly on
+    policy.
+    """
+    sampled_by_kernels = life.device.type == "cpu" and training_kernels() is not None and not unsupported(config)
+    small = count_parameters(config) <= _SMALL_POLICY
+    return "fp32" if sampled_by_kernels and small and life.recipe.precision == "auto" else life.precision_alone
 
 
 def plan_control(plan: SupervisedPlan, config: ModelConfig, flops: float) -> SupervisedPlan:
