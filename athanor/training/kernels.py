@@ -1,5 +1,5 @@
 """What a training step does besides large products, in C: attention over packed documents, rotary positions, RMSNorm,
-gated feed-forward layers, and the softmax of the cross-entropy.
+gated feed-forward layers, the softmax of the cross-entropy, and the walks of Muon and of the gradients' norm.
 
 On a CPU torch's attention computes all pairs of a row and masks most of them away, and its pointwise operations walk
 memory once each. Here a query attends to its own document only, and each of the others is one walk. All is computed in
@@ -30,8 +30,8 @@ from athanor.models.norm import RMSNorm
 from athanor.models.precision import product_type
 from athanor.models.where import Where
 
-_LANES, _ROWS_TOGETHER = 16, 64
-_ATTEND, _NORM, _GATE, _TURN, _DIFFERENTIATE = range(5)
+_LANES, _ROWS_TOGETHER, _TOGETHER = 16, 64, 1 << 14
+_ATTEND, _NORM, _GATE, _TURN, _BLEND, _MOVE, _SQUARE, _DIFFERENTIATE = range(8)
 _TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -67,6 +67,28 @@ class _Turn(Structure):
         ("rows", c_int64),
         *((name, c_int32) for name in ("heads", "head_dim", "half", "narrow", "back", "unused")),
     )
+
+
+class _Blended(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("gradient", "momentum", "update")),
+        ("size", c_int64),
+        ("kept", c_float),
+        ("unused", c_int32),
+    )
+
+
+class _Moved(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("directions", "scales", "weights")),
+        ("rows", c_int64),
+        *((name, c_float) for name in ("rate", "decay")),
+        *((name, c_int32) for name in ("size", "narrow", "cautious", "unused")),
+    )
+
+
+class _Squared(Structure):
+    _fields_ = (*((name, c_void_p) for name in ("x", "sums")), ("size", c_int64))
 
 
 class _Labelled(Structure):
@@ -145,6 +167,26 @@ class Kernels:
         self._run(_TURN, job)
         return out
 
+    def blend(self, gradient: Tensor, momentum: Tensor, update: Tensor, kept: float) -> None:
+        """momentum moves to the gradient by 1 − kept, and update becomes the gradient moved to it by kept; all fp32."""
+        self._run(_BLEND, _Blended(*_places(gradient, momentum, update), size=gradient.numel(), kept=kept))
+
+    def move(
+        self, weight: Tensor, directions: Tensor, scales: Tensor, rate: float, decay: float, cautious: bool
+    ) -> None:
+        """weight (…, size) fp32 goes against rate times directions · scales (…, 1) and its decay; where cautious, only
+        weights decay that the step would let shrink.
+        """
+        job = _Moved(*_places(directions, scales, weight), rows=weight.numel() // weight.shape[-1], rate=rate)
+        job.decay, job.size, job.narrow, job.cautious = decay, weight.shape[-1], _is_narrow(directions), cautious
+        self._run(_MOVE, job)
+
+    def squares(self, x: Tensor) -> Tensor:
+        """The sum of the squares of fp32 x, in fp64."""
+        sums = x.new_empty(-(-x.numel() // _TOGETHER), dtype=torch.float64)
+        self._run(_SQUARE, _Squared(*_places(x, sums), size=x.numel()))
+        return sums.sum()
+
     def differentiate(self, logits: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
         """logits (rows, size), labels (rows, width) int64, shares fp32 → (rows,) cross-entropies; the logits become
         their gradient.
@@ -195,6 +237,12 @@ def training_kernels() -> Kernels | None:
         level = found.athanor_best()
         return Kernels(found, level) if level else None
     return None
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """The kernels, where they take what walks these from end to end."""
+    whole = all(x.is_contiguous() and x.device.type == "cpu" and x.dtype in _TYPES for x in tensors)
+    return training_kernels() if whole and all(x.shape[-1:].numel() % _LANES == 0 for x in tensors) else None
 
 
 def _serve(*tensors: Tensor) -> bool:

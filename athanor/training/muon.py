@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from athanor.training.kernels import kernels_for
 from athanor.training.roles import Place, slices
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
             gram = polynomial @ gram @ polynomial
     assert factor is not None
     x = (factor @ x).div_(bound.sqrt())
-    return x.mT if tall else x
+    return (x.mT if tall else x).contiguous()
 
 
 def orthogonalise_in_bf16(matrices: Tensor) -> Tensor:
-    """The same in bf16. A Gram matrix's rounding would lose the squares of small singular values, so it is the matrices
-    themselves that are iterated on.
+    """The same in bf16, as which the result stays. A Gram matrix's rounding would lose the squares of small singular
+    values, so it is the matrices themselves that are iterated on.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -81,7 +82,7 @@ def orthogonalise_in_bf16(matrices: Tensor) -> Tensor:
     for a, b, c in _QUINTICS:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return (x.mT if tall else x).contiguous()
 
 
 @dataclass
@@ -126,39 +127,57 @@ class Muon:
     def _step(self, stack: _Stack, moving: list[int], number: int, rate: float) -> None:
         config = self.config
         places, spans = [stack.places[i] for i in moving], [stack.spans[i] for i in moving]
-        gradients = torch.cat([_gradient(place) for place in places])
         joined = all(one.stop == other.start for one, other in pairwise(spans))
         whole = slice(spans[0].start, spans[-1].stop)
         rows = whole if joined else torch.cat([torch.arange(s.start, s.stop) for s in spans])
         momentum, variance = stack.momentum[rows], stack.variance[rows]
-        beta = config.momentum_at(number)
-        momentum.lerp_(gradients, 1 - beta)
-        update = self._direction(gradients.lerp_(momentum, beta), variance)
+        update, counts = torch.empty_like(momentum), [place.matrices[0] for place in places]
+        for place, old, new in zip(places, momentum.split(counts), update.split(counts), strict=True):
+            _blend(_gradient(place), old, new, config.momentum_at(number))
+        directions, scales = self._directions(update, variance)
         if not joined:  # the rows were copies
             stack.momentum[rows], stack.variance[rows] = momentum, variance
-        update *= max(1.0, update.shape[-2] / update.shape[-1]) ** 0.5
-        for place, step in zip(places, update.split([place.matrices[0] for place in places]), strict=True):
-            weight = place.parameter.view(place.matrices)
-            if config.weight_decay:
-                decayed = (step * weight) > 0 if config.cautious else torch.ones((), device=step.device)
-                step = step.addcmul(weight, decayed, value=config.weight_decay)
-            weight.sub_(step, alpha=rate * config.muon_lr)
+        for place, steps, sizes in zip(places, directions.split(counts), scales.split(counts), strict=True):
+            self._move(place.parameter.view(place.matrices), steps, sizes, rate * config.muon_lr)
 
-    def _direction(self, update: Tensor, variance: Tensor) -> Tensor:
-        """(n, rows, columns) → steps of the size of an orthogonal matrix; `variance` is updated."""
-        config = self.config
+    def _move(self, weight: Tensor, directions: Tensor, scales: Tensor, rate: float) -> None:
+        decay, cautious = self.config.weight_decay, self.config.cautious
+        if kernels := kernels_for(weight, directions):
+            kernels.move(weight, directions, scales, rate, decay, cautious)
+            return
+        step = directions * scales
+        if decay:
+            decayed = (step * weight) > 0 if cautious else torch.ones((), device=step.device)
+            step.addcmul_(weight, decayed, value=decay)
+        weight.sub_(step, alpha=rate)
+
+    def _directions(self, update: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, rows, columns) → directions, and what each row (n, rows, 1) of them is to be multiplied with for steps of
+        the size of an orthogonal matrix, times √(rows / columns) where that is above 1; `variance` is updated.
+        """
+        config, (rows, columns) = self.config, update.shape[-2:]
         if config.row_equilibration:  # MuonEq: rows of one length before
             update = update / update.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         update = (orthogonalise_in_bf16 if config.products == "bf16" else orthogonalise)(update)
-        size = update.norm(dim=(-2, -1), keepdim=True)
+        squares = torch.linalg.vector_norm(update, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        scales = torch.ones_like(squares)
         if config.row_moment:
-            variance.lerp_(update.square().mean(-1, keepdim=True), 1 - config.muon_beta2)
-            update = update * variance.clamp_min(1e-10).rsqrt()
+            variance.lerp_(squares / columns, 1 - config.muon_beta2)
+            scales = variance.clamp_min(1e-10).rsqrt()
         if config.row_moment or config.renormalise:
             # Muon+ gives the step the exact size of an orthogonal matrix; NorMuon alone keeps the one that it had.
-            wanted = min(update.shape[-2:]) ** 0.5 if config.renormalise else size
-            update = update * (wanted / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7))
-        return update
+            wanted = min(rows, columns) ** 0.5 if config.renormalise else squares.sum(-2, keepdim=True).sqrt()
+            found = (squares * scales.square()).sum(-2, keepdim=True).sqrt()
+            scales = scales * (wanted / found.clamp_min(1e-7))
+        return update, scales * max(1.0, rows / columns) ** 0.5
+
+
+def _blend(gradient: Tensor, momentum: Tensor, update: Tensor, kept: float) -> None:
+    if kernels := kernels_for(gradient, momentum, update):
+        kernels.blend(gradient, momentum, update, kept)
+    else:
+        momentum.lerp_(gradient, 1 - kept)
+        torch.lerp(gradient, momentum, kept, out=update)
 
 
 def _gradient(place: Place) -> Tensor:

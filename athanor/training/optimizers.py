@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from athanor.training.kernels import kernels_for
 from athanor.training.muon import Muon
 from athanor.training.roles import Place, places, slices
 
@@ -231,8 +232,13 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     entry is not).
     """
     parameters = list(parameters)
-    # Summed in fp64: in fp32 the last bit differed between processes, and clipping carried it into the weights.
-    squares = [p.grad.square().sum(dtype=torch.float64) for p in parameters if p.grad is not None]
-    norm = torch.stack(squares).sum().sqrt().float()
+    norm = torch.stack([_squares(p.grad) for p in parameters if p.grad is not None]).sum().sqrt().float()
     torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """Summed in fp64: in fp32 the last bit differed between processes, and clipping carried it into the weights."""
+    if kernels := kernels_for(gradient) if gradient.dtype == torch.float32 else None:
+        return kernels.squares(gradient)
+    return gradient.square().sum(dtype=torch.float64)

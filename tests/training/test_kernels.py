@@ -132,6 +132,38 @@ def test_turn(dtype: torch.dtype, head_dim: int, half: int) -> None:
     near([turned, back], wanted, dtype)
 
 
+@pytest.mark.parametrize("size", [16, 16384, 16400, 40000])
+def test_blend_and_squares(size: int) -> None:
+    gradient, momentum = made(size), made(size, seed=1)
+
+    def run(kernels: Kernels) -> list[Tensor]:
+        kept, update = momentum.clone(), torch.empty(size)
+        kernels.blend(gradient, kept, update, 0.9)
+        return [kept, update, kernels.squares(gradient)]
+
+    *found, squares = on_all_levels(run)
+    kept = momentum.double().lerp(gradient.double(), 0.1)
+    near(found, [kept, gradient.double().lerp(kept, 0.9)], torch.float32)
+    assert float(squares) == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (63, 48), (200, 128)])
+def test_move(dtype: torch.dtype, cautious: bool, rows: int, size: int) -> None:
+    weight, directions, scales = made(rows, size), made(rows, size, dtype=dtype, seed=1), made(rows, 1, seed=2).abs()
+
+    def run(kernels: Kernels) -> list[Tensor]:
+        moved = weight.clone()
+        kernels.move(moved, directions, scales, 0.1, 0.3, cautious)
+        return [moved]
+
+    found = on_all_levels(run)
+    step = directions.double() * scales
+    decayed = weight.double() * (step * weight > 0 if cautious else 1)
+    near(found, [weight.double() - 0.1 * (step + 0.3 * decayed)], torch.float32)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize(("rows", "size"), [(1, 16), (9, 1040), (33, 512)])

@@ -305,7 +305,7 @@ static TARGET void attend(const Attention *a)
 #define EVERYTHING_ELSE                                                                                                \
     .place = place, .quantise = quantise, .norm = norm, .turn = turn, .gate = gate_up, .attend = attend, .weigh = weigh,  \
     .attend_row = attend_row, .norm_rows = norm_rows, .gate_some = gate_some, .turn_rows = turn_rows,                  \
-    .differentiate = differentiate
+    .blend_some = blend_some, .move_rows = move_rows, .square_some = square_some, .differentiate = differentiate
 
 /* and products of all formats, by the macros PLAIN and WHOLE of those that have their own. */
 #define MULTIPLIERS                                                                                                    \

@@ -118,6 +118,34 @@ typedef struct {
     int32_t heads, head_dim, half, narrow, back, unused;
 } TurnedRows;
 
+/* momentum += (1 − kept) · (gradient − momentum), then update = gradient + kept · (momentum − gradient); size is a multiple
+   of 16. */
+typedef struct {
+    const float *gradient;
+    float *momentum, *update;
+    int64_t size;
+    float kept;
+    int32_t unused;
+} Blended;
+
+/* weights −= rate · (step + decay · weights), the step being the row's direction times its scale; where cautious, weights
+   that the step would let grow do not decay. directions: fp32 or, where narrow, bf16; size is a multiple of 16. */
+typedef struct {
+    const void *directions;
+    const float *scales;
+    float *weights;
+    int64_t rows;
+    float rate, decay;
+    int32_t size, narrow, cautious, unused;
+} MovedRows;
+
+/* sums: of the squares of every TOGETHER numbers; size is a multiple of 16. */
+typedef struct {
+    const float *x;
+    double *sums;
+    int64_t size;
+} Squared;
+
 /* The cross-entropy of each row of logits with its labels, of which each has its share (all of it where shares are null),
    and in the logits' place the gradient. */
 typedef struct {
@@ -149,6 +177,9 @@ typedef struct {
     void (*norm_rows)(const NormedRows *rows, int task);
     void (*gate_some)(const Gated *gated, int task);
     void (*turn_rows)(const TurnedRows *rows, int task);
+    void (*blend_some)(const Blended *blended, int task);
+    void (*move_rows)(const MovedRows *rows, int task);
+    void (*square_some)(const Squared *squared, int task);
     void (*differentiate)(const LabelledRows *rows, int64_t row, float *scratch); /* scratch: size floats */
 } Kernels;
 

@@ -49,6 +49,9 @@ static void attend(const Kernels *kernels, const void *job, int task, float *scr
 static void norm(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->norm_rows(job, task); }
 static void gate(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->gate_some(job, task); }
 static void turn(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->turn_rows(job, task); }
+static void blend(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->blend_some(job, task); }
+static void move(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->move_rows(job, task); }
+static void square(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->square_some(job, task); }
 static void differentiate(const Kernels *kernels, const void *job, int task, float *scratch)
 {
     const LabelledRows *rows = job;
@@ -72,6 +75,9 @@ PUBLIC int32_t athanor_train(Parallel parallel, int32_t threads, int32_t level, 
     case 1: all.run = norm; all.tasks = parts(((const NormedRows *)job)->rows, ROWS_TOGETHER); break;
     case 2: all.run = gate; all.tasks = parts(((const Gated *)job)->size, TOGETHER); break;
     case 3: all.run = turn; all.tasks = parts(((const TurnedRows *)job)->rows, ROWS_TOGETHER); break;
+    case 4: all.run = blend; all.tasks = parts(((const Blended *)job)->size, TOGETHER); break;
+    case 5: all.run = move; all.tasks = parts(((const MovedRows *)job)->rows, ROWS_TOGETHER); break;
+    case 6: all.run = square; all.tasks = parts(((const Squared *)job)->size, TOGETHER); break;
     default:
         all.run = differentiate;
         all.tasks = parts(labelled->rows, 8);

@@ -2,6 +2,8 @@
    packed documents, norms, gates, and the softmax of a cross-entropy. All is computed in fp32 and rounded once, where a
    result is stored as bf16. Tasks write what is theirs alone, and sums have one order whatever the number of threads. */
 
+#include <float.h>
+
 enum { TILE = 8 }; /* queries of a head that are attended together */
 
 INLINE TARGET V v_given(const void *x, int64_t at, const int narrow)
@@ -305,6 +307,53 @@ static TARGET void turn_rows(const TurnedRows *t, int task)
         turn_rows_as(t, task, 1);
     else
         turn_rows_as(t, task, 0);
+}
+
+static TARGET void blend_some(const Blended *b, int task)
+{
+    const int64_t end = b->size < (task + 1) * (int64_t)TOGETHER ? b->size : (task + 1) * (int64_t)TOGETHER;
+    const V new = v_set(1.0f - b->kept);
+    for (int64_t i = task * (int64_t)TOGETHER; i < end; i += LANES) {
+        V gradient = v_load(b->gradient + i), momentum = v_load(b->momentum + i);
+        momentum = v_fma(v_sub(gradient, momentum), new, momentum);
+        v_store(b->momentum + i, momentum);
+        v_store(b->update + i, v_fma(v_sub(gradient, momentum), new, momentum));
+    }
+}
+
+INLINE TARGET void move_rows_as(const MovedRows *m, int task, const int narrow)
+{
+    const int64_t end = m->rows < (task + 1) * (int64_t)ROWS_TOGETHER ? m->rows : (task + 1) * (int64_t)ROWS_TOGETHER;
+    const V rate = v_set(-m->rate), decay = v_set(m->decay);
+    for (int64_t row = task * (int64_t)ROWS_TOGETHER, at = row * m->size; row < end; row++, at += m->size) {
+        const V scale = v_set(m->scales[row]);
+        for (int i = 0; i < m->size; i += LANES) {
+            V weight = v_load(m->weights + at + i), step = v_mul(v_given(m->directions, at + i, narrow), scale);
+            V decayed = m->cautious ? v_keep(v_mul(step, weight), FLT_MIN, weight) : weight;
+            v_store(m->weights + at + i, v_fma(v_fma(decayed, decay, step), rate, weight));
+        }
+    }
+}
+
+static TARGET void move_rows(const MovedRows *m, int task)
+{
+    if (m->narrow)
+        move_rows_as(m, task, 1);
+    else
+        move_rows_as(m, task, 0);
+}
+
+static TARGET void square_some(const Squared *s, int task)
+{
+    const int64_t end = s->size < (task + 1) * (int64_t)TOGETHER ? s->size : (task + 1) * (int64_t)TOGETHER;
+    double sum = 0;
+    for (int64_t start = task * (int64_t)TOGETHER; start < end; start += DRAWN_TOGETHER) {
+        V lanes = v_set(0.0f);
+        for (int64_t i = start; i < start + DRAWN_TOGETHER && i < end; i += LANES)
+            lanes = v_fma(v_load(s->x + i), v_load(s->x + i), lanes);
+        sum += (double)v_sum(lanes);
+    }
+    s->sums[task] = sum;
 }
 
 INLINE TARGET void differentiate_as(const LabelledRows *l, int64_t row, float *scratch, const int narrow)
