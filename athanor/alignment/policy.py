@@ -18,7 +18,7 @@ from torch import Tensor
 
 from athanor.base.errors import AthanorError
 from athanor.models.decoder import Decoder
-from athanor.training.batches import IGNORED, Batch, lay_out, pack
+from athanor.training.batches import IGNORED, Batch, lay_out, pack, rows_at
 from athanor.training.objectives import Loss, logprobs_and_entropies
 
 
@@ -115,7 +115,7 @@ def policy_objective(loss: str, clip: tuple[float, float]) -> Callable[[Decoder,
         hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
         labelled = batch.targets != IGNORED
         logprobs, entropies = logprobs_and_entropies(
-            model.head, model.embedding, hidden[labelled], batch.targets[labelled]
+            model.head, model.embedding, rows_at(hidden, labelled), batch.targets[labelled]
         )
         old = batch.old_logprobs[labelled]
         losses = token_loss(logprobs, old, batch.advantages[labelled], clip) * batch.weights[labelled]

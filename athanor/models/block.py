@@ -55,16 +55,24 @@ class Block(nn.Module):
     ) -> Tensor:
         """source: keys and values of an encoder's states for this layer, and their mask."""
         given, norms = x, self.attention_norms
-        normed = norms.input(x)
+        x, normed = self.read(x, norms)
         mixed = norms.output(self.attention(normed, where, cache, relative))
         if self.parallel:
             shared = isinstance(self.mlp_norms.input, nn.Identity)
             mixed = mixed + self.mlp(normed if shared else self.mlp_norms.input(x))
-            return torch.add(x, mixed, alpha=self.scale)
-        x = norms.sum(torch.add(x, mixed, alpha=self.scale))
+            return self.add(x, mixed)
+        x = norms.sum(self.add(x, mixed))
         if source is not None and self.cross_attention is not None and self.cross_norms is not None:
             mixed = self.cross_attention(self.cross_norms.input(x), *source)
-            x = self.cross_norms.sum(torch.add(x, mixed, alpha=self.scale))
+            x = self.cross_norms.sum(self.add(x, mixed))
         norms = self.mlp_norms
-        x = norms.sum(torch.add(x, norms.output(self.mlp(norms.input(x))), alpha=self.scale))
+        x, normed = self.read(x, norms)
+        x = norms.sum(self.add(x, norms.output(self.mlp(normed))))
         return x if self.convolution is None else self.convolution(given, x, where.valid)
+
+    def read(self, x: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
+        """What passes by, and as a part of the layer reads it."""
+        return x, norms.input(x)
+
+    def add(self, x: Tensor, part: Tensor) -> Tensor:
+        return torch.add(x, part, alpha=self.scale)

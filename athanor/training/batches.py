@@ -73,6 +73,13 @@ class Batch:
         ]
 
 
+def rows_at(states: Tensor, chosen: Tensor) -> Tensor:
+    """states (rows, time, size), chosen (rows, time) bool → (n, size). As `states[chosen]`, whose gradient torch would
+    put back number by number instead of row by row.
+    """
+    return states.flatten(0, 1).index_select(0, chosen.flatten().nonzero().squeeze(1))
+
+
 def lay_out(
     rows: Sequence[Sequence[int]],
     length: int,

@@ -11,19 +11,20 @@ model's files know nothing of it: `use_kernels` puts it around their modules fro
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from athanor.engine.native.library import NativeError, library
 from athanor.models.attention import Attention
-from athanor.models.block import Block
+from athanor.models.block import Block, Norms
 from athanor.models.config import RopeConfig
 from athanor.models.mlp import Mlp
 from athanor.models.norm import RMSNorm
@@ -31,8 +32,10 @@ from athanor.models.precision import product_type
 from athanor.models.where import Where
 
 _LANES, _ROWS_TOGETHER, _TOGETHER = 16, 64, 1 << 14
-_ATTEND, _NORM, _GATE, _TURN, _BLEND, _MOVE, _SQUARE, _DIFFERENTIATE = range(8)
+_ATTEND, _NORM, _GATE, _TURN, _BLEND, _MOVE, _SQUARE, _TRANSPOSE, _ADD, _DIFFERENTIATE = range(10)
+_IN_TILES = (32, 64, 96, 128)  # sizes of heads
 _TYPES = (torch.float32, torch.bfloat16)
+_MUCH_WIDER = 2.0  # where turning the narrower operand around takes less time than it saves
 
 
 class _Attention(Structure):
@@ -40,16 +43,25 @@ class _Attention(Structure):
         *((name, c_void_p) for name in ("queries", "keys", "values", "first", "last", "out", "logsumexp")),
         *((name, c_void_p) for name in ("out_gradient", "query_gradient", "key_gradient", "value_gradient")),
         ("scale", c_float),
-        *((name, c_int32) for name in ("narrow", "batch", "time", "heads", "kv_heads", "head_dim", "unused")),
+        *((name, c_int32) for name in ("narrow", "batch", "time", "heads", "kv_heads", "head_dim", "in_tiles")),
     )
 
 
 class _Norm(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "gain", "out", "scale", "gradient", "x_gradient", "gain_gradients")),
+        *((name, c_void_p) for name in ("x", "gain", "out", "scale")),
+        *((name, c_void_p) for name in ("gradient", "past", "x_gradient", "gain_gradients")),
         ("rows", c_int64),
         ("epsilon", c_float),
         *((name, c_int32) for name in ("size", "narrow", "narrow_out")),
+    )
+
+
+class _Added(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "part", "out")),
+        ("size", c_int64),
+        *((name, c_int32) for name in ("narrow", "unused")),
     )
 
 
@@ -91,6 +103,14 @@ class _Squared(Structure):
     _fields_ = (*((name, c_void_p) for name in ("x", "sums")), ("size", c_int64))
 
 
+class _Transposed(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "out")),
+        *((name, c_int64) for name in ("rows", "stride")),
+        *((name, c_int32) for name in ("size", "added")),
+    )
+
+
 class _Labelled(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("logits", "labels", "shares", "losses")),
@@ -100,10 +120,12 @@ class _Labelled(Structure):
 
 
 class Kernels:
-    """level: of the instructions, as the library numbers them. Tensors are contiguous, fp32 or bf16."""
+    """level: of the instructions, as the library numbers them. tiles: attention in bf16 goes through AMX. Tensors are
+    contiguous, fp32 or bf16.
+    """
 
-    def __init__(self, found: ctypes.CDLL, level: int) -> None:
-        self._train, self._level = found.athanor_train, level
+    def __init__(self, found: ctypes.CDLL, level: int, tiles: bool = False) -> None:
+        self._train, self._level, self._tiles = found.athanor_train, level, tiles
         self._parallel = ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p)
 
     @staticmethod
@@ -126,14 +148,23 @@ class Kernels:
         """
         batch, time, heads, _ = queries.shape
         out, logsumexp = torch.empty_like(queries), queries.new_empty(batch, heads, time, dtype=torch.float32)
-        self._run(_ATTEND, _attention(scale, queries, keys, values, *spans, out, logsumexp))
+        self._attend(scale, queries, keys, values, *spans, out, logsumexp)
         return out, logsumexp
 
     def attend_back(self, gradient: Tensor, given: Sequence[Tensor], scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """given: queries, keys, values, the two of the spans, out and log-sum-exp of `attend`."""
         queries, keys, values = (torch.empty_like(one) for one in given[:3])
-        self._run(_ATTEND, _attention(scale, *given, gradient, queries, keys, values))
+        self._attend(scale, *given, gradient, queries, keys, values)
         return queries, keys, values
+
+    def _attend(self, scale: float, *tensors: Tensor) -> None:
+        """tensors: as the structure has them, at least as far as the log-sum-exp."""
+        queries, keys = tensors[:2]
+        job = _Attention(*_places(*tensors), scale=scale, narrow=_is_narrow(queries))
+        job.batch, job.time, job.heads, job.head_dim = queries.shape
+        job.kv_heads = keys.shape[2]
+        job.in_tiles = self._tiles and job.narrow and job.head_dim in _IN_TILES
+        self._run(_ATTEND, job)
 
     def norm(self, x: Tensor, gain: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """x (…, size), gain (size,) fp32 → the normed in `dtype`, and what each row was multiplied with."""
@@ -141,11 +172,20 @@ class Kernels:
         self._run(_NORM, _norm(x, gain, out, scale, epsilon=epsilon))
         return out, scale
 
-    def norm_back(self, gradient: Tensor, x: Tensor, gain: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def norm_back(
+        self, gradient: Tensor, x: Tensor, gain: Tensor, scale: Tensor, past: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """past: a gradient that x has besides."""
         x_gradient, size = torch.empty_like(x), x.shape[-1]
         gains = gain.new_empty(-(-x.numel() // (size * _ROWS_TOGETHER)), size)
-        self._run(_NORM, _norm(x, gain, gradient, scale, gradient, x_gradient, gains))
+        self._run(_NORM, _norm(x, gain, gradient, scale, gradient, past, x_gradient, gains))
         return x_gradient, gains.sum(0)
+
+    def add(self, x: Tensor, part: Tensor) -> Tensor:
+        """x + part, of the same shape, fp32 and either."""
+        out = torch.empty_like(x)
+        self._run(_ADD, _Added(*_places(x, part, out), size=x.numel(), narrow=_is_narrow(part)))
+        return out
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) · up"""
@@ -187,6 +227,19 @@ class Kernels:
         self._run(_SQUARE, _Squared(*_places(x, sums), size=x.numel()))
         return sums.sum()
 
+    def transpose(self, x: Tensor, added_to: Tensor | None = None) -> Tensor:
+        """bf16 (rows, columns) → (columns, rows); or it is added to a tensor of fp32, which is given back."""
+        rows, columns = x.shape
+        out, stride = added_to, rows
+        if out is None:
+            stride += 32  # rows that are a power of two apart would all want the same places of a cache
+            whole = x.new_empty(columns, stride)
+            whole[:, rows:] = 0  # oneDNN multiplies what stands there with zeros, and NaN would stay
+            out = whole[:, :rows]
+        job = _Transposed(*_places(x, out), rows=rows, stride=stride, size=columns, added=added_to is not None)
+        self._run(_TRANSPOSE, job)
+        return out
+
     def differentiate(self, logits: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
         """logits (rows, size), labels (rows, width) int64, shares fp32 → (rows,) cross-entropies; the logits become
         their gradient.
@@ -213,16 +266,7 @@ def _is_narrow(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
-def _attention(scale: float, *tensors: Tensor) -> _Attention:
-    """tensors: as the structure has them, at least as far as the log-sum-exp."""
-    queries, keys = tensors[:2]
-    job = _Attention(*_places(*tensors), scale=scale, narrow=_is_narrow(queries))
-    job.batch, job.time, job.heads, job.head_dim = queries.shape
-    job.kv_heads = keys.shape[2]
-    return job
-
-
-def _norm(x: Tensor, gain: Tensor, out: Tensor, scale: Tensor, *back: Tensor, epsilon: float = 0.0) -> _Norm:
+def _norm(x: Tensor, gain: Tensor, out: Tensor, scale: Tensor, *back: Tensor | None, epsilon: float = 0.0) -> _Norm:
     job = _Norm(*_places(x, gain, out, scale, *back), epsilon=epsilon)
     job.rows, job.size = x.numel() // x.shape[-1], x.shape[-1]
     job.narrow, job.narrow_out = _is_narrow(x), _is_narrow(out)
@@ -235,7 +279,7 @@ def training_kernels() -> Kernels | None:
     with suppress(NativeError, AttributeError, OSError, TypeError):
         found = library()
         level = found.athanor_best()
-        return Kernels(found, level) if level else None
+        return Kernels(found, level, bool(found.athanor_tiles())) if level else None
     return None
 
 
@@ -264,9 +308,12 @@ def use_kernels(model: nn.Module) -> None:
     for module in model.modules():
         ways: dict[str, Callable[..., Any]] = {}
         if type(module) is Attention:
-            ways = {"mix": _mix, "turn": _turn}
-        elif type(module) is Mlp and module.activation is torch.nn.functional.silu:
-            ways = {"gated": _gated}
+            ways = {"project": _project, "mix": _mix, "turn": _turn}
+        elif type(module) is Mlp:
+            ways = {"project": _project_mlp} | ({"gated": _gated} if module.activation is F.silu else {})
+            object.__setattr__(module.down, "forward", partial(_linear, module.down))
+        elif type(module) is Block:
+            ways = {"read": _read} | ({"add": _add} if module.scale == 1 else {})
         elif type(module) is RMSNorm:
             ways = {"forward": _normed_narrow if id(module) in inputs else _normed}
         for name, way in ways.items():
@@ -278,6 +325,76 @@ def _narrowed(block: Block) -> list[Any]:
     plain = type(block.mlp) is Mlp  # a router reads what comes in fp32
     shared = block.parallel and isinstance(block.mlp_norms.input, nn.Identity)
     return [*([block.attention_norms] if plain or not shared else []), *([block.mlp_norms] if plain else [])]
+
+
+class _Linears(torch.autograd.Function):
+    """Linear layers of one bf16 input. Products for the gradients of matrices have to turn an operand around, which
+    torch's do slowly; so the narrower one is turned around before, once for all layers.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, count: int, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        """parameters: `count` weights, and as many biases."""
+        weights = [weight.to(x.dtype) for weight in parameters[:count] if weight is not None]
+        context.save_for_backward(x, *weights)
+        context.types = [None if parameter is None else parameter.dtype for parameter in parameters]
+        return tuple(F.linear(x, *given) for given in zip(weights, parameters[count:], strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = context.saved_tensors
+        wanted_of_x, _, *wanted = context.needs_input_grad
+        rows, gradients = x.flatten(0, -2), [gradient.flatten(0, -2).contiguous() for gradient in given]
+        of_x = torch.mm(gradients[0], weights[0]) if wanted_of_x else None
+        for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+            if of_x is not None:
+                of_x.addmm_(gradient, weight)
+        found: list[Tensor | None] = [None] * len(wanted)
+        for i, of_weight in enumerate(_of_weights(rows.contiguous(), gradients) if any(wanted) else ()):
+            for place, one in ((i, of_weight), (i + len(weights), None)):
+                if wanted[place]:
+                    one = gradients[i].sum(0, dtype=torch.float32) if one is None else one
+                    found[place] = one.to(context.types[place])
+        return None if of_x is None else of_x.view_as(x), None, *found
+
+
+def _of_weights(x: Tensor, gradients: list[Tensor]) -> Iterator[Tensor]:
+    """x (rows, inputs), gradients (rows, outputs) each → (outputs, inputs)."""
+    kernels, outputs = _found(), sum(gradient.shape[1] for gradient in gradients)
+    turned = kernels.transpose(x) if outputs > _MUCH_WIDER * x.shape[1] else None
+    for gradient in gradients:
+        if turned is not None:
+            found = x.new_zeros(gradient.shape[1], x.shape[1], dtype=torch.float32)
+            yield kernels.transpose(turned @ gradient, added_to=found)
+        elif x.shape[1] > _MUCH_WIDER * gradient.shape[1]:
+            yield kernels.transpose(gradient) @ x
+        else:
+            yield gradient.T @ x
+
+
+def _linears(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    if product_type(x) != torch.bfloat16 or not _serve(x):
+        return tuple(layer(x) for layer in layers)
+    return _Linears.apply(x.to(torch.bfloat16), len(layers), *weights, *biases)
+
+
+def _project(module: Attention, x: Tensor) -> tuple[Tensor, ...]:
+    """As `Attention.project`."""
+    return _linears(x, module.query, module.key, module.value)
+
+
+def _project_mlp(module: Mlp, x: Tensor) -> tuple[Tensor, ...]:
+    """As `Mlp.project`."""
+    assert module.gate is not None
+    return _linears(x, module.gate, module.up)
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    if product_type(x) != torch.bfloat16 or not _serve(x):
+        return nn.Linear.forward(module, x)
+    return _linears(x, module)[0]
 
 
 class _Attend(torch.autograd.Function):
@@ -349,20 +466,29 @@ def _gated(module: Mlp, gate: Tensor, up: Tensor) -> Tensor:
 
 
 class _Normed(torch.autograd.Function):
+    """x as it is, so that its gradient from elsewhere comes here to be added, and x normed."""
+
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        context: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        given = x
         x, gain = x.contiguous(), weight.float() + offset if offset else weight.float().contiguous()
         normed, scale = _found().norm(x, gain, epsilon, dtype)
         context.save_for_backward(x, weight, scale)
         context.offset = offset
-        return normed
+        context.set_materialize_grads(False)
+        return given.view_as(given), normed
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, past: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, scale = context.saved_tensors
+        if gradient is None:
+            return past, None, None, None, None
+        past = None if past is None else past.contiguous()
         gain = weight.float() + context.offset if context.offset else weight.float().contiguous()
-        x_gradient, weight_gradient = _found().norm_back(gradients[0].contiguous(), x, gain, scale)
+        x_gradient, weight_gradient = _found().norm_back(gradient.contiguous(), x, gain, scale, past)
         return x_gradient, weight_gradient.to(weight.dtype), None, None, None
 
 
@@ -371,8 +497,38 @@ def _normed(module: RMSNorm, x: Tensor, narrowed: bool = False) -> Tensor:
     dtype = product_type(x) if narrowed else x.dtype
     if not _serve(x) or dtype not in _TYPES:
         return RMSNorm.forward(module, x)
-    return _Normed.apply(x, module.weight, module.epsilon, module.offset, dtype)
+    normed: Tensor = _Normed.apply(x, module.weight, module.epsilon, module.offset, dtype)[1]
+    return normed
 
 
 def _normed_narrow(module: RMSNorm, x: Tensor) -> Tensor:
     return _normed(module, x, narrowed=True)
+
+
+def _read(module: Block, x: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
+    """As `Block.read`."""
+    norm = norms.input
+    dtype = product_type(x) if any(norms is one for one in _narrowed(module)) else x.dtype
+    if type(norm) is not RMSNorm or not _serve(x) or dtype not in _TYPES:
+        return Block.read(module, x, norms)
+    passed, normed = _Normed.apply(x, norm.weight, norm.epsilon, norm.offset, dtype)
+    return passed, normed
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, part: Tensor) -> Tensor:
+        context.dtype = part.dtype
+        return _found().add(x.contiguous(), part.contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients[0], gradients[0].to(context.dtype)
+
+
+def _add(module: Block, x: Tensor, part: Tensor) -> Tensor:
+    """As `Block.add`."""
+    if x.dtype == torch.float32 and x.shape == part.shape and _serve(x) and _serve(part):
+        return _Add.apply(x, part)
+    return Block.add(module, x, part)

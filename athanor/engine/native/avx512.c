@@ -72,6 +72,12 @@ INLINE TARGET float root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(
 #include "floats.h"
 #include "training.h"
 
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#include "tiles.h"
+#else
+#define attend_row_in_tiles NULL
+#endif
+
 /* Two columns of a tile's 16 rows; bf16 lie side by side. */
 INLINE TARGET void two_columns(const int format, const uint8_t *data, V *even, V *odd)
 {
@@ -245,6 +251,7 @@ MULTIPLIERS
 const Kernels avx512_kernels = {
     .multiply = {{f32, bf16, int8, q8_0, q4_0, q4_1}, {f32, bf16, wide_int8, wide_q8_0, wide_q4_0, wide_q4_1}},
     EVERYTHING_ELSE,
+    .attend_row_in_tiles = attend_row_in_tiles,
 };
 #else
 typedef int nothing_here; /* an empty translation unit is not C */

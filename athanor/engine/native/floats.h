@@ -304,8 +304,10 @@ static TARGET void attend(const Attention *a)
 /* For the table of an instruction set: what is written here, */
 #define EVERYTHING_ELSE                                                                                                \
     .place = place, .quantise = quantise, .norm = norm, .turn = turn, .gate = gate_up, .attend = attend, .weigh = weigh,  \
-    .attend_row = attend_row, .norm_rows = norm_rows, .gate_some = gate_some, .turn_rows = turn_rows,                  \
-    .blend_some = blend_some, .move_rows = move_rows, .square_some = square_some, .differentiate = differentiate
+    .attend_row = attend_row, .norm_rows = norm_rows, .add_some = add_some, .gate_some = gate_some,                    \
+    .turn_rows = turn_rows,                                                                                            \
+    .blend_some = blend_some, .move_rows = move_rows, .square_some = square_some,              \
+    .transpose_rows = transpose_rows, .differentiate = differentiate
 
 /* and products of all formats, by the macros PLAIN and WHOLE of those that have their own. */
 #define MULTIPLIERS                                                                                                    \

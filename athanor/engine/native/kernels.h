@@ -69,7 +69,8 @@ typedef struct {
 
 /* Attention of packed documents in training, and with `out_gradient` its gradients: a query attends from the place `first`
    to the place `last`. Tensors (batch, time, heads or kv_heads, head_dim), fp32 or, where narrow, bf16; head_dim is a
-   multiple of 16. first, last (batch, time); logsumexp (batch, heads, time), of the scores. */
+   multiple of 16. first, last (batch, time); logsumexp (batch, heads, time), of the scores. in_tiles: where AMX computes
+   it, of bf16 and heads of 32, 64, 96 or 128. */
 typedef struct {
     const void *queries, *keys, *values;
     const int32_t *first, *last;
@@ -78,25 +79,35 @@ typedef struct {
     const void *out_gradient;
     void *query_gradient, *key_gradient, *value_gradient;
     float scale;
-    int32_t narrow, batch, time, heads, kv_heads, head_dim, unused;
+    int32_t narrow, batch, time, heads, kv_heads, head_dim, in_tiles;
 } PackedAttention;
 
 enum { ROWS_TOGETHER = 64, TOGETHER = 1 << 14 }; /* of a task: rows, or single numbers */
 
-/* x / √(mean of squares + epsilon) · gain for each row, and with `gradient` the gradients. x and its gradient are fp32 or,
-   where narrow, bf16; out and its gradient likewise by narrow_out. scale: of each row; gain_gradients: [task][size]. */
+/* x / √(mean of squares + epsilon) · gain for each row, and with `gradient` the gradients, to which `past` is added unless
+   null: what x has from elsewhere. x and its gradients are fp32 or, where narrow, bf16; out and its gradient likewise by
+   narrow_out. scale: of each row; gain_gradients: [task][size]. */
 typedef struct {
     const void *x;
     const float *gain;
     void *out;
     float *scale;
-    const void *gradient;
+    const void *gradient, *past;
     void *x_gradient;
     float *gain_gradients;
     int64_t rows;
     float epsilon;
     int32_t size, narrow, narrow_out;
 } NormedRows;
+
+/* out = x + part, of which part is fp32 or, where narrow, bf16; size is a multiple of 16. */
+typedef struct {
+    const float *x;
+    const void *part;
+    float *out;
+    int64_t size;
+    int32_t narrow, unused;
+} Added;
 
 /* silu(gate) · up, and with `gradient` the gradients; size is a multiple of 16. */
 typedef struct {
@@ -146,6 +157,14 @@ typedef struct {
     int64_t size;
 } Squared;
 
+/* out[column][row] = x[row][column], both bf16, or where added, added to fp32; rows of `out` are `stride` apart. */
+typedef struct {
+    const uint16_t *x;
+    void *out;
+    int64_t rows, stride;
+    int32_t size, added;
+} Transposed;
+
 /* The cross-entropy of each row of logits with its labels, of which each has its share (all of it where shares are null),
    and in the logits' place the gradient. */
 typedef struct {
@@ -174,12 +193,15 @@ typedef struct {
     double (*weigh)(const float *logits, int size, float temperature, float *weights, double *sums, float *largest);
     /* One key-value head of one row of the batch; scratch: `attention_scratch` floats. */
     void (*attend_row)(const PackedAttention *attention, int task, float *scratch);
+    void (*attend_row_in_tiles)(const PackedAttention *attention, int task, float *scratch); /* or null */
     void (*norm_rows)(const NormedRows *rows, int task);
+    void (*add_some)(const Added *added, int task);
     void (*gate_some)(const Gated *gated, int task);
     void (*turn_rows)(const TurnedRows *rows, int task);
     void (*blend_some)(const Blended *blended, int task);
     void (*move_rows)(const MovedRows *rows, int task);
     void (*square_some)(const Squared *squared, int task);
+    void (*transpose_rows)(const Transposed *transposed, int task);
     void (*differentiate)(const LabelledRows *rows, int64_t row, float *scratch); /* scratch: size floats */
 } Kernels;
 

@@ -110,6 +110,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     found.athanor_logprobs.restype = None
     found.athanor_train.argtypes = (c_void_p, c_int32, c_int32, c_int32, c_void_p)
     found.athanor_train.restype = c_int32
+    found.athanor_tiles.restype = c_int32
     return found
 
 

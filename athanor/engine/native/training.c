@@ -3,6 +3,11 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+
+long syscall(long number, ...); /* which unistd.h has in other dialects of C alone */
+#endif
 
 /* GOMP_parallel: calls the function in so many threads, of which the caller is one, and waits for all. So torch's own
    threads work, and no others stand in their way. */
@@ -46,17 +51,36 @@ static int32_t share_out(Parallel parallel, int32_t threads, Shared all)
 static int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
 static void attend(const Kernels *kernels, const void *job, int task, float *scratch) { kernels->attend_row(job, task, scratch); }
+static void attend_in_tiles(const Kernels *kernels, const void *job, int task, float *scratch) { kernels->attend_row_in_tiles(job, task, scratch); }
 static void norm(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->norm_rows(job, task); }
+static void add(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->add_some(job, task); }
 static void gate(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->gate_some(job, task); }
 static void turn(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->turn_rows(job, task); }
 static void blend(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->blend_some(job, task); }
 static void move(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->move_rows(job, task); }
 static void square(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->square_some(job, task); }
+static void transpose(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->transpose_rows(job, task); }
 static void differentiate(const Kernels *kernels, const void *job, int task, float *scratch)
 {
     const LabelledRows *rows = job;
     for (int64_t row = task * 8; row < rows->rows && row < task * 8 + 8; row++)
         kernels->differentiate(rows, row, scratch);
+}
+
+/* Whether there is AMX for bf16, and the system lets this process have it. */
+PUBLIC int32_t athanor_tiles(void)
+{
+#if defined(__x86_64__) && defined(__linux__)
+    unsigned a, b, c, d, low, high;
+    const unsigned needed = 1u << 22 | 1u << 24;
+    if (athanor_best() < 2 || !athanor_kernels(2)->attend_row_in_tiles || !__get_cpuid_count(7, 0, &a, &b, &c, &d) ||
+        (d & needed) != needed)
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low >> 17 & 3) == 3 && syscall(158 /* arch_prctl */, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles */) == 0;
+#else
+    return 0;
+#endif
 }
 
 PUBLIC int32_t athanor_train(Parallel parallel, int32_t threads, int32_t level, int32_t what, const void *job)
@@ -71,6 +95,11 @@ PUBLIC int32_t athanor_train(Parallel parallel, int32_t threads, int32_t level, 
         all.run = attend;
         all.tasks = attention->batch * attention->kv_heads;
         all.scratch = (6 * padded + 3 * 8) * (size_t)attention->head_dim + 16 * padded;
+        if (attention->in_tiles) {
+            padded = (size_t)parts(attention->time, 32) * 32;
+            all.run = attend_in_tiles;
+            all.scratch = (7 * padded + 160) * (size_t)attention->head_dim / 2 + 112 * padded + LANES;
+        }
         break;
     case 1: all.run = norm; all.tasks = parts(((const NormedRows *)job)->rows, ROWS_TOGETHER); break;
     case 2: all.run = gate; all.tasks = parts(((const Gated *)job)->size, TOGETHER); break;
@@ -78,6 +107,8 @@ PUBLIC int32_t athanor_train(Parallel parallel, int32_t threads, int32_t level, 
     case 4: all.run = blend; all.tasks = parts(((const Blended *)job)->size, TOGETHER); break;
     case 5: all.run = move; all.tasks = parts(((const MovedRows *)job)->rows, ROWS_TOGETHER); break;
     case 6: all.run = square; all.tasks = parts(((const Squared *)job)->size, TOGETHER); break;
+    case 8: all.run = add; all.tasks = parts(((const Added *)job)->size, TOGETHER); break;
+    case 7: all.run = transpose; all.tasks = parts(((const Transposed *)job)->rows, ROWS_TOGETHER); break;
     default:
         all.run = differentiate;
         all.tasks = parts(labelled->rows, 8);

@@ -3,6 +3,10 @@
    result is stored as bf16. Tasks write what is theirs alone, and sums have one order whatever the number of threads. */
 
 #include <float.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 enum { TILE = 8 }; /* queries of a head that are attended together */
 
@@ -242,7 +246,8 @@ INLINE TARGET void norm_rows_as(const NormedRows *n, int task, const int narrow,
         for (int i = 0; i < n->size; i += LANES) {
             V normed = v_mul(v_given(n->x, at + i, narrow), scale);
             V slope = v_mul(v_given(n->gradient, at + i, narrow_out), v_load(n->gain + i));
-            v_give(n->x_gradient, at + i, v_mul(v_fma(normed, along, slope), scale), narrow);
+            V found = v_mul(v_fma(normed, along, slope), scale);
+            v_give(n->x_gradient, at + i, n->past ? v_add(v_given(n->past, at + i, narrow), found) : found, narrow);
         }
     }
 }
@@ -255,6 +260,13 @@ static TARGET void norm_rows(const NormedRows *n, int task)
         norm_rows_as(n, task, 0, 1);
     else
         norm_rows_as(n, task, 0, 0);
+}
+
+static TARGET void add_some(const Added *a, int task)
+{
+    const int64_t end = a->size < (task + 1) * (int64_t)TOGETHER ? a->size : (task + 1) * (int64_t)TOGETHER;
+    for (int64_t i = task * (int64_t)TOGETHER; i < end; i += LANES)
+        v_store(a->out + i, v_add(v_load(a->x + i), v_given(a->part, i, a->narrow)));
 }
 
 INLINE TARGET void gate_some_as(const Gated *g, int task, const int narrow)
@@ -354,6 +366,87 @@ static TARGET void square_some(const Squared *s, int task)
         sum += (double)v_sum(lanes);
     }
     s->sums[task] = sum;
+}
+
+enum { BLOCK = 32 };
+
+/* Eight rows of 8 · eights numbers → as many rows of eight. */
+INLINE TARGET void transpose_eight(const uint16_t *x, int64_t stride, int eights, uint16_t *out, int64_t out_stride)
+{
+    for (int eight = 0; eight < eights; eight++, x += 8, out += 8 * out_stride) {
+#if defined(__x86_64__)
+        __m128i rows[8], found[8];
+        UNROLL(8) for (int i = 0; i < 8; i++)
+            rows[i] = _mm_loadu_si128((const __m128i *)(const void *)(x + i * stride));
+        UNROLL(4) for (int stage = 0; stage < 3; stage++) {
+            UNROLL(4) for (int i = 0; i < 4; i++) {
+                found[2 * i] = _mm_unpacklo_epi16(rows[i], rows[i + 4]);
+                found[2 * i + 1] = _mm_unpackhi_epi16(rows[i], rows[i + 4]);
+            }
+            UNROLL(8) for (int i = 0; i < 8; i++)
+                rows[i] = found[i];
+        }
+        UNROLL(8) for (int i = 0; i < 8; i++)
+            _mm_storeu_si128((__m128i *)(void *)(out + i * out_stride), rows[i]);
+#else
+        for (int i = 0; i < 8; i++)
+            for (int column = 0; column < 8; column++)
+                out[column * out_stride + i] = x[i * stride + column];
+#endif
+    }
+}
+
+/* Past the caches, which would first read the lines that are written. */
+INLINE TARGET void write_past(uint16_t *out, const uint16_t *x, int count)
+{
+#if defined(__x86_64__)
+    if ((uintptr_t)out % 16 == 0 && count % 8 == 0) {
+        for (int i = 0; i < count; i += 8)
+            _mm_stream_si128((__m128i *)(void *)(out + i), _mm_loadu_si128((const __m128i *)(const void *)(x + i)));
+        return;
+    }
+#endif
+    memcpy(out, x, (size_t)count * sizeof(uint16_t));
+}
+
+/* By blocks: of a block's columns `out` has whole cache lines. */
+static TARGET void transpose_rows(const Transposed *t, int task)
+{
+    const int64_t first = task * (int64_t)ROWS_TOGETHER;
+    const int rows = (int)(t->rows - first < ROWS_TOGETHER ? t->rows - first : ROWS_TOGETHER);
+    uint16_t block[BLOCK][ROWS_TOGETHER];
+    for (int start = 0; start < t->size; start += BLOCK) {
+        const int columns = t->size - start < BLOCK ? t->size - start : BLOCK;
+        const uint16_t *x = t->x + first * t->size + start;
+        for (int row = 0; row < rows; row++) {
+            const int together = row + 8 <= rows ? columns / 8 : 0;
+            __builtin_prefetch(x + row * (int64_t)t->size + 2 * BLOCK);
+            if (together && row % 8 == 0)
+                transpose_eight(x + row * (int64_t)t->size, t->size, together, &block[0][row], ROWS_TOGETHER);
+            for (int column = row / 8 * 8 + 8 <= rows ? columns / 8 * 8 : 0; column < columns; column++)
+                block[column][row] = x[row * (int64_t)t->size + column];
+        }
+        for (int column = 0; column < columns; column++) {
+            const int64_t at = (start + column) * t->stride + first;
+            if (!t->added) {
+                write_past((uint16_t *)t->out + at, block[column], rows);
+                continue;
+            }
+            float *out = (float *)t->out + at;
+            int row = 0;
+            for (; row + LANES <= rows; row += LANES)
+                v_store(out + row, v_add(v_load(out + row), v_bf16(block[column] + row)));
+            for (; row < rows; row++) {
+                const uint32_t bits = (uint32_t)block[column][row] << 16;
+                float number;
+                memcpy(&number, &bits, sizeof number);
+                out[row] += number;
+            }
+        }
+    }
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
 }
 
 INLINE TARGET void differentiate_as(const LabelledRows *l, int64_t row, float *scratch, const int narrow)

@@ -38,13 +38,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
         dtype = product_type(hidden)  # autocast does not reach products with an output given
         matrix = weight.to(dtype)
-        size = max(_CHUNK, _LOGITS[hidden.device.type] // len(weight))
-        for start in range(0, len(hidden), size):
+        size = min(max(_CHUNK, _LOGITS[hidden.device.type] // len(weight)), len(hidden))
+        logits = matrix.new_empty(size, len(weight))
+        for start in range(0, len(hidden), max(1, size)):
             chunk = slice(start, start + size)
             rows = hidden[chunk].to(dtype)
-            losses, gradient = _differentiate(
-                rows @ matrix.T, targets[chunk], None if shares is None else shares[chunk]
-            )
+            found = torch.mm(rows, matrix.T, out=logits[: len(rows)])
+            losses, gradient = _differentiate(found, targets[chunk], None if shares is None else shares[chunk])
             total += losses.sum(dtype=torch.float64)
             if hidden_gradient is None or weight_gradient is None:
                 continue
@@ -53,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weight_gradient.addmm_(gradient.T, rows)
             else:
                 hidden_gradient[chunk] = gradient @ matrix
-                weight_gradient += gradient.T @ rows
+                _add_product(weight_gradient, gradient, rows)
         if hidden_gradient is not None and weight_gradient is not None:
             context.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
         return total.to(torch.float32)
@@ -65,6 +65,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = context.saved_tensors
         hidden_gradient.mul_(gradients[0].to(hidden_gradient.dtype))
         return hidden_gradient, weight_gradient.mul_(gradients[0]), None, None, None
+
+
+def _add_product(total: Tensor, gradient: Tensor, rows: Tensor) -> None:
+    """total (vocabulary, d_model) fp32 += gradientᵀ · rows, of fewer bits."""
+    kernels = training_kernels()
+    if kernels is None or not kernels.takes(gradient, rows):
+        total += gradient.T @ rows
+    else:  # the narrower operand is turned around, and what comes out
+        kernels.transpose(kernels.transpose(rows) @ gradient, added_to=total)
 
 
 def _differentiate(logits: Tensor, labels: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from athanor.models.decoder import Decoder
 from athanor.models.encoder_decoder import EncoderDecoder
-from athanor.training.batches import IGNORED
+from athanor.training.batches import IGNORED, rows_at
 from athanor.training.denoisers import SourceTargetBatch
 from athanor.training.objectives.cross_entropy import head_cross_entropy
 from athanor.training.objectives.loss import Loss
@@ -25,7 +25,9 @@ def denoising(model: EncoderDecoder, batch: SourceTargetBatch) -> Loss:
     )
     labelled = batch.targets != IGNORED
     targets = batch.targets[labelled]
-    return Loss(head_cross_entropy(model.head, model.decoder.embedding, hidden[labelled], targets), len(targets))
+    return Loss(
+        head_cross_entropy(model.head, model.decoder.embedding, rows_at(hidden, labelled), targets), len(targets)
+    )
 
 
 def prefix_language_model(model: Decoder, batch: PrefixBatch) -> Loss:
@@ -37,4 +39,4 @@ def prefix_language_model(model: Decoder, batch: PrefixBatch) -> Loss:
     hidden = model.hidden(batch.tokens, positions=batch.positions, mask=seen[:, None])
     labelled = batch.targets != IGNORED
     targets = batch.targets[labelled]
-    return Loss(head_cross_entropy(model.head, model.embedding, hidden[labelled], targets), len(targets))
+    return Loss(head_cross_entropy(model.head, model.embedding, rows_at(hidden, labelled), targets), len(targets))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from athanor.base.errors import ModelError
 from athanor.models.decoder import Decoder
-from athanor.training.batches import IGNORED, Batch
+from athanor.training.batches import IGNORED, Batch, rows_at
 from athanor.training.objectives.cross_entropy import head_cross_entropy, in_chunks
 from athanor.training.objectives.loss import Loss
 
@@ -49,7 +49,8 @@ class Distillation:
             self.teacher.to(batch.tokens.device)
         labelled = batch.targets != IGNORED
         targets = batch.targets[labelled]
-        states = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)[labelled]
+        hidden = model.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
+        states = rows_at(hidden, labelled)
         with torch.no_grad():
             known = self.teacher.hidden(batch.tokens, positions=batch.positions, document_ids=batch.document_ids)
         known = known[labelled]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from athanor.base.errors import ModelError
 from athanor.models.encoder import Encoder
-from athanor.training.batches import IGNORED
+from athanor.training.batches import IGNORED, rows_at
 from athanor.training.masking import EncoderBatch
 from athanor.training.objectives.cross_entropy import head_cross_entropy
 from athanor.training.objectives.loss import Loss
@@ -20,7 +20,7 @@ def masked_language_model(model: Encoder, batch: EncoderBatch) -> Loss:
     states = encoded(model, batch)
     labelled = batch.targets != IGNORED
     targets = batch.targets[labelled]
-    words = head_cross_entropy(model.head, model.embedding, states[labelled], targets)
+    words = head_cross_entropy(model.head, model.embedding, rows_at(states, labelled), targets)
     if model.next_sentence is None:
         return Loss(words, len(targets))
     pairs = next_sentence(model, states, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from athanor.models.decoder import Decoder
-from athanor.training.batches import IGNORED, Batch
+from athanor.training.batches import IGNORED, Batch, rows_at
 from athanor.training.objectives.cross_entropy import head_cross_entropy
 from athanor.training.objectives.loss import Loss
 from athanor.training.soft_targets import SoftBatch
@@ -22,4 +22,4 @@ def next_token(model: Decoder, batch: Batch) -> Loss:
     )
     labelled = batch.targets != IGNORED
     words, shares = soft.labels(labelled) if soft else (batch.targets[labelled], None)
-    return Loss(head_cross_entropy(model.head, model.embedding, hidden[labelled], words, shares), len(words))
+    return Loss(head_cross_entropy(model.head, model.embedding, rows_at(hidden, labelled), words, shares), len(words))
