@@ -54,6 +54,29 @@ def near(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype) 
         assert float((one.double() - other).abs().max()) <= NEAR[dtype] * max(1.0, float(other.abs().max()))
 
 
+def attended(
+    time: int, heads: int, kv_heads: int, head_dim: int, document: int, dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    """Queries, keys and values of two rows, a gradient, and spans: of causal documents, and of a window both ways."""
+    queries, keys, values = (
+        made(2, time, count, head_dim, dtype=dtype, seed=seed) for seed, count in enumerate((heads, kv_heads, kv_heads))
+    )
+    places = torch.arange(time)
+    first = torch.stack([places // document * document, (places - 5).clamp(min=0)]).to(torch.int32)
+    last = torch.stack([places, (places + 3).clamp(max=time - 1)]).to(torch.int32)
+    return (queries, keys, values), made(2, time, heads, head_dim, dtype=dtype, seed=3), (first, last)
+
+
+def exactly_attended(
+    given: Sequence[Tensor], gradient: Tensor, spans: tuple[Tensor, Tensor], scale: float
+) -> list[Tensor]:
+    """(2, heads, time, head_dim) and the gradients of what is given, in fp64."""
+    exact, places = [one.double().transpose(1, 2).requires_grad_() for one in given], torch.arange(gradient.shape[1])
+    mask = (places >= spans[0][:, :, None]) & (places <= spans[1][:, :, None])
+    wanted = F.scaled_dot_product_attention(*exact, attn_mask=mask[:, None], scale=scale, enable_gqa=True)
+    return [wanted.detach(), *torch.autograd.grad(wanted, exact, gradient.double().transpose(1, 2))]
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("time", "heads", "kv_heads", "head_dim", "document"),
@@ -67,25 +90,35 @@ def near(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype) 
     ],
 )
 def test_attention(dtype: torch.dtype, time: int, heads: int, kv_heads: int, head_dim: int, document: int) -> None:
-    queries, keys, values = (
-        made(2, time, count, head_dim, dtype=dtype, seed=seed) for seed, count in enumerate((heads, kv_heads, kv_heads))
-    )
-    gradient = made(2, time, heads, head_dim, dtype=dtype, seed=3)
-    places = torch.arange(time)
-    first = torch.stack([places // document * document, (places - 5).clamp(min=0)]).to(torch.int32)
-    last = torch.stack([places, (places + 3).clamp(max=time - 1)]).to(torch.int32)
+    given, gradient, spans = attended(time, heads, kv_heads, head_dim, document, dtype)
     scale = head_dim**-0.5
 
     def run(kernels: Kernels) -> list[Tensor]:
-        out, logsumexp = kernels.attend(queries, keys, values, (first, last), scale)
-        return [out, *kernels.attend_back(gradient, (queries, keys, values, first, last, out, logsumexp), scale)]
+        out, logsumexp = kernels.attend(*given, spans, scale)
+        return [out, *kernels.attend_back(gradient, (*given, *spans, out, logsumexp), scale)]
 
-    found = on_all_levels(run)
-    exact = [one.double().transpose(1, 2).requires_grad_() for one in (queries, keys, values)]
-    mask = (places >= first[:, :, None]) & (places <= last[:, :, None])
-    wanted = F.scaled_dot_product_attention(*exact, attn_mask=mask[:, None], scale=scale, enable_gqa=heads > kv_heads)
-    gradients = torch.autograd.grad(wanted, exact, gradient.double().transpose(1, 2))
-    near([one.transpose(1, 2) for one in found], [wanted.detach(), *gradients], dtype)
+    found = [one.transpose(1, 2) for one in on_all_levels(run)]
+    near(found, exactly_attended(given, gradient, spans, scale), dtype)
+
+
+@pytest.mark.parametrize("time", [1, 32, 70, 130])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "document"), [(2, 1, 32, 9), (3, 3, 64, 40), (4, 2, 96, 33), (2, 2, 128, 1000)]
+)
+def test_attention_in_tiles(time: int, heads: int, kv_heads: int, head_dim: int, document: int) -> None:
+    if not (found := library.library()).athanor_tiles():
+        pytest.skip("needs a processor with AMX")
+    given, gradient, spans = attended(time, heads, kv_heads, head_dim, document, torch.bfloat16)
+    kernels = Kernels(found, found.athanor_best(), tiles=True)
+    product = gradient.flatten() @ gradient.flatten()
+    out, logsumexp = kernels.attend(*given, spans, 0.1)
+    back = kernels.attend_back(gradient, (*given, *spans, out, logsumexp), 0.1)
+    near([one.transpose(1, 2) for one in (out, *back)], exactly_attended(given, gradient, spans, 0.1), torch.bfloat16)
+    _, plain = Kernels(found, 0).attend(*given, spans, 0.1)
+    assert torch.allclose(logsumexp, plain, atol=1e-5)
+    again = kernels.attend_back(gradient, (*given, *spans, out, logsumexp), 0.1)
+    assert all(torch.equal(one, other) for one, other in zip(back, again, strict=True))
+    assert torch.equal(product, gradient.flatten() @ gradient.flatten())  # torch's own use of tiles is undisturbed
 
 
 @pytest.mark.parametrize(("dtype", "dtype_out"), [(TYPES[0], TYPES[0]), (TYPES[0], TYPES[1]), (TYPES[1], TYPES[1])])
@@ -93,16 +126,20 @@ def test_attention(dtype: torch.dtype, time: int, heads: int, kv_heads: int, hea
 def test_norm(dtype: torch.dtype, dtype_out: torch.dtype, rows: int, size: int) -> None:
     x, gain, gradient = made(rows, size, dtype=dtype), made(size, seed=1), made(rows, size, dtype=dtype_out, seed=2)
 
+    past = made(rows, size, dtype=dtype, seed=3)
+
     def run(kernels: Kernels) -> list[Tensor]:
         out, scale = kernels.norm(x, gain, 1e-5, dtype_out)
-        return [out, *kernels.norm_back(gradient, x, gain, scale)]
+        back, added = (kernels.norm_back(gradient, x, gain, scale, one) for one in (None, past))
+        return [out, *back, *added]
 
-    out, x_gradient, gain_gradient = on_all_levels(run)
+    out, x_gradient, gain_gradient, added, same = on_all_levels(run)
+    assert torch.equal(gain_gradient, same)
     exact, weight = x.double().requires_grad_(), gain.double().requires_grad_()
     wanted = F.rms_norm(exact, (size,), weight, 1e-5)
     of_x, of_gain = torch.autograd.grad(wanted, (exact, weight), gradient.double())
     near([out], [wanted.detach()], dtype_out)
-    near([x_gradient], [of_x], dtype)
+    near([x_gradient, added], [of_x, of_x + past.double()], dtype)
     near([gain_gradient], [of_gain], torch.float32)
 
 
@@ -130,6 +167,28 @@ def test_turn(dtype: torch.dtype, head_dim: int, half: int) -> None:
     )
     wanted = [rotate(x.double(), angles.double().cos(), sign * angles.double().sin()) for sign in (1, -1)]
     near([turned, back], wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [16, 16384, 40000])
+def test_add(dtype: torch.dtype, size: int) -> None:
+    x, part = made(size), made(size, dtype=dtype, seed=1)
+    assert torch.equal(on_all_levels(lambda kernels: [kernels.add(x, part)])[0], x + part)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 100))
+def test_transpose(rows: int, columns: int) -> None:
+    x, total = made(rows, columns, dtype=torch.bfloat16), made(columns, rows, seed=1)
+
+    def run(kernels: Kernels) -> list[Tensor]:
+        found = kernels.transpose(x)
+        return [found, found @ x, kernels.transpose(x, added_to=total.clone())]
+
+    found, product, added = on_all_levels(run)
+    assert torch.equal(found, x.T)
+    assert product.isfinite().all()  # whatever stands behind the rows
+    assert torch.equal(added, total + x.T)
 
 
 @pytest.mark.parametrize("size", [16, 16384, 16400, 40000])

@@ -1,7 +1,12 @@
 /* Attention of packed documents in bf16 on AMX, whose tiles are 16 rows of 64 bytes: products of bf16 summed in fp32. Scores
    are fp32, as are softmax and its gradient; weights and slopes are rounded to bf16 for the products that they go into. */
 
-#define TILES __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+#define TILES __attribute__((target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+
+INLINE TILES void narrow(uint16_t *out, V x)
+{
+    _mm256_storeu_si256((__m256i *)(void *)out, (__m256i)_mm512_cvtneps_pbh(x));
+}
 
 enum { QUERIES = 32, DEEP = 32 }; /* of a head that are attended together; numbers in a tile's row */
 
@@ -57,52 +62,79 @@ INLINE TILES void rows_in_pairs(const uint16_t *rows, int count, int size, uint3
         }
 }
 
-/* The products of QUERIES rows with those of the blocks from … to that `rows_as_columns` made: out [QUERIES][stride]. */
-INLINE TILES void tile_products(const uint16_t *rows, const uint32_t *blocks, int size, int from, int to, float *out, int stride)
+/* Tiles 0 to 3 are sums of 32 × 32: 4 and 5 of the one side, 6 and 7 of the other are multiplied into them. */
+INLINE TILES void zero_sums(void)
 {
-    for (int block = from; block < to; block++) {
-        _tile_zero(0);
-        _tile_zero(1);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+INLINE TILES void multiply_tiles(void)
+{
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+INLINE TILES void store_sums(float *out, int stride)
+{
+    _tile_stored(0, out, stride * 4);
+    _tile_stored(1, out + LANES, stride * 4);
+    _tile_stored(2, out + LANES * stride, stride * 4);
+    _tile_stored(3, out + LANES * stride + LANES, stride * 4);
+}
+
+/* The products of QUERIES rows with those from … to of what `rows_as_columns` made: out [QUERIES][stride]. */
+INLINE TILES void tile_products(const uint16_t *rows, const uint32_t *columns, int size, int from, int to, float *out, int stride)
+{
+    for (int place = from; place < to; place += DEEP) {
+        const uint32_t *block = columns + (int64_t)place * size / 2;
+        zero_sums();
         for (int d = 0; d < size; d += DEEP) {
-            _tile_loadd(2, rows + d, size * 2);
-            _tile_loadd(3, rows + LANES * size + d, size * 2);
-            _tile_loadd(4, blocks + ((int64_t)block * size + d) * LANES / 2, LANES * 4);
-            _tile_dpbf16ps(0, 2, 4);
-            _tile_dpbf16ps(1, 3, 4);
+            _tile_loadd(4, rows + d, size * 2);
+            _tile_loadd(5, rows + LANES * size + d, size * 2);
+            _tile_loadd(6, block + d * LANES / 2, LANES * 4);
+            _tile_loadd(7, block + (d + size) * LANES / 2, LANES * 4);
+            multiply_tiles();
         }
-        _tile_stored(0, out + block * LANES, stride * 4);
-        _tile_stored(1, out + LANES * stride + block * LANES, stride * 4);
+        store_sums(out + place, stride);
     }
 }
 
 /* out [QUERIES][size] = Σ over places from … to of weights[i][place] · pairs[place]. */
 INLINE TILES void tile_gather(const uint16_t *weights, int stride, const uint32_t *pairs, int size, int from, int to, float *out)
 {
-    for (int d = 0; d < size; d += LANES) {
-        _tile_zero(0);
-        _tile_zero(1);
+    for (int d = 0; d < size; d += DEEP) {
+        zero_sums();
         for (int place = from; place < to; place += DEEP) {
-            _tile_loadd(2, weights + place, stride * 2);
-            _tile_loadd(3, weights + LANES * stride + place, stride * 2);
-            _tile_loadd(4, pairs + (int64_t)place / 2 * size + d, size * 4);
-            _tile_dpbf16ps(0, 2, 4);
-            _tile_dpbf16ps(1, 3, 4);
+            const uint32_t *rows = pairs + (int64_t)place / 2 * size + d;
+            _tile_loadd(4, weights + place, stride * 2);
+            _tile_loadd(5, weights + LANES * stride + place, stride * 2);
+            _tile_loadd(6, rows, size * 4);
+            _tile_loadd(7, rows + LANES, size * 4);
+            multiply_tiles();
         }
-        _tile_stored(0, out + d, size * 4);
-        _tile_stored(1, out + LANES * size + d, size * 4);
+        store_sums(out + d, size);
     }
 }
 
 /* rows[place] += Σ over i of weights[place][i] · pairs[i], for places from … to. */
 INLINE TILES void tile_scatter(const uint16_t *weights, const uint32_t *pairs, int size, int from, int to, float *rows)
 {
-    for (int d = 0; d < size; d += LANES) {
-        _tile_loadd(4, pairs + d, size * 4);
-        for (int place = from; place < to; place += LANES) {
-            _tile_loadd(0, rows + (int64_t)place * size + d, size * 4);
-            _tile_loadd(2, weights + place * QUERIES, QUERIES * 2);
-            _tile_dpbf16ps(0, 2, 4);
-            _tile_stored(0, rows + (int64_t)place * size + d, size * 4);
+    for (int d = 0; d < size; d += DEEP) {
+        _tile_loadd(6, pairs + d, size * 4);
+        _tile_loadd(7, pairs + d + LANES, size * 4);
+        for (int place = from; place < to; place += DEEP) {
+            float *sums = rows + (int64_t)place * size + d;
+            _tile_loadd(4, weights + place * QUERIES, QUERIES * 2);
+            _tile_loadd(5, weights + (place + LANES) * QUERIES, QUERIES * 2);
+            _tile_loadd(0, sums, size * 4);
+            _tile_loadd(1, sums + LANES, size * 4);
+            _tile_loadd(2, sums + LANES * size, size * 4);
+            _tile_loadd(3, sums + LANES * size + LANES, size * 4);
+            multiply_tiles();
+            store_sums(sums, size);
         }
     }
 }
@@ -162,12 +194,18 @@ static TILES void attend_row_in_tiles(const PackedAttention *a, int task, float 
                 end = last[i] + 1 > end ? last[i] + 1 : end;
             }
             const int from = lowest / DEEP * DEEP, to = (end + DEEP - 1) / DEEP * DEEP;
+            const int next = time - start - QUERIES < QUERIES ? time - start - QUERIES : QUERIES;
             const V scale = v_set(a->scale);
+            ask_for(a->queries, at + QUERIES * stride, stride, next, size, 1);
+            if (back) {
+                ask_for(a->out_gradient, at + QUERIES * stride, stride, next, size, 1);
+                ask_for(a->out, at + QUERIES * stride, stride, next, size, 1);
+            }
             gather_rows(all_queries + at, stride, count, QUERIES, size, queries);
-            tile_products(queries, keys, size, from / LANES, to / LANES, scores, padded);
+            tile_products(queries, keys, size, from, to, scores, padded);
             if (back) {
                 gather_rows(all_gradients + at, stride, count, QUERIES, size, given);
-                tile_products(given, values, size, from / LANES, to / LANES, slopes, padded);
+                tile_products(given, values, size, from, to, slopes, padded);
             }
             for (int i = 0; i < QUERIES; i++) {
                 float *row = scores + i * padded;
@@ -190,10 +228,10 @@ static TILES void attend_row_in_tiles(const PackedAttention *a, int task, float 
                     V one = v_set(0.0f);
                     if (mask)
                         one = _mm512_maskz_mov_ps(mask, v_exp(v_sub(v_mul(v_load(row + place), scale), shift)));
-                    v_store_bf16(weight + place, one);
+                    narrow(weight + place, one);
                     sum = v_add(sum, one);
                     if (back)
-                        v_store_bf16(slope + place, v_mul(v_mul(one, scale), v_sub(v_load(slopes + i * padded + place), own)));
+                        narrow(slope + place, v_mul(v_mul(one, scale), v_sub(v_load(slopes + i * padded + place), own)));
                 }
                 if (!back && i < count) {
                     const float total = v_sum(sum);
@@ -206,7 +244,7 @@ static TILES void attend_row_in_tiles(const PackedAttention *a, int task, float 
             for (int i = 0; i < count; i++)
                 for (int d = 0; d < size; d += LANES) {
                     V one = v_load(found + i * size + d);
-                    v_store_bf16(out + i * stride + d, back ? one : v_mul(one, v_set(inverse[i])));
+                    narrow(out + i * stride + d, back ? one : v_mul(one, v_set(inverse[i])));
                 }
             if (!back)
                 continue;
@@ -219,8 +257,8 @@ static TILES void attend_row_in_tiles(const PackedAttention *a, int task, float 
         }
     for (int place = 0; back && place < time; place++)
         for (int d = 0; d < size; d += LANES) {
-            v_store_bf16((uint16_t *)a->key_gradient + kv_at + place * kv_stride + d, v_load(key_gradient + place * size + d));
-            v_store_bf16((uint16_t *)a->value_gradient + kv_at + place * kv_stride + d, v_load(value_gradient + place * size + d));
+            narrow((uint16_t *)a->key_gradient + kv_at + place * kv_stride + d, v_load(key_gradient + place * size + d));
+            narrow((uint16_t *)a->value_gradient + kv_at + place * kv_stride + d, v_load(value_gradient + place * size + d));
         }
     _tile_loadconfig(&before);
 }

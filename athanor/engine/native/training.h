@@ -30,6 +30,15 @@ INLINE TARGET void unpack(const void *x, int64_t at, int64_t stride, int count, 
             v_store(out + d, row < count ? v_given(x, at + row * stride + d, narrow) : v_set(0.0f));
 }
 
+/* Asks early for rows that lie too far apart for the processor to see them coming. */
+INLINE TARGET void ask_for(const void *x, int64_t at, int64_t stride, int count, int size, const int narrow)
+{
+    const int bytes = narrow ? 2 : 4;
+    for (int row = 0; row < count; row++)
+        for (int d = 0; d < size * bytes; d += 64)
+            __builtin_prefetch((const char *)x + (at + row * stride) * bytes + d);
+}
+
 /* Rows (multiple of 16) × size → [row / 16][size][16]. */
 INLINE TARGET void turn_around(const float *rows, int count, int size, float *out)
 {
@@ -115,6 +124,22 @@ INLINE TARGET void probabilities(float *scores, int stride, const int *first, co
     }
 }
 
+INLINE TARGET float highest(const float *scores, int first, int last)
+{
+    V lanes = v_set(-INFINITY);
+    float top = -INFINITY;
+    for (int place = first; place <= last;)
+        if (place % LANES == 0 && place + LANES - 1 <= last) {
+            lanes = v_max(lanes, v_load(scores + place));
+            place += LANES;
+        } else {
+            top = scores[place] > top ? scores[place] : top;
+            place++;
+        }
+    const float rest = v_top(lanes);
+    return rest > top ? rest : top;
+}
+
 /* One head of keys and values of one row of the batch, and the query heads that share it. */
 INLINE TARGET void attend_row_as(const PackedAttention *a, int task, float *scratch, const int narrow)
 {
@@ -150,14 +175,17 @@ INLINE TARGET void attend_row_as(const PackedAttention *a, int task, float *scra
                 end = last[i] + 1 > end ? last[i] + 1 : end;
             }
             const int from = lowest / LANES * LANES, to = (end + LANES - 1) / LANES * LANES;
+            const int next = time - start - TILE < TILE ? time - start - TILE : TILE;
+            ask_for(a->queries, at + TILE * stride, stride, next, size, narrow);
+            if (back) {
+                ask_for(a->out_gradient, at + TILE * stride, stride, next, size, narrow);
+                ask_for(a->out, at + TILE * stride, stride, next, size, narrow);
+            }
             unpack(a->queries, at, stride, count, TILE, size, narrow, queries);
             products(queries, keys_turned, size, from / LANES, to / LANES, scores, padded);
             if (!back) {
                 for (int i = 0; i < TILE; i++) {
-                    float top = -INFINITY;
-                    for (int place = first[i]; i < count && place <= last[i]; place++)
-                        top = scores[i * padded + place] > top ? scores[i * padded + place] : top;
-                    shift[i] = i < count ? top * a->scale : 0.0f;
+                    shift[i] = i < count ? highest(scores + i * padded, first[i], last[i]) * a->scale : 0.0f;
                 }
                 probabilities(scores, padded, first, last, from, to, a->scale, shift);
                 for (int i = 0; i < count; i++) {
