@@ -95,7 +95,7 @@ def test_two_processes_learn_what_one_learns(arrangement: str, done: tuple[Path,
 def test_two_processes_learn_another_objective(done: tuple[Path, list[dict[str, Any]], str]) -> None:
     folder, outcomes, said = done
     assert_all_went_well(outcomes[5:], said)
-    assert_same(folder / "one discriminator", folder / "two discriminators")
+    assert_same(folder / "one discriminator", folder / "two discriminators", but=0.03)
 
 
 @pytest.mark.slow
