@@ -3,7 +3,8 @@ gated feed-forward layers, the softmax of the cross-entropy, and the walks of Mu
 
 On a CPU torch's attention computes all pairs of a row and masks most of them away, and its pointwise operations walk
 memory once each. Here a query attends to its own document only, and each of the others is one walk. All is computed in
-fp32 and rounded once, in one order of summation whatever the number of threads and the instruction set. The work is
+fp32 and rounded once, in one order of summation whatever the number of threads and the instruction set; but attention
+in bf16 goes through AMX where there is one, with weights and slopes of scores rounded as its products ask. The work is
 done by torch's own threads, so it needs GNU's OpenMP, as torch has on Linux; elsewhere torch's operations do it. The
 model's files know nothing of it: `use_kernels` puts it around their modules from outside.
 """
@@ -11,6 +12,7 @@ model's files know nothing of it: `use_kernels` puts it around their modules fro
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
@@ -279,7 +281,10 @@ def training_kernels() -> Kernels | None:
     with suppress(NativeError, AttributeError, OSError, TypeError):
         found = library()
         level = found.athanor_best()
-        return Kernels(found, level, bool(found.athanor_tiles())) if level else None
+        # torch's own products keep from AMX by this variable.
+        most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+        tiles = ("AMX" in most or most in ("ALL", "DEFAULT")) and bool(found.athanor_tiles())
+        return Kernels(found, level, tiles) if level else None
     return None
 
 

@@ -60,13 +60,15 @@ def main() -> None:
             for filters in ((1.0, 0, 1.0, 0.0), (0.7, 0, 0.95, 0.0), (0.7, 5, 0.5, 0.1)):
                 kernels.logprobs(logits, kernels.draw(logits, *filters, random.random(5))[0])
         train(training_kernels.Kernels(opened, level))
+    if opened.athanor_tiles():
+        train(training_kernels.Kernels(opened, opened.athanor_best(), tiles=True))
     print("done")
 
 
 def train(kernels: training_kernels.Kernels) -> None:
     """All that training does, forwards and backwards."""
     for dtype, (batch, time, heads, kv_heads, size) in product(
-        (torch.float32, torch.bfloat16), ((2, 1, 1, 1, 16), (1, 37, 4, 2, 48), (2, 70, 2, 2, 112))
+        (torch.float32, torch.bfloat16), ((2, 1, 1, 1, 16), (1, 37, 4, 2, 48), (2, 70, 2, 2, 112), (2, 70, 4, 2, 64))
     ):
         queries, gradient = (torch.randn(batch, time, heads, size).to(dtype) for _ in range(2))
         keys, values = (torch.randn(batch, time, kv_heads, size).to(dtype) for _ in range(2))
@@ -83,8 +85,15 @@ def train(kernels: training_kernels.Kernels) -> None:
         )
         gain = torch.ones(size)
         normed, scale = kernels.norm(queries, gain, 1e-6, dtype)
-        kernels.norm_back(normed, queries, gain, scale)
+        kernels.norm_back(normed, queries, gain, scale, queries)
         kernels.gate_back(gradient, queries, kernels.gate(queries, gradient))
+        wide, rows = queries.float(), queries.flatten(0, 2)
+        kernels.add(wide, queries)
+        kernels.blend(wide, wide.clone(), torch.empty_like(wide), 0.9)
+        kernels.move(wide, queries, torch.ones(len(rows), 1), 0.1, 0.1, cautious=True)
+        kernels.squares(wide)
+        if dtype == torch.bfloat16:
+            kernels.transpose(kernels.transpose(rows).contiguous(), added_to=wide.view_as(rows))
         kernels.differentiate(
             torch.randn(time, size).to(dtype), torch.full((time, 2), size - 1), torch.ones(time, 2) / 2
         )
