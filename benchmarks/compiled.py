@@ -19,7 +19,7 @@ from athanor.models.decoder import Decoder
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
 from athanor.training.compiling import compile_blocks
-from athanor.training.kernels import use_kernels
+from athanor.training.kernel_layers import use_kernels
 from athanor.training.objectives import next_token
 
 ISSUE = "C"

@@ -7,7 +7,7 @@ from torch import nn
 
 from athanor.training.compiling import compile_blocks
 from athanor.training.flash import use_flash
-from athanor.training.kernels import use_kernels
+from athanor.training.kernel_layers import use_kernels
 
 _WAYS = ("project", "mix", "turn", "gated", "read", "add", "forward")  # methods that are replaced in a layer
 

@@ -22,9 +22,11 @@ from athanor.models.norm import RMSNorm
 from athanor.models.precision import autocast
 from athanor.models.rope import rotate
 from athanor.models.where import Where
+from athanor.training import kernel_layers
 from athanor.training import kernels as training_kernels
 from athanor.training.batches import Batch
-from athanor.training.kernels import Kernels, use_kernels
+from athanor.training.kernel_layers import use_kernels
+from athanor.training.kernels import Kernels
 from athanor.training.objectives import cross_entropy, next_token
 
 pytestmark = pytest.mark.skipif(
@@ -390,7 +392,7 @@ def test_labels_that_are_none_are_refused(labels: torch.Tensor, shares: torch.Te
 
 
 def test_where_there_are_none_all_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_kernels, "training_kernels", lambda: None)
+    monkeypatch.setattr(kernel_layers, "training_kernels", lambda: None)
     model = build(LLAMA, 0)
     use_kernels(model)
     assert type(model.blocks[0].mlp_norms.input).forward is RMSNorm.forward

@@ -88,6 +88,13 @@ INLINE TARGET int32_t v_halves(V v, int8_t *high, int8_t *low)
         sum += 256 * high[i] + low[i];
     return sum;
 }
+INLINE TARGET float v_sum(V v)
+{
+    __m256 eight = _mm256_add_ps(v.a, v.b);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 INLINE TARGET float v_top(V v)
 {
     __m256 eight = _mm256_max_ps(v.a, v.b);

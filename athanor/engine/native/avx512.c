@@ -62,6 +62,13 @@ INLINE TARGET int32_t v_halves(V a, int8_t *high, int8_t *low)
     _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(whole)); /* its last eight bits */
     return _mm512_reduce_add_epi32(whole);
 }
+INLINE TARGET float v_sum(V a)
+{
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 INLINE TARGET float v_top(V a) { return _mm512_reduce_max_ps(a); }
 INLINE TARGET float one_fma(float a, float b, float c)
 {

@@ -22,17 +22,6 @@ INLINE TARGET V v_exp(V x)
     return v_keep(x, -87.0f, v_mul(sum, v_power_of_two(shifted)));
 }
 
-/* Lanes are added at a distance of 8, then 4, 2, 1. */
-INLINE TARGET float v_sum(V v)
-{
-    float lanes[LANES];
-    v_store(lanes, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++)
-            lanes[i] += lanes[i + width];
-    return lanes[0];
-}
-
 /* x / √(mean of squares + epsilon) · gain. Both are zero from `size` to the next multiple of 16. */
 static TARGET void norm(const float *x, const float *gain, float epsilon, int size, float *out)
 {

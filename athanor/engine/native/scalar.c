@@ -79,6 +79,14 @@ INLINE int32_t v_halves(V a, int8_t *high, int8_t *low)
     }
     return sum;
 }
+/* Lanes are added at a distance of 8, then 4, 2, 1. */
+INLINE float v_sum(V a)
+{
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++)
+            a.f[i] += a.f[i + width];
+    return a.f[0];
+}
 INLINE float v_top(V a)
 {
     float top = a.f[0];

@@ -50,16 +50,23 @@ static int32_t share_out(Parallel parallel, int32_t threads, Shared all)
 
 static int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
+#define WALK(NAME, OF)                                                                                                 \
+    static void NAME(const Kernels *kernels, const void *job, int task, float *scratch)                                \
+    {                                                                                                                  \
+        (void)scratch;                                                                                                 \
+        kernels->OF(job, task);                                                                                        \
+    }
+WALK(norm, norm_rows)
+WALK(gate, gate_some)
+WALK(turn, turn_rows)
+WALK(blend, blend_some)
+WALK(move, move_rows)
+WALK(square, square_some)
+WALK(transpose, transpose_rows)
+WALK(add, add_some)
+#undef WALK
 static void attend(const Kernels *kernels, const void *job, int task, float *scratch) { kernels->attend_row(job, task, scratch); }
 static void attend_in_tiles(const Kernels *kernels, const void *job, int task, float *scratch) { kernels->attend_row_in_tiles(job, task, scratch); }
-static void norm(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->norm_rows(job, task); }
-static void add(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->add_some(job, task); }
-static void gate(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->gate_some(job, task); }
-static void turn(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->turn_rows(job, task); }
-static void blend(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->blend_some(job, task); }
-static void move(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->move_rows(job, task); }
-static void square(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->square_some(job, task); }
-static void transpose(const Kernels *kernels, const void *job, int task, float *scratch) { (void)scratch; kernels->transpose_rows(job, task); }
 static void differentiate(const Kernels *kernels, const void *job, int task, float *scratch)
 {
     const LabelledRows *rows = job;
@@ -107,8 +114,8 @@ PUBLIC int32_t athanor_train(Parallel parallel, int32_t threads, int32_t level, 
     case 4: all.run = blend; all.tasks = parts(((const Blended *)job)->size, TOGETHER); break;
     case 5: all.run = move; all.tasks = parts(((const MovedRows *)job)->rows, ROWS_TOGETHER); break;
     case 6: all.run = square; all.tasks = parts(((const Squared *)job)->size, TOGETHER); break;
-    case 8: all.run = add; all.tasks = parts(((const Added *)job)->size, TOGETHER); break;
     case 7: all.run = transpose; all.tasks = parts(((const Transposed *)job)->rows, ROWS_TOGETHER); break;
+    case 8: all.run = add; all.tasks = parts(((const Added *)job)->size, TOGETHER); break;
     default:
         all.run = differentiate;
         all.tasks = parts(labelled->rows, 8);
