@@ -19,7 +19,7 @@ from athanor.models.build import build, count_parameters
 from athanor.models.config import ModelConfig, standard_config
 from athanor.models.precision import autocast
 from athanor.training.batches import Batch
-from athanor.training.kernels import use_kernels
+from athanor.training.kernel_layers import use_kernels
 from athanor.training.muon import Muon
 from athanor.training.objectives import next_token
 from athanor.training.optimizers import OptimizerConfig, clip_gradients, make_optimizer

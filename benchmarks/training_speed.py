@@ -1,6 +1,6 @@
 """Training steps, optimizer included, as a share of the machine's measured matrix rate, plain and with compiled blocks.
 
-FLOPs are 6 a matrix parameter plus attention; embeddings are look-ups. A batch has 16,384 tokens, 4,096 of them at a
+FLOPs are 6 a matrix parameter plus attention; embeddings are look-ups. A batch has 16,384 tokens, 8,192 of them at a
 time (135 M parameters, the shape of SmolLM2-135M: 8,192, in rows of 512, 2,048 at a time): the planner gives models of
 these sizes batches of that or more. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 measures a processor with AMX as one without;
 the rows say so. The machine's rate is that of the faster precision, which training takes too, and
@@ -54,8 +54,8 @@ class Case:
 
 _SMOLLM2 = LayerConfig(AttentionConfig(9, 3, 64), MlpConfig(1536))
 CASES = (
-    Case(standard_config(8192, 256, d_model=256, n_layers=6), 64, 16, aimed=False),
-    Case(standard_config(8192, 256, d_model=384, n_layers=7), 64, 16),
+    Case(standard_config(8192, 256, d_model=256, n_layers=6), 64, 32, aimed=False),
+    Case(standard_config(8192, 256, d_model=384, n_layers=7), 64, 32),
     Case(ModelConfig(49_152, 576, 512, (_SMOLLM2,) * 30, family="llama"), 16, 4),
 )
 
