@@ -2,13 +2,12 @@
 by its own libraries.
 
 `prepare_process` must run before torch is imported. What it sets was measured (docs/lab.md): large blocks kept by the
-allocator and backed by huge pages make memory-bound operations 2 to 4 times faster, and threads that soon sleep at
+heap, which lies on huge pages, make memory-bound operations 2 to 4 times faster, and threads that soon sleep at
 barriers instead of spinning keep a machine that also does other work from becoming ten times slower.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -21,22 +20,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+from athanor.base.heap import prepare_heap, shrink_heap
 
 
 def prepare_process() -> None:
     """Sets allocator and thread behaviour; later calls, and variables that the user has set, change nothing."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    prepare_heap()
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it a GPU's products differ from run to run
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-        libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def return_memory() -> None:
@@ -45,8 +37,7 @@ def return_memory() -> None:
 
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    shrink_heap()
 
 
 @dataclass(frozen=True)

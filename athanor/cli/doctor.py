@@ -13,7 +13,7 @@ from athanor.base.progress import size
 from athanor.cli.output import AsJson, print_json
 
 _OPTIONAL = ("pyarrow", "transformers", "tensorboard", "matplotlib")
-_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 _GB = 1_000_000_000
 
 
@@ -38,6 +38,7 @@ def findings() -> dict[str, Any]:
     import torch
 
     from athanor.base.downloads import cache_folder, cached_path
+    from athanor.base.heap import huge_pages
     from athanor.base.machine import available_memory, describe, measure
     from athanor.corpus.packages import PACKAGES
 
@@ -57,7 +58,7 @@ def findings() -> dict[str, Any]:
         "rates": rates.as_dict(),
         "accelerator_rates": on_gpu and on_gpu.as_dict(),
         "precision": (on_gpu or rates).precision,
-        "process": {name: os.environ.get(name) for name in _SETTINGS},
+        "process": {"huge_pages": huge_pages()} | {name: os.environ.get(name) for name in _SETTINGS},
         "cache": {
             "folder": str(folder),
             "writable": _writable(folder),
@@ -121,8 +122,8 @@ def problems(found: dict[str, Any]) -> list[tuple[str, str]]:
             "Unset it unless the machine does nothing else.",
         ),
         (
-            found["process"]["THP_MEM_ALLOC_ENABLE"] != "1" and sys.platform == "linux",
-            "Huge pages are switched off for torch (THP_MEM_ALLOC_ENABLE).",
+            found["process"]["huge_pages"] is None and sys.platform == "linux",
+            "Huge pages are switched off (THP_MEM_ALLOC_ENABLE).",
             "Unset it: memory-bound operations become 2 to 4 times faster.",
         ),
         (

@@ -70,9 +70,9 @@ def test_the_users_environment_is_kept_and_set_before_torch() -> None:
     code = (
         "import sys, os, json; from athanor.base.machine import prepare_process\n"
         "prepare_process(); prepare_process(); assert 'torch' not in sys.modules\n"
-        "print(json.dumps({k: os.environ.get(k) for k in ('GOMP_SPINCOUNT', 'THP_MEM_ALLOC_ENABLE')}))"
+        "print(json.dumps({k: os.environ.get(k) for k in ('GOMP_SPINCOUNT', 'TOKENIZERS_PARALLELISM')}))"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM")}
     for given, expected in ((None, "10000"), ("300", "300")):
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -80,4 +80,4 @@ def test_the_users_environment_is_kept_and_set_before_torch() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert f'"GOMP_SPINCOUNT": "{expected}"' in done.stdout
-        assert '"THP_MEM_ALLOC_ENABLE": "1"' in done.stdout
+        assert '"TOKENIZERS_PARALLELISM": "false"' in done.stdout

@@ -144,7 +144,7 @@ def test_each_problem_is_found() -> None:
         "machine": {"system": "Linux x86_64", "cores": 2, "accelerator": None}, "available_memory": 8e9, "load": 0.1,
         "disk": {"folder": ".", "free": 9e9}, "torch": {"capability": "AVX512", "threads": 2},
         "rates": {"fp32": 1e11, "bf16": 4e11, "read": 2e10}, "precision": "bf16",
-        "process": {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": None},
+        "process": {"huge_pages": "heap", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": None},
         "cache": {"folder": "c", "writable": True, "packages": {"a": True}}, "pip": True,
         "kernels": {"instructions": "avx2", "missing": None},
         "nvidia_driver": False, "optional": {"pyarrow": "20"},
