@@ -29,12 +29,12 @@ from athanor.tokenizer import train_tokenizer
 
 HERE = Path(__file__).parent
 OURS = ("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM")  # set by `prepare_process`, for us alone
-# What `prepare_process` does for Athanor, as far as a user of another program can do it from outside.
+# What `prepare_process` does for Athanor, as far as a user of another program can do it from outside; huge pages are
+# asked for by torch, or for the whole heap by glibc (2.35 and newer).
 LARGE_BLOCKS = {
-    "THP_MEM_ALLOC_ENABLE": "1",
     "GOMP_SPINCOUNT": "10000",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
@@ -89,7 +89,10 @@ class Program:
 _MICRO = {f"micro-batches of {rows}": {"micro_rows": rows} for rows in (4, 8, 16, 32)}
 _THREADS = {"half of the cores": {"threads": usable_cores() // 2}} if usable_cores() >= 4 else {}
 _ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.1}
-_MEMORY = {"large blocks of memory": {"environment": LARGE_BLOCKS}}
+_MEMORY = {
+    "large blocks of memory": {"environment": LARGE_BLOCKS | {"THP_MEM_ALLOC_ENABLE": "1"}},
+    "a heap of huge pages": {"environment": LARGE_BLOCKS | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}},
+}
 
 ATHANOR = Program("Athanor", "_train_athanor.py", None, Setting(0))
 TRANSFORMERS = Program(
