@@ -42,11 +42,11 @@ class Mlp(nn.Module):
             return self.down(self.activation(self.up(x)))
         x = for_products(x)
         gate, up = self.project(x)
-        return self.down(self.gated(gate, up))
+        return self.close(gate, up)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.gate is not None
         return self.gate(x), self.up(x)
 
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self.activation(gate) * up
+    def close(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.down(self.activation(gate) * up)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from athanor.base.errors import ModelError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _MUCH_SLOWER = 10.0
+# By identity and type of the weight, which is held so that no other gets its identity.
+_casts: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] | None = None
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # MKL finds out at its first elementwise function what the processor has. When two threads come at once, one of them may
@@ -71,6 +74,27 @@ def product_type(tensor: Tensor) -> torch.dtype:
     """What autocast would multiply `tensor` in."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+@contextmanager
+def casting_once() -> Iterator[None]:
+    """Within it weights do not change, and each is cast once by `cast_weight`."""
+    global _casts
+    _casts = {}
+    try:
+        yield
+    finally:
+        _casts = None
+
+
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Without a gradient of its own."""
+    if _casts is None or weight.dtype == dtype or not isinstance(weight, nn.Parameter):
+        return weight.detach().to(dtype)
+    key = id(weight), dtype
+    if key not in _casts:
+        _casts[key] = weight, weight.detach().to(dtype)
+    return _casts[key][1]
 
 
 def for_products(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from athanor.training.compiling import compile_blocks
 from athanor.training.flash import use_flash
 from athanor.training.kernel_layers import use_kernels
 
-_WAYS = ("project", "mix", "turn", "gated", "read", "add", "forward")  # methods that are replaced in a layer
+_WAYS = ("project", "mix", "turn", "close", "read", "add", "forward")  # methods that are replaced in a layer
 
 
 def accelerate(model: nn.Module, device: torch.device, compiled_rows: int | None = None) -> None:

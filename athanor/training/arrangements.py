@@ -41,9 +41,10 @@ Objective = Callable[[Any, Any], Loss]
 
 
 class Whole:
-    """One process with the whole model."""
+    """One process with the whole model. holds_weights: whether they are there between micro-batches too."""
 
     optimizer: Optimizer
+    holds_weights = True
 
     def __init__(
         self, model: Any, objective: Objective, config: OptimizerConfig, average: AverageKind, group: Group
@@ -185,6 +186,8 @@ class Replicated(_Several):
 
 class Sharded(_Several):
     """A part of every parameter, gradient and optimizer state in each process, gathered block by block (FSDP2)."""
+
+    holds_weights = False
 
     def __init__(
         self, model: Any, objective: Objective, config: OptimizerConfig, average: AverageKind, group: Group

@@ -18,7 +18,7 @@ from athanor.models.block import Block, Norms
 from athanor.models.config import RopeConfig
 from athanor.models.mlp import Mlp
 from athanor.models.norm import RMSNorm
-from athanor.models.precision import product_type
+from athanor.models.precision import cast_weight, product_type
 from athanor.models.where import Where
 from athanor.training.kernels import LANES, TYPES, Kernels, training_kernels
 
@@ -34,8 +34,9 @@ def use_kernels(model: nn.Module) -> None:
         ways: dict[str, Callable[..., Any]] = {}
         if type(module) is Attention:
             ways = {"project": _project, "mix": _mix, "turn": _turn}
+            object.__setattr__(module.output, "forward", partial(_linear, module.output))
         elif type(module) is Mlp:
-            ways = {"project": _project_mlp} | ({"gated": _gated} if module.activation is F.silu else {})
+            ways = {"project": _project_mlp} | ({"close": _close} if module.activation is F.silu else {})
             for layer in (module.up, module.down) if module.gate is None else (module.down,):
                 object.__setattr__(layer, "forward", partial(_linear, layer))
         elif type(module) is Block:
@@ -72,7 +73,7 @@ class _Linears(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, count: int, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         """parameters: `count` weights, and as many biases."""
-        weights = [weight.to(x.dtype) for weight in parameters[:count] if weight is not None]
+        weights = [cast_weight(weight, x.dtype) for weight in parameters[:count] if weight is not None]
         context.save_for_backward(x, *weights)
         context.types = [None if parameter is None else parameter.dtype for parameter in parameters]
         return tuple(F.linear(x, *given) for given in zip(weights, parameters[count:], strict=True))
@@ -99,9 +100,12 @@ class _Linears(torch.autograd.Function):
 def _of_weights(x: Tensor, gradients: list[Tensor]) -> Iterator[Tensor]:
     """x (rows, inputs), gradients (rows, outputs) each → (outputs, inputs)."""
     kernels, outputs = _found(), sum(gradient.shape[1] for gradient in gradients)
-    turned = kernels.transpose(x) if outputs > _MUCH_WIDER * x.shape[1] else None
+    narrow = x.dtype == torch.bfloat16
+    turned = kernels.transpose(x) if narrow and outputs > _MUCH_WIDER * x.shape[1] else None
     for gradient in gradients:
-        if turned is not None:
+        if not narrow:
+            yield gradient.T @ x
+        elif turned is not None:
             found = x.new_zeros(gradient.shape[1], x.shape[1], dtype=torch.float32)
             yield kernels.transpose(turned @ gradient, added_to=found)
         elif x.shape[1] > _MUCH_WIDER * gradient.shape[1]:
@@ -183,21 +187,34 @@ def _turn(module: Attention, x: Tensor, where: Where) -> Tensor:
     return Attention.turn(module, x, where)
 
 
-class _Gated(torch.autograd.Function):
+class _GatedLinear(torch.autograd.Function):
+    """A linear layer of silu(gate) · up, which is not kept for the backward pass: that makes it again on its way."""
+
     @staticmethod
-    def forward(context: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
-        context.save_for_backward(gate, up)
-        return _found().gate(gate, up)
+    def forward(context: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        gate, up, narrowed = gate.contiguous(), up.contiguous(), cast_weight(weight, gate.dtype)
+        context.save_for_backward(gate, up, narrowed)
+        context.types = weight.dtype, None if bias is None else bias.dtype
+        return F.linear(_found().gate(gate, up), narrowed, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _found().gate_back(gradients[0].contiguous(), *context.saved_tensors)
+    def backward(context: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = context.saved_tensors
+        wanted, of_bias = context.needs_input_grad[2:]
+        gradient = given[0].flatten(0, -2).contiguous()
+        of_gate, of_up, gated = _found().gate_back((gradient @ weight).view_as(gate), gate, up, again=wanted)
+        found = [None if gated is None else next(_of_weights(gated.flatten(0, -2), [gradient]))]
+        found.append(gradient.sum(0, dtype=torch.float32) if of_bias else None)
+        types = zip(found, context.types, strict=True)
+        return of_gate, of_up, *(None if one is None else one.to(dtype) for one, dtype in types)
 
 
-def _gated(module: Mlp, gate: Tensor, up: Tensor) -> Tensor:
-    return _Gated.apply(gate, up) if _serve(gate, up) else Mlp.gated(module, gate, up)
+def _close(module: Mlp, gate: Tensor, up: Tensor) -> Tensor:
+    """As `Mlp.close`."""
+    if type(module.down) is not nn.Linear or product_type(gate) != gate.dtype or not _serve(gate, up):
+        return Mlp.close(module, gate, up)
+    return _GatedLinear.apply(gate, up, module.down.weight, module.down.bias)
 
 
 class _Normed(torch.autograd.Function):

@@ -184,11 +184,14 @@ class Kernels:
         self._run(_GATE, _Gate(*_places(gate, up, out), size=gate.numel(), narrow=_is_narrow(gate)))
         return out
 
-    def gate_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        gradients = torch.empty_like(gate), torch.empty_like(up)
-        places = _places(gate, up, gradient, gradient, *gradients)
+    def gate_back(
+        self, gradient: Tensor, gate: Tensor, up: Tensor, again: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients of gate and up; again: and what came out of them."""
+        gradients, out = (torch.empty_like(gate), torch.empty_like(up)), torch.empty_like(gate) if again else None
+        places = _places(gate, up, out, gradient, *gradients)
         self._run(_GATE, _Gate(*places, size=gate.numel(), narrow=_is_narrow(gate)))
-        return gradients
+        return *gradients, out
 
     def turn(self, x: Tensor, cosine: Tensor, sine: Tensor, back: bool = False) -> Tensor:
         """x (batch, time, heads, head_dim), the angles (batch, time, 1, half) fp32."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from athanor.base.errors import AthanorError, DiskFullError, RunError, Stopped
 from athanor.base.files import write_json
 from athanor.base.metrics import MetricsLog, NoLog
 from athanor.base.progress import progress, say
-from athanor.models.precision import autocast
+from athanor.models.precision import autocast, casting_once
 from athanor.training.acceleration import accelerate
 from athanor.training.arrangements import arrange
 from athanor.training.averaging import AverageKind
@@ -406,15 +406,16 @@ class Trainer:
         divisor = n_targets / (self.group.size * (self.scale.value if self.scale else 1))
         total, counted, sums = 0.0, 0, dict[str, float]()
         parts = self.arrangement.share(batch, self.config.micro_rows)
-        for number, part in enumerate(parts, start=1):
-            with self.arrangement.accumulating(last=number == len(parts)):
-                with autocast(self.config.precision, self.group.device):
-                    loss = self.arrangement.loss(part.to(self.group.device))
-                (loss.sum / divisor).backward()
-            total += float(loss.sum.detach())
-            counted += loss.count
-            for name, value in loss.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
+        with casting_once() if len(parts) > 1 and self.arrangement.holds_weights else nullcontext():
+            for number, part in enumerate(parts, start=1):
+                with self.arrangement.accumulating(last=number == len(parts)):
+                    with autocast(self.config.precision, self.group.device):
+                        loss = self.arrangement.loss(part.to(self.group.device))
+                    (loss.sum / divisor).backward()
+                total += float(loss.sum.detach())
+                counted += loss.count
+                for name, value in loss.metrics.items():
+                    sums[name] = sums.get(name, 0.0) + value
         total, all_counted, *values = self.group.sums([total, counted, *sums.values()])
         counted, sums = int(all_counted), dict(zip(sums, values, strict=True))
         if counted not in (0, n_targets):

@@ -86,7 +86,8 @@ def train(kernels: training_kernels.Kernels) -> None:
         gain = torch.ones(size)
         normed, scale = kernels.norm(queries, gain, 1e-6, dtype)
         kernels.norm_back(normed, queries, gain, scale, queries)
-        kernels.gate_back(gradient, queries, kernels.gate(queries, gradient))
+        for again in (False, True):
+            kernels.gate_back(gradient, queries, kernels.gate(queries, gradient), again)
         wide, rows = queries.float(), queries.flatten(0, 2)
         kernels.add(wide, queries)
         kernels.blend(wide, wide.clone(), torch.empty_like(wide), 0.9)

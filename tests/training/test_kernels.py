@@ -152,9 +152,12 @@ def test_gate(dtype: torch.dtype, size: int) -> None:
     gate *= 20
 
     def run(kernels: Kernels) -> list[Tensor]:
-        return [kernels.gate(gate, up), *kernels.gate_back(gradient, gate, up)]
+        *gradients, again = kernels.gate_back(gradient, gate, up, again=True)
+        assert again is not None
+        return [kernels.gate(gate, up), *gradients, again]
 
-    found = on_all_levels(run)
+    *found, again = on_all_levels(run)
+    assert torch.equal(again, found[0])
     exact = gate.double().requires_grad_(), up.double().requires_grad_()
     wanted = F.silu(exact[0]) * exact[1]
     near(found, [wanted.detach(), *torch.autograd.grad(wanted, exact, gradient.double())], dtype)
@@ -316,7 +319,7 @@ def test_a_model_has_the_gradients_that_it_has_without(
         assert far <= 2e-6 if precision == "fp32" else far <= 1.5 * float((other - right).norm() / right.norm()) + 1e-3
     again = copy.deepcopy(fast)
     again.zero_grad()
-    assert again.blocks[0].mlp.gated.args[0] is again.blocks[0].mlp  # a copy goes through its own layers
+    assert again.blocks[0].mlp.close.args[0] is again.blocks[0].mlp  # a copy goes through its own layers
 
 
 def test_threads_change_no_bit() -> None:
@@ -333,7 +336,7 @@ def test_threads_change_no_bit() -> None:
         normed, scale = kernels.norm(x, made(64), 1e-6, torch.float32)
         logits = made(300, 64)
         losses = kernels.differentiate(logits, labels, None)
-        gates = kernels.gate(x, x), *kernels.gate_back(x, x, x), kernels.turn(heads, angle, angle)
+        gates = kernels.gate(x, x), *kernels.gate_back(x, x, x, again=False)[:2], kernels.turn(heads, angle, angle)
         found.append([out, *back, normed, *kernels.norm_back(x, x, made(64), scale), logits, losses, *gates])
     torch.set_num_threads(before)
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))

@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from athanor.base.errors import AthanorError, DataError, RunError
 from athanor.base.files import read_json, read_jsonl
 from athanor.models.decoder import Decoder
 from athanor.training.batches import IGNORED, Batch, PackedBatches
+from athanor.training.kernels import LANES, training_kernels
 from athanor.training.loop import LoopConfig, Trainer
 from athanor.training.objectives import Loss, next_token
 from athanor.training.optimizers import OptimizerConfig
@@ -114,6 +116,29 @@ def test_training_learns(start: Start, tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.5
     assert outcome.places == 40 * 4 * 16
     assert 0.8 * outcome.places < outcome.tokens <= outcome.places
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each parameter becomes another type."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = {parameter.data_ptr(): name for name, parameter in parameters.items()}
+        self.counts = dict.fromkeys(parameters, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.names:
+            self.counts[self.names[args[0].data_ptr()]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_step(start: Start, tmp_path: Path) -> None:
+    trainer = start(tmp_path, steps=1, micro_rows=1, precision="bf16")
+    matrices = {name: p for name, p in trainer.model.named_parameters() if p.dim() == 2 and p.shape[1] % LANES == 0}
+    with Casts(matrices) as casts:
+        trainer.run("test")
+    once = matrices if training_kernels() else {"embedding.tokens.weight"}  # autocast does the others, part by part
+    assert {casts.counts[name] for name in once} == {1}, casts.counts
 
 
 @pytest.mark.parametrize(("failing", "precision"), [(1, "fp32"), (3, "fp32"), (4, "bf16"), (6, "fp32"), (9, "bf16")])

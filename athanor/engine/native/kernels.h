@@ -109,7 +109,7 @@ typedef struct {
     int32_t narrow, unused;
 } Added;
 
-/* silu(gate) · up, and with `gradient` the gradients; size is a multiple of 16. */
+/* silu(gate) · up, unless `out` is NULL, and with `gradient` the gradients; size is a multiple of 16. */
 typedef struct {
     const void *gate, *up;
     void *out;

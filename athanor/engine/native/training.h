@@ -304,10 +304,10 @@ INLINE TARGET void gate_some_as(const Gated *g, int task, const int narrow)
     for (int64_t i = task * (int64_t)TOGETHER; i < end; i += LANES) {
         V gate = v_given(g->gate, i, narrow), up = v_given(g->up, i, narrow);
         V share = v_div(one, v_add(one, v_exp(v_sub(v_set(0.0f), gate)))), open = v_mul(gate, share);
-        if (!g->gradient) {
+        if (g->out)
             v_give(g->out, i, v_mul(open, up), narrow);
+        if (!g->gradient)
             continue;
-        }
         V gradient = v_given(g->gradient, i, narrow);
         V slope = v_fma(open, v_sub(one, share), share); /* of silu */
         v_give(g->gate_gradient, i, v_mul(v_mul(gradient, up), slope), narrow);

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from athanor.models.embedding import Embedding
 from athanor.models.head import Head
-from athanor.models.precision import product_type
+from athanor.models.precision import cast_weight, product_type
 from athanor.training.kernels import training_kernels
 
 _CHUNK = 512  # rows of logits at a time, at least,
@@ -37,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if differentiable else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if differentiable else None
         dtype = product_type(hidden)  # autocast does not reach products with an output given
-        matrix = weight.to(dtype)
+        matrix = cast_weight(weight, dtype)
         size = min(max(_CHUNK, _LOGITS[hidden.device.type] // len(weight)), len(hidden))
         logits = matrix.new_empty(size, len(weight))
         for start in range(0, len(hidden), max(1, size)):
